@@ -1,0 +1,34 @@
+"""Where words go: data on stdout, everything else on stderr."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+stdout = Console(highlight=False, soft_wrap=True)
+
+Advance = Callable[[int, int], None]
+"""Called with (done, total) as some work goes on."""
+
+
+@contextmanager
+def work(description: str, unit: str = "") -> Iterator[Advance]:
+    """Show the progress of some work on stderr: a bar on a terminal, a line every 10 s elsewhere."""
+    if stderr.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+        with Progress(*columns, console=stderr, transient=True) as progress:
+            task = progress.add_task(description, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+        return
+    last = time.monotonic()
+
+    def advance(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 10:
+            last = time.monotonic()
+            stderr.print(f"{description}: {done:,} of {total:,} {unit}".rstrip(), markup=False)
+
+    yield advance

@@ -1,0 +1,42 @@
+"""The errors a user can meet. Each message says what was expected, what came, and what to do.
+
+RapaError                   exit code 1
+├── UsageError              a value that can't work, whatever the machine (exit code 2)
+├── DataError               a data set that is missing, damaged or inconsistent
+├── ClusterError            Ray, its resources, or a node's shared memory
+├── RunDirectoryError       a run directory that is in use or not one
+├── CheckpointError         a checkpoint that is missing, damaged or of another configuration
+└── DivergedError           the loss is no longer a finite number
+"""
+
+
+class RapaError(Exception):
+    """Base of every error that is reported to the user without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(RapaError):
+    """A value that can't work, whatever the machine; exit code 2."""
+
+    exit_code = 2
+
+
+class DataError(RapaError):
+    """A data set that is missing, damaged or inconsistent."""
+
+
+class ClusterError(RapaError):
+    """Ray can't be reached, or it offers too little for the run."""
+
+
+class RunDirectoryError(RapaError):
+    """A run directory that is in use, or is none."""
+
+
+class CheckpointError(RapaError):
+    """A checkpoint that is missing, damaged or of another configuration."""
+
+
+class DivergedError(RapaError):
+    """The loss is no longer a finite number."""
