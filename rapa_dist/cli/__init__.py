@@ -1,0 +1,152 @@
+"""The command line: `rapa-dist COMMAND`.
+
+Here errors become exit codes: 0 ok, 1 failed, 2 wrong usage, 130 interrupted. A command returns nothing; it
+raises, and never calls `sys.exit`. Nothing here, nor at module level in a command's module, imports torch,
+Ray, NumPy or rich.
+"""
+
+import contextlib
+import importlib
+import os
+import select
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from rapa_dist import __version__
+from rapa_dist.cli.output import Output, emit_error
+from rapa_dist.errors import RapaError
+
+COMMANDS = {
+    "train": "rapa_dist.cli.train:train",
+    "evaluate": "rapa_dist.cli.evaluate:evaluate",
+    "doctor": "rapa_dist.cli.doctor:doctor",
+}
+
+INTERRUPTED = 130
+
+
+class CommandLine(click.Group):
+    """A group that imports a command when it is named, and turns what a command raises into an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order in which a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command of this name; None where there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the named command; a misspelt name gets a suggestion."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as error:
+            raise click.exceptions.NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx) from error
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the command and forget what it returns: only an exit code set on purpose counts."""
+        super().invoke(ctx)
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command line and leave with its exit code."""
+        prog_name = prog_name or "rapa-dist"
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        arguments = list(sys.argv[1:] if args is None else args)
+        self._main_shell_completion(extra, prog_name, complete_var)
+        output = Output()
+        as_json = "--json" in arguments  # as a mistake may keep click from getting so far
+        try:
+            with self.make_context(prog_name, arguments, obj=output, **extra) as ctx:
+                self.invoke(ctx)
+            code = 0
+        except SystemExit:  # from rich, whose reader has gone
+            raise
+        except click.exceptions.Exit as leave:
+            code = leave.exit_code
+        except BaseException as error:  # noqa: BLE001 — the one place where an error becomes an exit code
+            code = _report(error, output if as_json else None)
+        if not _flush_stdout():
+            code = code or 1
+        sys.exit(code)
+
+
+def _report(error: BaseException, output: Output | None) -> int:
+    """Say on stderr, and on a JSON output, what went wrong; return the exit code."""
+    kind, message = type(error).__name__, str(error)
+    match error:
+        case RapaError():
+            code = error.exit_code
+            click.echo(f"Error: {message}", err=True)
+        case click.ClickException():
+            code, message = error.exit_code, error.format_message()
+            error.show()
+        case click.Abort() | KeyboardInterrupt():
+            code, kind, message = INTERRUPTED, "Interrupted", "interrupted"
+            click.echo("\nInterrupted.", err=True)
+        case BrokenPipeError() if _stdout_is_closed():
+            return 1
+        case _:
+            code = 1
+            traceback.print_exception(error)
+            click.echo(
+                "This is a fault in rapa-dist. Please report it to its maintainers with the lines above, the "
+                "command line, and what `rapa-dist doctor --json` prints.",
+                err=True,
+            )
+    if output is not None:
+        with contextlib.suppress(BrokenPipeError):
+            emit_error(kind, message, output)
+    return code
+
+
+def _stdout_is_closed() -> bool:
+    """Whether the reader of stdout has gone; a broken pipe may also be one of our own sockets."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout, 0)
+    except (OSError, ValueError):  # stdout has no descriptor, as under a test runner
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _flush_stdout() -> bool:
+    """Flush stdout; where its reader has gone, point it nowhere, so that Python ends without complaint."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+@click.group(
+    name="rapa-dist",
+    cls=CommandLine,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="rapa-dist", message="%(prog)s %(version)s")
+def main() -> None:
+    """Train RAPA ConvNets on analog tiles, each a Ray actor in a process of its own.
+
+    Data goes to stdout, progress and messages to stderr. Exit codes: 0 ok, 1 failed, 2 wrong usage,
+    130 interrupted.
+    """
