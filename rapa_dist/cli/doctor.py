@@ -47,6 +47,5 @@ def _show(checks: "list[Check]", failed: int) -> None:
             table.add_row("", "", f"[bold]→ {escape(check.fix)}[/]")
     stdout.print(table)
     warnings = sum(check.status == "warning" for check in checks)
-    stdout.print(
-        f"{len(checks) - failed - warnings} ok, {warnings} {'warning' if warnings == 1 else 'warnings'}, {failed} failed"
-    )
+    noun = "warning" if warnings == 1 else "warnings"
+    stdout.print(f"{len(checks) - failed - warnings} ok, {warnings} {noun}, {failed} failed")

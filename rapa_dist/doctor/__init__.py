@@ -1,0 +1,36 @@
+"""Examine this machine. Every check is a function without arguments that returns a `Check`; none prints."""
+
+from collections.abc import Callable
+
+from rapa_dist.doctor import cluster, host, software
+from rapa_dist.doctor.check import Check, Status
+
+__all__ = ["Check", "Status", "examine"]
+
+CHECKS: dict[str, Callable[[], Check]] = {
+    "Python": software.check_python,
+    "packages": software.check_packages,
+    "cores": host.check_cores,
+    "memory": host.check_memory,
+    "shared memory": host.check_shared_memory,
+    "doorbells": host.check_datagrams,
+    "open files": host.check_open_files,
+    "BLAS": software.check_blas,
+    "PyTorch": software.check_torch,
+    "Ray cluster": cluster.check_cluster,
+}
+DEEP_CHECKS: dict[str, Callable[[], Check]] = {"Ray actor": cluster.check_actor}
+
+
+def examine(*, deep: bool = False) -> list[Check]:
+    """Carry out every check, those that start something only if `deep`."""
+    checks = CHECKS | DEEP_CHECKS if deep else CHECKS
+    return [_carry_out(name, check) for name, check in checks.items()]
+
+
+def _carry_out(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except Exception as error:  # noqa: BLE001 — on a broken machine anything fails, and the others still tell
+        value = f"the check itself failed: {type(error).__name__}: {error}"
+        return Check(name, "failed", value, "Mend what the message names; otherwise report this line.")

@@ -1,0 +1,60 @@
+"""Ray: is there a cluster to join, and can one be started."""
+
+import time
+from typing import Any
+
+from rapa_dist.doctor.check import Check
+from rapa_dist.doctor.host import TILES
+from rapa_dist.errors import RapaError
+
+_ACTOR_TIMEOUT_S = 60.0
+
+
+def check_cluster() -> Check:
+    """Look which cluster a run would join, without joining it."""
+    from rapa_dist.fabric.cluster import find_address
+
+    name = "Ray cluster"
+    try:
+        cluster = find_address(None)
+    except RapaError as error:
+        return Check(name, "failed", "RAY_ADDRESS names one that a run can't join", str(error))
+    if cluster is None:
+        return Check(name, "ok", "none runs here; a run starts one of its own", quantities={"address": None})
+    address, source = cluster
+    value = f"{address} answers ({source}); a run joins it"
+    return Check(name, "ok", value, quantities={"address": address, "source": source})
+
+
+def check_actor() -> Check:
+    """Join that cluster, or start one, and have an actor answer."""
+    from rapa_dist.fabric.cluster import RESOURCE, connect
+
+    name = "Ray actor"
+    start = time.monotonic()
+    try:
+        cluster = connect(None, sum(TILES))
+    except RapaError as error:
+        return Check(name, "failed", "no cluster with room for the tiles", str(error))
+    import ray
+
+    try:
+        cluster_s = time.monotonic() - start
+        probe: Any = ray.remote(_Probe)
+        actor = probe.options(num_cpus=0, resources={RESOURCE: 1}).remote()
+        ray.get(actor.pid.remote(), timeout=_ACTOR_TIMEOUT_S)
+        actor_s = time.monotonic() - start - cluster_s
+    except ray.exceptions.RayError as error:
+        return Check(name, "failed", f"an actor doesn't start: {error}", "Read its log in /tmp/ray.")
+    finally:
+        cluster.close()
+    found = {"cluster": cluster.description, "cluster_s": cluster_s, "actor_s": actor_s}
+    value = f"a cluster {cluster.description} ({cluster_s:.1f} s), an actor answered ({actor_s:.1f} s)"
+    return Check(name, "ok", value, quantities=found)
+
+
+class _Probe:
+    def pid(self) -> int:
+        import os
+
+        return os.getpid()

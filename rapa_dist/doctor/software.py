@@ -1,0 +1,92 @@
+"""What is installed: Python, the packages, and whether their compiled parts load."""
+
+import importlib.metadata
+import sys
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from rapa_dist.doctor.check import Check
+
+_REPAIR = "Run scripts/rapa-dist in the clone, which sets up .venv again"
+
+
+def check_python() -> Check:
+    """Hold Python's version against what the package asks for."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    bounds = importlib.metadata.metadata("rapa-dist")["Requires-Python"]
+    return judge_python(version, bounds)
+
+
+def judge_python(version: str, bounds: str) -> Check:
+    """Say whether a version of Python is within the bounds."""
+    found = {"version": version, "bounds": bounds, "executable": sys.executable}
+    if version in SpecifierSet(bounds):
+        return Check("Python", "ok", version, quantities=found)
+    fix = f"rapa-dist needs Python {bounds}. Install one of these, delete .venv, and run scripts/rapa-dist."
+    return Check("Python", "failed", version, fix, found)
+
+
+def check_packages() -> Check:
+    """Hold the versions of the packages against the bounds of pyproject.toml."""
+    requirements = [Requirement(line) for line in importlib.metadata.requires("rapa-dist") or ()]
+    needed = [requirement for requirement in requirements if requirement.marker is None]
+    versions: dict[str, str | None] = {}
+    for requirement in needed:
+        try:
+            versions[requirement.name] = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[requirement.name] = None
+    return judge_packages(needed, versions)
+
+
+def judge_packages(needed: list[Requirement], versions: dict[str, str | None]) -> Check:
+    """Say which versions are missing or out of bounds."""
+    unfit = [
+        requirement
+        for requirement in needed
+        if (version := versions[requirement.name]) is None
+        or not requirement.specifier.contains(version, prereleases=True)
+    ]
+    value = ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items())
+    found = {"versions": versions, "unfit": [requirement.name for requirement in unfit]}
+    if unfit:
+        wanted = " ".join(f"'{requirement.name}{requirement.specifier}'" for requirement in unfit)
+        return Check("packages", "failed", value, f"{_REPAIR}, or: pip install {wanted}", found)
+    return Check("packages", "ok", value, quantities=found)
+
+
+def check_torch() -> Check:
+    """Import PyTorch; say which build it is."""
+    name = "PyTorch"
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return Check(name, "failed", f"can't be imported: {error}", f"{_REPAIR}.")
+    threads = torch.get_num_threads()
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    kind = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPUs"
+    found = {"version": torch.__version__, "threads": threads, "gpus": gpus}
+    value = f"{torch.__version__}, {kind}, {threads} threads"
+    if gpus:
+        value += f"; {', '.join(gpus)}"
+    return Check(name, "ok", value, quantities=found)
+
+
+def check_blas() -> Check:
+    """Look which BLAS NumPy multiplies with, and whether a tile can keep it to one thread."""
+    import numpy as np
+    import threadpoolctl
+
+    libraries = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
+    found = {"numpy_version": np.__version__, "libraries": libraries}
+    if not libraries:
+        fix = (
+            "threadpoolctl knows none here, so a tile can't keep it to one thread: set OMP_NUM_THREADS=1. "
+            "NumPy from PyPI comes with OpenBLAS."
+        )
+        return Check("BLAS", "warning", "none found in NumPy", fix, found)
+    names = {f"{library['internal_api']} {library['version'] or ''}".strip() for library in libraries}
+    threads = max(library["num_threads"] for library in libraries)
+    value = f"{', '.join(sorted(names))}; {threads} threads here, 1 in a tile"
+    return Check("BLAS", "ok", value, quantities=found)
