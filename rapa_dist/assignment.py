@@ -1,0 +1,131 @@
+"""Tiling schemes: which tile computes which patch (§2 and Fig. 2 of the paper). Pure NumPy, no state.
+
+A patch of a mini-batch is numbered image · n_p + y · side + x. An assignment lists the patches tile by
+tile, so that the rows of one tile lie side by side in memory, and says where each tile's rows begin.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import isqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCHEMES = ("none", "random", "random-fixed", "alternate", "image-overlap")
+"""The tiling schemes by their names on the command line."""
+SQUARE_SCHEMES = ("alternate", "image-overlap")
+"""Schemes that cut the plane into q × q and so need n_t = q²."""
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Who computes what in one mini-batch of one layer.
+
+    Drawn in the forward cycle and kept for backward and update. A patch that is missing from `order` is
+    dropped: no tile computes it, its output is zero and it passes no error back.
+    """
+
+    order: Indices
+    """(rows,): row r, counted tile by tile, is patch order[r]."""
+    offsets: Indices
+    """(n_t + 1,): tile j has the rows offsets[j] … offsets[j + 1] − 1."""
+    n_patches: int
+    """Patches in the mini-batch, dropped ones included."""
+    mask: NDArray[np.bool_] | None = None
+    """(n_p, kh · kw): False where a patch must see zero instead of the pixel; None: it sees all."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that are computed."""
+        return self.order.size
+
+    def inverse(self) -> Indices:
+        """Return (n_patches,) the row of every patch, and `rows` for a patch that is dropped."""
+        if self.rows == self.n_patches:
+            row = np.empty(self.n_patches, np.int64)
+        else:
+            row = np.full(self.n_patches, self.rows, np.int64)
+        row[self.order] = np.arange(self.rows)
+        return row
+
+
+def tile_map(scheme: str, n_tiles: int, side: int, rng: np.random.Generator | None = None) -> Indices:
+    """Return the (side², ) tile of every pixel for a scheme that is the same for every image.
+
+    Args:
+        scheme: "none", "random-fixed", "alternate" or "image-overlap".
+        n_tiles: n_t; 1 for "none", a square for the last two.
+        side: pixels along one side of the output plane.
+        rng: draws the partition of "random-fixed"; not used by the others.
+    """
+    y, x = np.divmod(np.arange(side * side), side)
+    q = isqrt(n_tiles)
+    if scheme in SQUARE_SCHEMES and q * q != n_tiles:
+        raise ValueError(f"{scheme} needs a square number of tiles, not {n_tiles}")
+    if scheme == "none":
+        return np.zeros(side * side, np.int64)
+    if scheme == "alternate":
+        return (x % q) + q * (y % q)
+    if scheme == "image-overlap":
+        return q * x // side + q * (q * y // side)
+    if scheme == "random-fixed":
+        if rng is None:
+            raise ValueError("random-fixed needs a generator to draw its partition from")
+        return rng.permutation(np.arange(side * side) % n_tiles)
+    raise ValueError(f"{scheme} has no tile map that holds for every image")
+
+
+def assign_fixed(tile_of_pixel: Indices, n_tiles: int, images: int) -> Assignment:
+    """Assign the patches of a mini-batch by one map that holds for every image.
+
+    Args:
+        tile_of_pixel: (n_p,) as `tile_map` returns it.
+        n_tiles: n_t.
+        images: images in the mini-batch.
+    """
+    return _by_tile(np.tile(tile_of_pixel, images), n_tiles)
+
+
+def assign_random(n_tiles: int, n_patches: int, images: int, rng: np.random.Generator) -> Assignment:
+    """Partition the patches of every image anew and at random into equal parts ("random").
+
+    Parts differ by at most one row, within an image and over the mini-batch: where n_t does not divide
+    n_p, the tiles take turns with the extra rows.
+
+    Args:
+        n_tiles: n_t.
+        n_patches: n_p, patches of one image.
+        images: images in the mini-batch.
+        rng: the layer's stream for this mini-batch.
+    """
+    if n_tiles == 1:
+        return _one_tile(n_patches * images)
+    slots = _random_slots(n_tiles, n_patches, images)
+    pixels, first = _pixels_of_images(n_patches, images)
+    patches = (rng.permuted(pixels, axis=1) + first).ravel()  # (images · n_p,), shuffled within each image
+    return Assignment(patches[slots.order], slots.offsets, images * n_patches)
+
+
+@lru_cache(maxsize=64)
+def _random_slots(n_tiles: int, n_patches: int, images: int) -> Assignment:
+    """Return which places of the shuffled patches go to which tile: dealt in turn, tile by tile."""
+    return _by_tile(np.arange(images * n_patches) % n_tiles, n_tiles)
+
+
+@lru_cache(maxsize=64)
+def _pixels_of_images(n_patches: int, images: int) -> tuple[NDArray[np.int32], Indices]:
+    pixels = np.tile(np.arange(n_patches, dtype=np.int32), (images, 1))
+    return pixels, np.arange(images, dtype=np.int64)[:, None] * n_patches
+
+
+@lru_cache(maxsize=64)
+def _one_tile(rows: int) -> Assignment:
+    return Assignment(np.arange(rows), np.array([0, rows]), rows)
+
+
+def _by_tile(tile_of_patch: Indices, n_tiles: int) -> Assignment:
+    order = np.argsort(tile_of_patch, kind="stable")
+    offsets = np.concatenate(([0], np.cumsum(np.bincount(tile_of_patch, minlength=n_tiles))))
+    return Assignment(order, offsets, tile_of_patch.size)

@@ -1,0 +1,100 @@
+"""A tile in a process of its own: the Ray actor. It never imports torch, and Ray never carries its rows."""
+
+import os
+import threading
+import traceback
+from typing import Any
+
+import numpy as np
+import ray
+
+from rapa_dist.fabric.blas import one_blas_thread
+from rapa_dist.fabric.chip import Site, tile_name
+from rapa_dist.fabric.doorbell import Cycle, Status, TileDoorbell
+from rapa_dist.tile import AnalogTile, Matrix, Update, Word
+
+
+class Tile:
+    """One analog tile as a Ray actor. Cycles come by doorbell; Ray's calls are for looking in.
+
+    The process may be killed anywhere: Ray starts another one, which finds kernel and counters in the
+    cells, says so on its doorbell, and is rung again.
+    """
+
+    def __init__(self, site: Site) -> None:
+        one_blas_thread()
+        self._site = site
+        self._cells = site.open_cells()
+        self._cells.words[Word.PID] = os.getpid()
+        self._cells.words[Word.STARTS] += np.uint64(1)
+        threading.Thread(target=self._serve, name="doorbell", daemon=True).start()
+
+    def _serve(self) -> None:
+        site = self._site
+        arena = site.open_arena()
+        patches, outputs = arena.patches(site.layer_index), arena.outputs(site.layer_index)
+        tile, bell = AnalogTile(self._cells), TileDoorbell(site.directory, site.tile, site.token)
+        bell.answer(0, Status.HELLO)
+        while True:
+            ring = bell.wait()
+            rows = slice(ring.first, ring.last)
+            try:
+                if ring.cycle == Cycle.FORWARD:
+                    tile.forward(patches[rows], outputs[rows])
+                elif ring.cycle:
+                    updates = Cycle.UPDATE in ring.cycle
+                    tile.backward(
+                        patches[rows],
+                        outputs[rows],
+                        cycle=ring.number,
+                        update=Update(ring.learning_rate, ring.weight_decay) if updates else None,
+                        input_error=Cycle.INPUT_ERROR in ring.cycle,
+                    )
+            except Exception:  # noqa: BLE001  whatever it is, the coordinator has to hear of it
+                traceback.print_exc()
+                bell.answer(ring.number, Status.FAILED)
+            else:
+                bell.answer(ring.number)
+
+    @ray.method(concurrency_group="inspect")
+    def ready(self) -> int:
+        """Return the process id, once the actor exists."""
+        return os.getpid()
+
+    @ray.method(concurrency_group="inspect")
+    def stats(self) -> dict[str, Any]:
+        """Return what the tile is and has done so far; answers while the tile works."""
+        layer, tile = self._site.machine.tiles[self._site.tile]
+        words = self._cells.words
+        context = ray.get_runtime_context()
+        return {
+            "tile": tile_name(layer, tile),
+            "node": context.get_node_id(),
+            "pid": os.getpid(),
+            "restarts": int(words[Word.STARTS]) - 1,
+            "rows_forward": int(words[Word.ROWS_FORWARD]),
+            "rows_backward": int(words[Word.ROWS_BACKWARD]),
+            "rows_update": int(words[Word.ROWS_UPDATE]),
+            "updates": int(words[Word.UPDATES]),
+            "busy_s": int(words[Word.BUSY_NS]) / 1e9,
+            "bytes_in": int(words[Word.BYTES_IN]),
+            "bytes_out": int(words[Word.BYTES_OUT]),
+            "kernel_norm": float(np.linalg.norm(self.weights())),
+            "resident_bytes": _resident_bytes(),
+        }
+
+    @ray.method(concurrency_group="inspect")
+    def weights(self) -> Matrix:
+        """Return a copy of the kernel matrix, (k + 1, c_out), as after some whole number of updates."""
+        words = self._cells.words
+        while True:
+            before = int(words[Word.COMMIT])
+            kernel = self._cells.kernel.copy()
+            # one update writes only the other buffer; a second one might have overtaken the copy
+            if int(words[Word.COMMIT]) >> 2 == before >> 2:
+                return kernel
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,160 @@
+"""A chip: the tiles of one node, the memory they share, and the doorbells that start their cycles."""
+
+import os
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rapa_dist.errors import ClusterError
+from rapa_dist.fabric.base import Arena
+from rapa_dist.fabric.doorbell import NodeDoorbell, Ring, Status
+from rapa_dist.fabric.scratch import Scratch, map_existing
+from rapa_dist.machine import Machine
+from rapa_dist.tile import Cells, Matrix, Word
+
+_ARENA = "arena"
+PATIENCE_S = 0.5  # silence after which the chip looks whether its tiles are still there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Everything a tile needs to find its place on a chip; sent to its actor once, when it is made."""
+
+    directory: Path
+    """The chip's private directory."""
+    token: int
+    """What rings and answers of this run carry."""
+    machine: Machine
+    images: int
+    """Images that a region of the arena holds."""
+    tile: int
+    """Number of the tile in `machine.tiles`."""
+
+    @property
+    def layer_index(self) -> int:
+        """The layer that the tile belongs to."""
+        return self.machine.tiles[self.tile][0]
+
+    def open_cells(self) -> Cells:
+        """Map the tile's cells."""
+        shape = self.machine.layers[self.layer_index].kernel_shape
+        return Cells(map_existing(self.directory / cells_name(self.tile)), shape)
+
+    def open_arena(self) -> Arena:
+        """Map the chip's arena."""
+        return Arena(map_existing(self.directory / _ARENA), self.machine, self.images)
+
+
+def cells_name(tile: int) -> str:
+    """Return the name of the file that holds the cells of tile number `tile`."""
+    return f"cells-{tile}"
+
+
+def shared_bytes(machine: Machine, images: int) -> int:
+    """Return the shared memory that a chip takes which holds all tiles of a machine."""
+    cells = sum(layer.n_tiles * Cells.size(layer.kernel_shape) for layer in machine.layers)
+    return Arena.size(machine, images) + cells
+
+
+@dataclass
+class Chip:
+    """Owns a node's arena, cells and doorbells. Knows nothing of Ray: tiles are whoever answers."""
+
+    machine: Machine
+    images: int
+    on_silence: Callable[[list[int], float], None] = lambda tiles, seconds: None
+    """Called with the tiles that owe an answer and for how long; raises to give the run up."""
+    on_hello: Callable[[int], None] = lambda tile: None
+    """Called when a tile's process has come up again in the middle of a run."""
+    cells: list[Cells] = field(init=False)
+    arena: Arena = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scratch = Scratch()
+        try:
+            self._token = secrets.randbits(64)
+            arena_file = self.scratch.map_file(_ARENA, Arena.size(self.machine, self.images))
+            self.arena = Arena(arena_file, self.machine, self.images)
+            self.cells = []
+            for tile, (layer, _) in enumerate(self.machine.tiles):
+                shape = self.machine.layers[layer].kernel_shape
+                self.cells.append(Cells(self.scratch.map_file(cells_name(tile), Cells.size(shape)), shape))
+            self._bell = NodeDoorbell(self.scratch.path, len(self.cells), self._token)
+            self._bell.set_patience(PATIENCE_S)
+        except BaseException:
+            self.scratch.remove()
+            raise
+        self._owed: dict[int, Ring] = {}  # tiles that have been rung and have not answered
+
+    def site(self, tile: int) -> Site:
+        """Return what the process of tile number `tile` has to know."""
+        return Site(
+            directory=self.scratch.path,
+            token=self._token,
+            machine=self.machine,
+            images=self.images,
+            tile=tile,
+        )
+
+    def program(self, tile: int, kernel: Matrix) -> None:
+        """Write a kernel (k + 1, c_out) into the cells of a tile that is not at work."""
+        self.cells[tile].program(kernel)
+
+    def ring(self, rings: Iterable[tuple[int, Ring]]) -> None:
+        """Start a cycle on some tiles, given as (tile, ring)."""
+        for tile, ring in rings:
+            self._owed[tile] = ring
+            self._bell.ring(tile, ring)
+
+    def wait(self) -> None:
+        """Return when every tile that was rung has answered; ring again those that had to be restarted.
+
+        Raises:
+            ClusterError: a tile reports that it failed, or `on_silence` gave up.
+        """
+        owed, silence = self._owed, 0.0
+        while owed:
+            answer = self._bell.hear()
+            if answer is None:
+                silence += PATIENCE_S
+                self.on_silence(list(owed), silence)
+                continue
+            tile, number, status = answer
+            ring = owed.get(tile)
+            if status == Status.HELLO:
+                self.on_hello(tile)
+                if ring is not None:
+                    self._bell.ring(tile, ring)
+            elif ring is not None and number == ring.number:
+                if status == Status.FAILED:
+                    raise ClusterError(
+                        f"{self.name_of(tile)} failed in its {ring.cycle.name} cycle; its log has the cause."
+                    )
+                del owed[tile]
+                silence = 0.0
+
+    def name_of(self, tile: int) -> str:
+        """Return a tile's name as people read it, like "L0/T003"."""
+        layer, number = self.machine.tiles[tile]
+        return tile_name(layer, number)
+
+    def alive(self, tile: int) -> bool:
+        """Return whether the process that last owned the tile's cells still runs."""
+        pid = int(self.cells[tile].words[Word.PID])
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return False
+        return state not in "ZX"
+
+    def close(self) -> None:
+        """Remove everything that the chip put on the node. Safe to call twice."""
+        self._bell.close()
+        self.scratch.remove()
+
+
+def tile_name(layer: int, tile: int) -> str:
+    """Return the name of a tile within its run: "L0/T003"."""
+    return f"L{layer}/T{tile:03d}"
+

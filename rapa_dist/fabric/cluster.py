@@ -1,0 +1,160 @@
+"""Finding a Ray cluster, or starting one for the run; whether it has room for the tiles."""
+
+import os
+import shutil
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rapa_dist.errors import ClusterError, UsageError
+from rapa_dist.fabric.scratch import Scratch
+
+NAMESPACE = "rapa-dist"
+RESOURCE = "analog_tile"
+_OBJECT_STORE_BYTES = 100_000_000  # rows never pass through it; Ray wants at least 75 MB
+_CONNECT_TIMEOUT_S = 5.0
+
+
+@dataclass(slots=True)
+class Cluster:
+    """A Ray cluster that this process is connected to."""
+
+    description: str
+    """How it was found, for people."""
+    address: str
+    """host:port of its head."""
+    scratch: Scratch | None
+    """Where its files are, if it was started for this run."""
+
+    def close(self) -> None:
+        """Disconnect; stop the cluster if it was started for this run."""
+        import ray
+
+        ray.shutdown()
+        if self.scratch is not None:
+            self.scratch.remove()
+
+    def keep_logs(self, folder: Path) -> None:
+        """Copy Ray's logs of a cluster that was started for this run; for after a failure."""
+        if self.scratch is not None:
+            logs = self.scratch.path / "session_latest" / "logs"
+            shutil.copytree(logs, folder, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+
+
+def find_address(address: str | None) -> tuple[str, str] | None:
+    """Return (address, how it was found) of the cluster to use, or None if there is none.
+
+    In this order: `address`, RAY_ADDRESS, the cluster that `ray start` last left running on this machine.
+
+    Raises:
+        UsageError: the address is none that a coordinator can run behind.
+        ClusterError: an address was asked for and nothing answers there.
+    """
+    for value, source in ((address, "--address"), (os.environ.get("RAY_ADDRESS"), "RAY_ADDRESS")):
+        if value and value != "local":
+            if value == "auto":
+                break
+            if "://" in value:
+                raise UsageError(
+                    f"{source} is {value}: the coordinator shares memory with its tiles, so it has to run on a "
+                    "node of the cluster, not behind Ray Client. Give host:port, and run it there "
+                    "(for instance with `ray job submit`)."
+                )
+            if not _answers(value):
+                raise ClusterError(
+                    f"No Ray cluster answers at {value} ({source}). Start one with `ray start --head "
+                    f"--resources='{{\"{RESOURCE}\": 21}}'`, correct the address, or leave it out to have one "
+                    "started for the run."
+                )
+            return value, source
+        if value == "local":
+            return None
+    current = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:
+        value = current.read_text().strip()
+    except OSError:
+        return None
+    return (value, "already running here") if value and _answers(value) else None
+
+
+def connect(address: str | None, n_tiles: int) -> Cluster:
+    """Connect to the cluster to use (see `find_address`), or start one that offers `n_tiles` tiles.
+
+    Raises:
+        UsageError, ClusterError: the cluster can't be used; nothing is left running.
+    """
+    found = find_address(address)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray reads it on import
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    options = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
+    if found is None:
+        scratch = Scratch(_short_temporary_folder())
+        try:
+            context = ray.init(
+                address="local",
+                num_cpus=max(1, len(os.sched_getaffinity(0))),
+                num_gpus=0,
+                resources={RESOURCE: n_tiles},
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                _temp_dir=str(scratch.path),
+                **options,
+            )
+        except BaseException as error:
+            ray.shutdown()
+            scratch.remove()
+            if isinstance(error, Exception):
+                raise ClusterError(f"Can't start Ray on this machine: {error}") from error
+            raise
+        return Cluster("started for this run", context.address_info["address"], scratch)
+    try:
+        ray.init(address=found[0], **options)
+    except Exception as error:
+        raise ClusterError(f"Can't join the Ray cluster at {found[0]} ({found[1]}): {error}") from error
+    cluster = Cluster(found[1], found[0], None)
+    try:
+        check_capacity(n_tiles)
+    except BaseException:
+        cluster.close()
+        raise
+    return cluster
+
+
+def check_capacity(n_tiles: int) -> None:
+    """Raise ClusterError unless this node of the cluster offers `n_tiles` free tiles."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    offers = {node["NodeID"]: int(node["Resources"].get(RESOURCE, 0)) for node in nodes}
+    free = int(ray.available_resources().get(RESOURCE, 0))
+    if offers.get(here, 0) >= n_tiles <= free:
+        return
+    rows = "; ".join(
+        f"{node['NodeManagerAddress']}{' (this node)' if node['NodeID'] == here else ''}: {offers[node['NodeID']]}"
+        for node in nodes
+    )
+    raise ClusterError(
+        f"The run needs {n_tiles} {RESOURCE} on this node, one for each tile. The cluster offers {rows}; "
+        f"{free} in all are free. Start this node with `ray start --resources='{{\"{RESOURCE}\": {n_tiles}}}' …`, "
+        "use fewer --tiles, wait for other runs to end, or pass --address local to have a cluster started "
+        "for this run."
+    )
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S):
+            return True
+    except (OSError, ValueError, OverflowError):
+        return False
+
+
+def _short_temporary_folder() -> Path:
+    """Return a folder short enough for the socket names that Ray makes below it (107 bytes at most)."""
+    folder = Path(tempfile.gettempdir())
+    return folder if len(str(folder)) < 20 else Path("/tmp")

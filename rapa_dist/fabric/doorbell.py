@@ -1,0 +1,135 @@
+"""Doorbells: a few bytes over Unix datagram sockets that say "your rows are ready" and "mine are done".
+
+The rows themselves lie in shared memory. A tile sleeps in `recv` on its own socket; all answers of a
+node arrive on one. Both ends ignore what does not carry the run's token.
+"""
+
+import contextlib
+import os
+import socket
+import struct
+from enum import IntFlag
+from pathlib import Path
+from typing import NamedTuple
+
+_RING = struct.Struct("<QQIIIdd")
+_ANSWER = struct.Struct("<QQIi")
+_TIMEVAL = struct.Struct("@ll")
+_SEND_TIMEOUT_S = 30.0
+
+
+class Cycle(IntFlag):
+    """What a ring asks for; backward and update come in one ring, as they share D."""
+
+    EMPTY = 0  # answer, and do nothing else: measures the data plane
+    FORWARD = 1
+    INPUT_ERROR = 2
+    UPDATE = 4
+    STOP = 8
+
+
+class Status(IntFlag):
+    """What an answer says."""
+
+    DONE = 0
+    HELLO = 1  # the tile's process has just come up, and knows nothing of earlier rings
+    FAILED = 2
+
+
+class Ring(NamedTuple):
+    """One order to one tile."""
+
+    number: int
+    """Counts the cycles of a run upwards; a repetition carries the same number."""
+    cycle: Cycle
+    first: int
+    """First row of the layer's regions."""
+    last: int
+    """One past the last row."""
+    learning_rate: float = 0.0
+    weight_decay: float = 0.0
+
+
+class TileDoorbell:
+    """The tile's end: waits for rings, answers them."""
+
+    def __init__(self, directory: Path, tile: int, token: int) -> None:
+        """Bind the socket of tile number `tile` in the run's directory, in place of an earlier one."""
+        self._tile, self._token = tile, token
+        self._answer_to = str(answers_path(directory))
+        path = bell_path(directory, tile)
+        path.unlink(missing_ok=True)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        os.chmod(path, 0o600)
+
+    def wait(self) -> Ring:
+        """Sleep until the coordinator rings."""
+        while True:
+            message = self._socket.recv(64)
+            if len(message) != _RING.size:
+                continue
+            token, number, cycle, first, last, learning_rate, weight_decay = _RING.unpack(message)
+            if token == self._token:
+                return Ring(number, Cycle(cycle), first, last, learning_rate, weight_decay)
+
+    def answer(self, number: int, status: Status = Status.DONE) -> None:
+        """Tell the coordinator; raises OSError when there is none any more."""
+        self._socket.sendto(_ANSWER.pack(self._token, number, self._tile, status), self._answer_to)
+
+
+class NodeDoorbell:
+    """The coordinator's end on a node: rings its tiles, gathers their answers."""
+
+    def __init__(self, directory: Path, n_tiles: int, token: int) -> None:
+        """Bind the socket on which all tiles of the node answer."""
+        self._token = token
+        self._paths = [str(bell_path(directory, tile)) for tile in range(n_tiles)]
+        path = answers_path(directory)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        os.chmod(path, 0o600)
+        # a kernel time-out needs no second system call, unlike settimeout()
+        seconds = int(_SEND_TIMEOUT_S)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(seconds, 0))
+
+    def set_patience(self, seconds: float) -> None:
+        """Have `hear` give up after so many seconds."""
+        whole = int(seconds)
+        timeval = _TIMEVAL.pack(whole, int((seconds - whole) * 1e6))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+
+    def ring(self, tile: int, ring: Ring) -> None:
+        """Ring one tile. A tile that is down misses it; it says HELLO when it is back."""
+        message = _RING.pack(
+            self._token, ring.number, ring.cycle, ring.first, ring.last, ring.learning_rate, ring.weight_decay
+        )
+        with contextlib.suppress(ConnectionRefusedError, FileNotFoundError, ConnectionResetError):
+            self._socket.sendto(message, self._paths[tile])
+
+    def hear(self) -> tuple[int, int, Status] | None:
+        """Return (tile, number, status) of the next answer, or None when patience runs out."""
+        while True:
+            try:
+                message = self._socket.recv(64)
+            except BlockingIOError:
+                return None
+            if len(message) != _ANSWER.size:
+                continue
+            token, number, tile, status = _ANSWER.unpack(message)
+            if token == self._token and tile < len(self._paths):
+                return tile, number, Status(status)
+
+    def close(self) -> None:
+        """Close the socket; its file goes with the run's directory."""
+        self._socket.close()
+
+
+def bell_path(directory: Path, tile: int) -> Path:
+    """Return where tile number `tile` listens."""
+    return directory / f"bell-{tile}"
+
+
+def answers_path(directory: Path) -> Path:
+    """Return where the node hears its tiles' answers."""
+    return directory / "answers"

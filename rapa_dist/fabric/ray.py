@@ -1,0 +1,187 @@
+"""Fabric `ray`: every tile an actor in a process of its own, fed through shared memory."""
+
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapa_dist.console import Advance
+from rapa_dist.errors import ClusterError
+from rapa_dist.fabric.base import Fabric, Kernels
+from rapa_dist.fabric.chip import Chip, tile_name
+from rapa_dist.fabric.cluster import NAMESPACE, RESOURCE, Cluster
+from rapa_dist.fabric.doorbell import Cycle, Ring
+from rapa_dist.machine import Layer, Machine
+from rapa_dist.tile import Matrix, Update
+
+_START_TIMEOUT_S = 30.0  # for the next tile to come up, not for all of them
+_RESTART_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 5.0
+_MAX_RESTARTS = 100
+
+
+class RayFabric(Fabric):
+    """The product: n_t actors per layer. Ray places, names and restarts them; it never carries rows."""
+
+    name = "ray"
+
+    def __init__(
+        self,
+        machine: Machine,
+        images: int,
+        kernels: Kernels,
+        *,
+        run: str,
+        cluster: Cluster,
+        advance: Advance = lambda done, total: None,
+    ) -> None:
+        """Start an actor per tile and program `kernels`, one array (n_t, k + 1, c_out) per layer, into them.
+
+        Args:
+            machine: which tiles.
+            images: images in the largest mini-batch.
+            kernels: initial kernels.
+            run: the run's name, the first part of its actors' names.
+            cluster: where; closed together with the fabric.
+            advance: told how many tiles are up.
+        """
+        super().__init__(machine, images)
+        self.cluster = cluster
+        self._number = 0
+        self._actors: list[Any] = []
+        self.restarts = 0
+        try:
+            self._chip = Chip(machine, images, on_silence=self._look_after, on_hello=self._count_restart)
+        except BaseException:
+            cluster.close()
+            raise
+        try:
+            for tile, (layer, number) in enumerate(machine.tiles):
+                self._chip.program(tile, kernels[layer][number])
+            self._start(run, advance)
+        except BaseException:
+            self.close()
+            raise
+        self._first_tile = {
+            layer.index: machine.tiles.index((layer.index, 0)) for layer in machine.layers
+        }
+
+    def _start(self, run: str, advance: Advance) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        from rapa_dist.fabric.actor import Tile
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor_class: Any = ray.remote(concurrency_groups={"inspect": 1})(Tile)
+        for tile, (layer, number) in enumerate(self.machine.tiles):
+            actor = actor_class.options(
+                name=f"{run}/{tile_name(layer, number)}",
+                namespace=NAMESPACE,
+                num_cpus=0,
+                resources={RESOURCE: 1},
+                scheduling_strategy=here,
+                max_restarts=_MAX_RESTARTS,
+            ).remote(self._chip.site(tile))
+            self._actors.append(actor)
+        total = len(self._actors)
+        waiting = [actor.ready.remote() for actor in self._actors]
+        last_start = time.monotonic()
+        while waiting:
+            advance(total - len(waiting), total)
+            up, waiting = ray.wait(waiting, num_returns=1, timeout=_START_TIMEOUT_S)
+            if not up:
+                silent = time.monotonic() - last_start
+                raise ClusterError(
+                    f"{len(waiting)} of {total} tiles did not start; none came up in the last {silent:.0f} s. "
+                    f"Look whether the node has memory left and its {RESOURCE} resources are free "
+                    "(`ray status`)."
+                )
+            last_start = time.monotonic()
+            self._raise_if_dead(up)
+        advance(total, total)
+        self._empty_round()
+
+    def _empty_round(self) -> None:
+        self._number += 1
+        self._chip.ring((tile, Ring(self._number, Cycle.EMPTY, 0, 0)) for tile in range(len(self._actors)))
+        self._chip.wait()
+
+    def patches(self, layer: int) -> Matrix:
+        """Return the patch region of a layer."""
+        return self._chip.arena.patches(layer)
+
+    def outputs(self, layer: int) -> Matrix:
+        """Return the output region of a layer."""
+        return self._chip.arena.outputs(layer)
+
+    def forward(self, layer: Layer, offsets: NDArray[np.int64]) -> None:
+        """Ring every tile of the layer for a forward cycle, and wait for their answers."""
+        self._run(layer, offsets, Cycle.FORWARD, None)
+
+    def backward(
+        self, layer: Layer, offsets: NDArray[np.int64], *, update: Update | None, input_error: bool
+    ) -> None:
+        """Ring every tile of the layer for backward and update cycles, and wait for their answers."""
+        cycle = (Cycle.INPUT_ERROR if input_error else Cycle(0)) | (Cycle.UPDATE if update else Cycle(0))
+        self._run(layer, offsets, cycle, update)
+
+    def empty(self, layer: Layer) -> None:
+        """Ring every tile of the layer for nothing, and wait for their answers: the data plane's cost."""
+        self._run(layer, np.zeros(layer.n_tiles + 1, np.int64), Cycle.EMPTY, None)
+
+    def _run(self, layer: Layer, offsets: NDArray[np.int64], cycle: Cycle, update: Update | None) -> None:
+        self._number += 1
+        number, first_tile = self._number, self._first_tile[layer.index]
+        rates = (update.learning_rate, update.weight_decay) if update else (0.0, 0.0)
+        edges = offsets.tolist()
+        self._chip.ring(
+            (first_tile + j, Ring(number, cycle, edges[j], edges[j + 1], *rates)) for j in range(layer.n_tiles)
+        )
+        self._chip.wait()
+
+    def kernels(self, layer: Layer) -> Matrix:
+        """Return a copy of the kernels of a layer, read from the tiles' cells."""
+        first = self._first_tile[layer.index]
+        return np.stack([cells.kernel for cells in self._chip.cells[first : first + layer.n_tiles]])
+
+    def _count_restart(self, tile: int) -> None:
+        self.restarts += 1
+
+    def _look_after(self, tiles: list[int], silence_s: float) -> None:
+        """Give up on tiles that Ray won't bring back; called while they owe an answer."""
+        import ray
+
+        if silence_s >= 5.0:
+            done, _ = ray.wait(
+                [self._actors[tile].ready.remote() for tile in tiles], num_returns=len(tiles), timeout=1.0
+            )
+            self._raise_if_dead(done)
+        if silence_s > _RESTART_TIMEOUT_S:
+            names = ", ".join(self._chip.name_of(tile) for tile in tiles[:5])
+            raise ClusterError(f"No answer from {len(tiles)} tiles ({names}) for {silence_s:.0f} s.")
+
+    @staticmethod
+    def _raise_if_dead(references: list[Any]) -> None:
+        import ray
+
+        for reference in references:
+            try:
+                ray.get(reference, timeout=_STOP_TIMEOUT_S)
+            except ray.exceptions.ActorUnavailableError:
+                continue  # being restarted
+            except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+                raise ClusterError(f"A tile is dead and Ray does not restart it: {error}") from error
+
+    def close(self) -> None:
+        """Ask the actors to leave, disconnect from Ray, and remove arena, cells and doorbells."""
+        import ray
+
+        if ray.is_initialized():
+            leaving = [actor.__ray_terminate__.remote() for actor in self._actors]
+            if leaving and self.cluster.scratch is None:
+                ray.wait(leaving, num_returns=len(leaving), timeout=_STOP_TIMEOUT_S)
+        self._actors.clear()
+        self.cluster.close()
+        self._chip.close()

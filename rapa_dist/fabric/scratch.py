@@ -1,0 +1,120 @@
+"""A private directory in shared memory for the files and sockets of one run on one node.
+
+It vanishes with the run. Should the run be killed outright, the next run on the node finds that nobody
+holds its lock any more, and sweeps it away.
+"""
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+
+from rapa_dist.errors import ClusterError
+
+PREFIX = "rapa-dist-"
+_LOCK = "lock"
+
+
+def shared_memory_root() -> Path:
+    """Return where shared memory lives on this machine: /dev/shm, or the temporary folder without it."""
+    root = Path(os.environ.get("RAPA_DIST_SHM", "/dev/shm"))
+    return root if os.access(root, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+
+
+class Scratch:
+    """A directory of mode 0700 that this process owns for as long as it lives."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        """Make the directory below `root` (default: shared memory), after sweeping up abandoned ones."""
+        self.root = root or shared_memory_root()
+        sweep(self.root)
+        name = f"{PREFIX}{os.getuid()}-{secrets.token_hex(6)}"
+        unlocked = self.root / f".{name}"
+        try:
+            unlocked.mkdir(mode=0o700)
+            self._lock = _lock(unlocked / _LOCK)
+            self.path = unlocked.rename(self.root / name)  # under its final name it is locked, always
+        except OSError as error:
+            raise ClusterError(
+                f"Can't make a directory for the run in {self.root}: {error.strerror}. "
+                "Free space there, or set RAPA_DIST_SHM to another folder in memory."
+            ) from error
+
+    def map_file(self, name: str, size: int) -> mmap.mmap:
+        """Make a file of `size` bytes, all of them reserved, and return it memory-mapped.
+
+        Raises:
+            ClusterError: there is too little shared memory.
+        """
+        descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)  # a hole found later would kill the process
+            return mmap.mmap(descriptor, size)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise ClusterError(too_little_memory(self.root, size)) from error
+        finally:
+            os.close(descriptor)
+
+    def remove(self) -> None:
+        """Remove the directory and everything in it. Safe to call twice."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.close(self._lock)
+
+
+def map_existing(path: Path) -> mmap.mmap:
+    """Return an existing file memory-mapped, writable, whole."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        return mmap.mmap(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def check_shared_memory(needed: int, root: Path | None = None) -> None:
+    """Raise ClusterError unless `needed` bytes are free in shared memory, once abandoned runs are swept."""
+    root = root or shared_memory_root()
+    sweep(root)
+    if free_bytes(root) < needed:
+        raise ClusterError(too_little_memory(root, needed))
+
+
+def free_bytes(root: Path) -> int:
+    """Return the bytes that are free below `root`."""
+    status = os.statvfs(root)
+    return status.f_bavail * status.f_frsize
+
+
+def too_little_memory(root: Path, needed: int) -> str:
+    """Say that `needed` bytes do not fit below `root`, and what to do."""
+    return (
+        f"Too little shared memory: the run needs {needed / 1e6:.0f} MB in {root}, "
+        f"{free_bytes(root) / 1e6:.0f} MB are free. Use a smaller --batch-size or fewer --tiles, free some "
+        "(in a container: --shm-size), or set RAPA_DIST_SHM to another folder in memory."
+    )
+
+
+def sweep(root: Path) -> None:
+    """Remove the directories of this user's runs that were killed and hold their lock no longer."""
+    for path in root.glob(f"{PREFIX}{os.getuid()}-*"):
+        with contextlib.suppress(OSError):
+            lock = _lock(path / _LOCK)
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -1,0 +1,87 @@
+"""The emulated machine: which layers it has, and the tiles each of them is spread over.
+
+Arithmetic on shapes only; everything that sizes memory, processes or plots asks here.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+
+KERNEL_SIDE = 5  # every convolution of Caffe's "Full" CIFAR-10 network is 5×5, pad 2, stride 1
+IMAGE_SIDE = 32
+IMAGE_CHANNELS = 3
+POOL_SIDE, POOL_STRIDE = 3, 2
+
+
+def pooled_side(side: int) -> int:
+    """Return the side of a plane after 3×3 pooling with stride 2, rounded up as Caffe does."""
+    return ceil((side - POOL_SIDE) / POOL_STRIDE) + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One tiled convolution: the shape of its kernel matrix and how often it is replicated."""
+
+    index: int
+    """Position in the network, from 0."""
+    side: int
+    """Pixels along one side of the input plane, and of the output plane."""
+    c_in: int
+    """Input channels."""
+    c_out: int
+    """Output channels: columns of the kernel matrix."""
+    n_tiles: int
+    """n_t: replicas of the kernel matrix, each on a tile of its own."""
+
+    @property
+    def k(self) -> int:
+        """Length of a patch: kh · kw · c_in."""
+        return KERNEL_SIDE * KERNEL_SIDE * self.c_in
+
+    @property
+    def n_patches(self) -> int:
+        """n_p: patches per image, one for each output pixel."""
+        return self.side * self.side
+
+    @property
+    def kernel_shape(self) -> tuple[int, int]:
+        """Shape of the matrix on one tile, (k + 1, c_out); the last row is the bias."""
+        return self.k + 1, self.c_out
+
+    @property
+    def n_weights(self) -> int:
+        """Weights on all tiles of the layer, biases included."""
+        return self.n_tiles * (self.k + 1) * self.c_out
+
+
+@dataclass(frozen=True)
+class Machine:
+    """All tile arrays of a network, first layer first."""
+
+    layers: tuple[Layer, ...]
+
+    @classmethod
+    def build(cls, *, channels: tuple[int, ...], tiles: tuple[int, ...]) -> "Machine":
+        """Lay out Caffe's "Full" CIFAR-10 network with the given channels and tiles per layer."""
+        layers = []
+        side, c_in = IMAGE_SIDE, IMAGE_CHANNELS
+        for index, (c_out, n_tiles) in enumerate(zip(channels, tiles, strict=True)):
+            layers.append(Layer(index=index, side=side, c_in=c_in, c_out=c_out, n_tiles=n_tiles))
+            side, c_in = pooled_side(side), c_out
+        return cls(tuple(layers))
+
+    @cached_property
+    def tiles(self) -> tuple[tuple[int, int], ...]:
+        """Every tile as (layer, tile), in a fixed order: a tile's place here is its number."""
+        return tuple((layer.index, tile) for layer in self.layers for tile in range(layer.n_tiles))
+
+    @property
+    def n_weights(self) -> int:
+        """Weights on all tiles of all layers (79,328 for the paper's untiled network)."""
+        return sum(layer.n_weights for layer in self.layers)
+
+    @property
+    def n_features(self) -> int:
+        """Inputs of the fully connected layer: pixels × channels after the last pooling."""
+        last = self.layers[-1]
+        return pooled_side(last.side) ** 2 * last.c_out

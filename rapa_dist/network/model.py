@@ -1,0 +1,85 @@
+"""Caffe's "Full" CIFAR-10 network: tiled convolutions with a digital side between and behind them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rapa_dist.assignment import Assignment
+from rapa_dist.fabric.base import Fabric, Kernels
+from rapa_dist.machine import Machine
+from rapa_dist.network.convolution import TiledConvolution
+from rapa_dist.network.normalisation import normalise
+from rapa_dist.network.pooling import POOLINGS, average_pool
+from rapa_dist.streams import Purpose, stream
+from rapa_dist.tile import Matrix, Update
+
+
+class Network:
+    """Convolution → ReLU → pooling → normalisation for every layer, then a fully connected layer.
+
+    The kernels are the fabric's; the digital parameters are here.
+    """
+
+    def __init__(self, fabric: Fabric, *, pooling: str, digital: dict[str, Matrix]) -> None:
+        """Build the network on a fabric.
+
+        Args:
+            fabric: where the tiles are.
+            pooling: one of `POOLINGS`, for all layers but the last.
+            digital: the digital parameters, as `initial_digital` returns them.
+        """
+        layers = fabric.machine.layers
+        self.convolutions = [TiledConvolution(layer, fabric) for layer in layers]
+        self.pools = [POOLINGS[pooling]] * (len(layers) - 1) + [average_pool]
+        self.digital = {
+            name: torch.from_numpy(np.array(value)).requires_grad_() for name, value in digital.items()
+        }
+
+    def __call__(self, images: Tensor, assignments: Sequence[Assignment], update: Update | None) -> Tensor:
+        """Return the scores (images, classes) of a mini-batch (images, 32, 32, 3).
+
+        Args:
+            images: pixels as the network takes them.
+            assignments: one per layer.
+            update: what the tiles do in the backward pass; None to leave the kernels as they are.
+        """
+        planes = images
+        for convolution, pool, assignment in zip(self.convolutions, self.pools, assignments, strict=True):
+            planes = normalise(pool(torch.relu(convolution(planes, assignment, update))))
+        return torch.addmm(self.digital["head.bias"], planes.flatten(1), self.digital["head.weight"])
+
+    @torch.no_grad()
+    def update_digital(self, update: Update) -> None:
+        """Take one step of gradient descent with the digital parameters, by the same rule as a tile."""
+        for parameter in self.digital.values():
+            assert parameter.grad is not None
+            parameter.mul_(1 - update.learning_rate * update.weight_decay)
+            parameter.sub_(parameter.grad, alpha=update.learning_rate)
+            parameter.grad = None
+
+    def digital_arrays(self) -> dict[str, Matrix]:
+        """Return a copy of the digital parameters."""
+        return {name: parameter.detach().numpy().copy() for name, parameter in self.digital.items()}
+
+
+def initial_kernels(machine: Machine, seed: int) -> Kernels:
+    """Draw every tile's kernel independently: uniform in ±√(3 / k), biases 0 (Caffe2's Xavier)."""
+    kernels = []
+    for layer in machine.layers:
+        kernel_of_tile = np.zeros((layer.n_tiles, *layer.kernel_shape), np.float32)
+        bound = np.sqrt(3 / layer.k)
+        for tile in range(layer.n_tiles):
+            rng = stream(seed, Purpose.INIT, layer.index, tile)
+            kernel_of_tile[tile, :-1] = rng.uniform(-bound, bound, (layer.k, layer.c_out))
+        kernels.append(kernel_of_tile)
+    return kernels
+
+
+def initial_digital(machine: Machine, classes: int, seed: int) -> dict[str, Matrix]:
+    """Draw the fully connected layer, (features, classes), like a kernel; its bias is 0."""
+    features = machine.n_features
+    bound = np.sqrt(3 / features)
+    weight = stream(seed, Purpose.INIT, len(machine.layers)).uniform(-bound, bound, (features, classes))
+    return {"head.weight": weight.astype(np.float32), "head.bias": np.zeros(classes, np.float32)}

@@ -1,0 +1,174 @@
+"""One analog tile: a kernel matrix, its three cycles, and what it has done. Pure NumPy.
+
+Nothing here knows of processes, sockets or files: the memory of a tile is any writable buffer, so the
+same class works in the coordinator (fabric `serial`) and behind a doorbell in a process of its own
+(fabric `ray`), and gives the same bits in both.
+"""
+
+import mmap
+from dataclasses import dataclass
+from enum import IntEnum
+from time import perf_counter_ns
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float32]
+
+_PAGE = 4096
+_MAGIC = 0x52415041_43454C31  # "RAPACEL1"
+
+
+class Word(IntEnum):
+    """The 64-bit words at the head of the cells: what a tile remembers besides its kernel."""
+
+    MAGIC = 0
+    COMMIT = 1  # cycle << 2 | prepared << 1 | which buffer holds the kernel
+    PID = 2  # of the process that owns the tile now
+    STARTS = 3  # processes that have owned it so far
+    ROWS_FORWARD = 4
+    ROWS_BACKWARD = 5
+    ROWS_UPDATE = 6
+    UPDATES = 7
+    BUSY_NS = 8
+    BYTES_IN = 9
+    BYTES_OUT = 10
+
+
+class Cells:
+    """The non-volatile memory of a tile: two kernel buffers and a page of words.
+
+    Which buffer holds the kernel, and how far an update has come, is one 64-bit word, written in one
+    store: a process killed at any instruction leaves either the old kernel or the new one.
+    """
+
+    __slots__ = ("kernels", "words")
+
+    def __init__(self, buffer: mmap.mmap | memoryview, kernel_shape: tuple[int, int]) -> None:
+        """Lay the cells over `buffer` (at least `Cells.size(kernel_shape)` bytes, page-aligned)."""
+        self.words: NDArray[np.uint64] = np.frombuffer(buffer, np.uint64, _PAGE // 8)
+        floats = _padded_floats(kernel_shape)
+        raw = np.frombuffer(buffer, np.float32, 2 * floats, offset=_PAGE).reshape(2, floats)
+        rows, columns = kernel_shape
+        self.kernels: NDArray[np.float32] = raw[:, : rows * columns].reshape(2, rows, columns)
+
+    @staticmethod
+    def size(kernel_shape: tuple[int, int]) -> int:
+        """Return the bytes that the cells of one tile take, a whole number of pages."""
+        needed = _PAGE + 2 * 4 * _padded_floats(kernel_shape)
+        return -(-needed // _PAGE) * _PAGE
+
+    @classmethod
+    def volatile(cls, kernel_shape: tuple[int, int]) -> "Cells":
+        """Return cells in anonymous memory, laid out like those in a file."""
+        return cls(mmap.mmap(-1, cls.size(kernel_shape)), kernel_shape)
+
+    def program(self, kernel: Matrix) -> None:
+        """Write a kernel (k + 1, c_out) and forget all cycles: how a run starts or resumes."""
+        self.words[Word.COMMIT] = 0
+        self.kernels[0] = kernel
+        self.words[Word.MAGIC] = _MAGIC
+
+    @property
+    def programmed(self) -> bool:
+        """Whether a kernel has been written."""
+        return int(self.words[Word.MAGIC]) == _MAGIC
+
+    @property
+    def kernel(self) -> Matrix:
+        """The kernel in force, (k + 1, c_out): a view, valid until the next update."""
+        return self.kernels[int(self.words[Word.COMMIT]) & 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """A local update: K ← (1 − λ · weight decay) K − λ Iᵀ D."""
+
+    learning_rate: float
+    """λ."""
+    weight_decay: float
+    """Relative decay of the kernel per unit of λ (the paper: 10⁻⁴)."""
+
+
+class AnalogTile:
+    """One kernel matrix K (k + 1, c_out), last row the bias, and the three cycles that touch it."""
+
+    __slots__ = ("_gradient", "cells")
+
+    def __init__(self, cells: Cells) -> None:
+        self.cells = cells
+        self._gradient = np.empty(cells.kernels.shape[1:], np.float32)
+
+    def forward(self, patches: Matrix, outputs: Matrix) -> None:
+        """Compute M = I K + bias.
+
+        Args:
+            patches: (rows, k) I, the patches routed here.
+            outputs: (rows, c_out) M, overwritten.
+        """
+        started = perf_counter_ns()
+        kernel = self.cells.kernel
+        np.matmul(patches, kernel[:-1], out=outputs)
+        outputs += kernel[-1]
+        self._count(Word.ROWS_FORWARD, patches, outputs, started)
+
+    def backward(
+        self,
+        patches: Matrix,
+        errors: Matrix,
+        *,
+        cycle: int,
+        update: Update | None,
+        input_error: bool,
+    ) -> None:
+        """Compute dI = D Kᵀ over the patches and update K, so that it may be killed and repeated anywhere.
+
+        The order makes the repetition exact: Iᵀ D and the new kernel first (*prepared*), then the input
+        error, from the old kernel and over I, then the switch to the new kernel (*committed*).
+
+        Args:
+            patches: (rows, k) I; holds dI afterwards if `input_error`.
+            errors: (rows, c_out) D, the gradient of the mean loss of the mini-batch.
+            cycle: number of this cycle, larger than every earlier one; the same again for a repetition.
+            update: λ and decay of the local update, or None to leave K as it is.
+            input_error: whether dI is wanted (the first layer needs none).
+        """
+        started = perf_counter_ns()
+        words, kernels = self.cells.words, self.cells.kernels
+        done, state = divmod(int(words[Word.COMMIT]), 4)
+        prepared, active = divmod(state, 2)
+        if update is not None:
+            if done == cycle and not prepared:
+                return  # committed before the process was killed; only the answer was lost
+            if done != cycle:
+                self._write_updated(kernels[active], kernels[1 - active], patches, errors, update)
+                words[Word.COMMIT] = cycle << 2 | 2 | active
+        if input_error:
+            np.matmul(errors, kernels[active, :-1].T, out=patches)
+        if update is not None:
+            words[Word.COMMIT] = cycle << 2 | (1 - active)
+            words[Word.UPDATES] += np.uint64(1)
+            words[Word.ROWS_UPDATE] += np.uint64(len(patches))
+        self._count(Word.ROWS_BACKWARD, errors, patches if input_error else patches[:0], started)
+
+    def _write_updated(
+        self, kernel: Matrix, updated: Matrix, patches: Matrix, errors: Matrix, update: Update
+    ) -> None:
+        gradient = self._gradient
+        np.matmul(patches.T, errors, out=gradient[:-1])
+        np.add.reduce(errors, axis=0, out=gradient[-1])
+        gradient *= np.float32(update.learning_rate)
+        np.multiply(kernel, np.float32(1 - update.learning_rate * update.weight_decay), out=updated)
+        updated -= gradient
+
+    def _count(self, rows: Word, incoming: Matrix, outgoing: Matrix, started: int) -> None:
+        words = self.cells.words
+        words[rows] += np.uint64(len(outgoing))
+        words[Word.BYTES_IN] += np.uint64(incoming.nbytes)
+        words[Word.BYTES_OUT] += np.uint64(outgoing.nbytes)
+        words[Word.BUSY_NS] += np.uint64(perf_counter_ns() - started)
+
+
+def _padded_floats(kernel_shape: tuple[int, int]) -> int:
+    rows, columns = kernel_shape
+    return -(-rows * columns // 16) * 16  # both buffers start on a cache line
