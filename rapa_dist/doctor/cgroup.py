@@ -1,4 +1,4 @@
-"""The limits that a container or batch system puts on this process: Linux control groups, versions 1 and 2."""
+"""The limits that a container or batch system puts on this process: Linux control groups, v1 and v2."""
 
 from collections.abc import Iterator
 from pathlib import Path
