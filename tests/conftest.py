@@ -1,0 +1,108 @@
+"""Quick tests first; a world of its own for the session; and nothing may be left behind in it."""
+
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+_PATIENCE_S = 15.0  # for Ray's processes to end after their driver has
+_MARK = "RAPA_DIST_TEST_SESSION"
+_world = pytest.StashKey[tuple[str, list[Path]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the session folders of its own, so that it meets no other run or cluster on this machine.
+
+    What tests start inherits all of this from the environment.
+    """
+    token = secrets.token_hex(3)
+    temporary = Path("/tmp") / f"r{token}"  # short: the names of Ray's sockets below it have 107 bytes in all
+    shared = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else temporary) / f"rapa-tests-{token}"
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = tempfile.gettempdir()  # tmp_path stays where it always is
+    for folder in (temporary, shared):
+        folder.mkdir(mode=0o700)
+    os.environ |= {
+        _MARK: token,
+        "TMPDIR": str(temporary),
+        "RAY_TMPDIR": str(temporary),
+        "RAPA_DIST_SHM": str(shared),
+    }
+    os.environ.pop("RAY_ADDRESS", None)
+    tempfile.tempdir = None  # read TMPDIR again
+    config.stash[_world] = token, [temporary, shared]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    for folder in config.stash[_world][1]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run unmarked tests first, then slow ones, then those that start Ray; otherwise keep the order."""
+    items.sort(
+        key=lambda item: 2 if item.get_closest_marker("ray") else bool(item.get_closest_marker("slow"))
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_behind(request: pytest.FixtureRequest):
+    """Fail at the end of the session if processes, sockets or files of a run are still there."""
+    yield
+    token, folders = request.config.stash[_world]
+    deadline = time.monotonic() + _PATIENCE_S
+    while (processes := _descendants(token, folders)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    files = [str(path) for folder in folders for path in folder.glob("rapa-dist-*")]
+    for pid in processes:
+        os.kill(pid, signal.SIGKILL)
+    assert not processes, f"tests left processes behind: {processes}"
+    assert not files, f"tests left files behind: {files}"
+
+
+def _descendants(token: str, folders: list[Path]) -> dict[int, str]:
+    """Return this session's processes but the session itself, as {pid: command line}.
+
+    One of: its environment has the session's mark; a parent of it does; it has a file of the session open
+    (Ray's workers write their title over their environment, and outlive their parent).
+    """
+    me, parents, found = os.getpid(), {}, set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        pid = int(entry.name)
+        try:
+            state, parent, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
+            if state in "ZX":
+                continue
+            parents[pid] = int(parent)
+            marked = f"{_MARK}={token}".encode() in (entry / "environ").read_bytes()
+            files = [os.readlink(link) for link in (entry / "fd").iterdir()]
+        except OSError:  # it has gone, or belongs to somebody else
+            continue
+        if marked or any(file.startswith(f"{folder}/") for file in files for folder in folders):
+            found.add(pid)
+    for pid in parents:
+        line = [pid]
+        while line[-1] in parents and line[-1] != me:
+            line.append(parents[line[-1]])
+        if line[-1] == me or found.intersection(line):
+            found.add(pid)
+    return {pid: _command_line(pid) for pid in found - {me}}
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return (
+            Path(f"/proc/{pid}/cmdline")
+            .read_bytes()
+            .replace(b"\0", b" ")
+            .decode(errors="replace")
+            .strip()[:200]
+        )
+    except OSError:
+        return "?"
