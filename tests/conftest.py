@@ -44,9 +44,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run unmarked tests first, then slow ones, then those that start Ray; otherwise keep the order."""
-    items.sort(
-        key=lambda item: 2 if item.get_closest_marker("ray") else bool(item.get_closest_marker("slow"))
-    )
+    items.sort(key=lambda item: 2 if item.get_closest_marker("ray") else bool(item.get_closest_marker("slow")))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -60,8 +58,7 @@ def _nothing_left_behind(request: pytest.FixtureRequest):
     files = [str(path) for folder in folders for path in folder.glob("rapa-dist-*")]
     for pid in processes:
         os.kill(pid, signal.SIGKILL)
-    assert not processes, f"tests left processes behind: {processes}"
-    assert not files, f"tests left files behind: {files}"
+    assert not processes and not files, f"tests left behind: {processes}, {files}"  # noqa: PT018
 
 
 def _descendants(token: str, folders: list[Path]) -> dict[int, str]:
@@ -97,12 +94,6 @@ def _descendants(token: str, folders: list[Path]) -> dict[int, str]:
 
 def _command_line(pid: int) -> str:
     try:
-        return (
-            Path(f"/proc/{pid}/cmdline")
-            .read_bytes()
-            .replace(b"\0", b" ")
-            .decode(errors="replace")
-            .strip()[:200]
-        )
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()[:200]
     except OSError:
         return "?"

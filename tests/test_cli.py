@@ -66,9 +66,7 @@ def test_a_command_explains_itself(command):
 
 
 def test_version_and_module():
-    done = subprocess.run(
-        [sys.executable, "-m", "rapa_dist", "--version"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "rapa_dist", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"rapa-dist {__version__}\n"
 
 

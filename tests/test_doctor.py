@@ -112,9 +112,7 @@ def test_open_files(soft, hard, status):
     assert host.judge_open_files(soft, hard).status == status
 
 
-@pytest.mark.parametrize(
-    ("version", "status"), [("3.11.7", "ok"), ("3.10.2", "failed"), ("3.14.0", "failed")]
-)
+@pytest.mark.parametrize(("version", "status"), [("3.11.7", "ok"), ("3.10.2", "failed"), ("3.14.0", "failed")])
 def test_python(version, status):
     assert software.judge_python(version, ">=3.11,<3.14").status == status
 

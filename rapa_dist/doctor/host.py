@@ -165,7 +165,5 @@ def judge_open_files(soft: int, hard: int) -> Check:
     needed = _FILES_OF_RAY + _FILES_PER_TILE * sum(TILES)
     if unlimited or hard >= 4096:
         return Check("open files", "ok", value, quantities=found)
-    fix = (
-        f"Ray and {sum(TILES)} tiles open up to {needed:,} files. Raise the limit: ulimit -Hn 8192 (as root)."
-    )
+    fix = f"Ray and {sum(TILES)} tiles open up to {needed:,} files. Raise the limit: ulimit -Hn 8192 (as root)."
     return Check("open files", "failed" if hard < needed else "warning", value, fix, found)
