@@ -67,9 +67,9 @@ def tile_map(scheme: str, n_tiles: int, side: int, rng: np.random.Generator | No
     if scheme == "none":
         return np.zeros(side * side, np.int64)
     if scheme == "alternate":
-        return (x % q) + q * (y % q)
+        return np.asarray((x % q) + q * (y % q))
     if scheme == "image-overlap":
-        return q * x // side + q * (q * y // side)
+        return np.asarray(q * x // side + q * (q * y // side))
     if scheme == "random-fixed":
         if rng is None:
             raise ValueError("random-fixed needs a generator to draw its partition from")

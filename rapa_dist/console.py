@@ -18,7 +18,13 @@ Advance = Callable[[int, int], None]
 def work(description: str, unit: str = "") -> Iterator[Advance]:
     """Show the progress of some work on stderr: a bar on a terminal, a line every 10 s elsewhere."""
     if stderr.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=stderr, transient=True) as progress:
             task = progress.add_task(description, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -77,7 +77,8 @@ class Cells:
     @property
     def kernel(self) -> Matrix:
         """The kernel in force, (k + 1, c_out): a view, valid until the next update."""
-        return self.kernels[int(self.words[Word.COMMIT]) & 1]
+        kernel: Matrix = self.kernels[int(self.words[Word.COMMIT]) & 1]
+        return kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +152,7 @@ class AnalogTile:
             words[Word.ROWS_UPDATE] += np.uint64(len(patches))
         self._count(Word.ROWS_BACKWARD, errors, patches if input_error else patches[:0], started)
 
-    def _write_updated(
-        self, kernel: Matrix, updated: Matrix, patches: Matrix, errors: Matrix, update: Update
-    ) -> None:
+    def _write_updated(self, kernel: Matrix, updated: Matrix, patches: Matrix, errors: Matrix, update: Update) -> None:
         gradient = self._gradient
         np.matmul(patches.T, errors, out=gradient[:-1])
         np.add.reduce(errors, axis=0, out=gradient[-1])

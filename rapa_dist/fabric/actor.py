@@ -79,13 +79,16 @@ class Tile:
             "busy_s": int(words[Word.BUSY_NS]) / 1e9,
             "bytes_in": int(words[Word.BYTES_IN]),
             "bytes_out": int(words[Word.BYTES_OUT]),
-            "kernel_norm": float(np.linalg.norm(self.weights())),
+            "kernel_norm": float(np.linalg.norm(self._kernel())),
             "resident_bytes": _resident_bytes(),
         }
 
     @ray.method(concurrency_group="inspect")
     def weights(self) -> Matrix:
         """Return a copy of the kernel matrix, (k + 1, c_out), as after some whole number of updates."""
+        return self._kernel()
+
+    def _kernel(self) -> Matrix:
         words = self._cells.words
         while True:
             before = int(words[Word.COMMIT])

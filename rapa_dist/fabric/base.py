@@ -75,9 +75,7 @@ class Fabric(ABC):
         """Have every tile compute M = I K for its rows offsets[j] … offsets[j + 1] − 1; return when done."""
 
     @abstractmethod
-    def backward(
-        self, layer: Layer, offsets: NDArray[np.int64], *, update: Update | None, input_error: bool
-    ) -> None:
+    def backward(self, layer: Layer, offsets: NDArray[np.int64], *, update: Update | None, input_error: bool) -> None:
         """Have every tile compute dI = D Kᵀ, if wanted, and update its kernel; return when done."""
 
     @abstractmethod

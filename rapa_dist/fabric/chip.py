@@ -1,6 +1,5 @@
 """A chip: the tiles of one node, the memory they share, and the doorbells that start their cycles."""
 
-import os
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -139,15 +138,6 @@ class Chip:
         layer, number = self.machine.tiles[tile]
         return tile_name(layer, number)
 
-    def alive(self, tile: int) -> bool:
-        """Return whether the process that last owned the tile's cells still runs."""
-        pid = int(self.cells[tile].words[Word.PID])
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return False
-        return state not in "ZX"
-
     def close(self) -> None:
         """Remove everything that the chip put on the node. Safe to call twice."""
         self._bell.close()
@@ -157,4 +147,3 @@ class Chip:
 def tile_name(layer: int, tile: int) -> str:
     """Return the name of a tile within its run: "L0/T003"."""
     return f"L{layer}/T{tile:03d}"
-

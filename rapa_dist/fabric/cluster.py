@@ -6,6 +6,7 @@ import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rapa_dist.errors import ClusterError, UsageError
 from rapa_dist.fabric.scratch import Scratch
@@ -89,11 +90,11 @@ def connect(address: str | None, n_tiles: int) -> Cluster:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    options = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
+    options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
     if found is None:
         scratch = Scratch(_short_temporary_folder())
         try:
-            context = ray.init(
+            context: Any = ray.init(
                 address="local",
                 num_cpus=max(1, len(os.sched_getaffinity(0))),
                 num_gpus=0,
@@ -128,9 +129,9 @@ def check_capacity(n_tiles: int) -> None:
     import ray
 
     here = ray.get_runtime_context().get_node_id()
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     offers = {node["NodeID"]: int(node["Resources"].get(RESOURCE, 0)) for node in nodes}
-    free = int(ray.available_resources().get(RESOURCE, 0))
+    free = int(ray.available_resources().get(RESOURCE, 0))  # type: ignore[no-untyped-call]
     if offers.get(here, 0) >= n_tiles <= free:
         return
     rows = "; ".join(

@@ -63,9 +63,7 @@ class RayFabric(Fabric):
         except BaseException:
             self.close()
             raise
-        self._first_tile = {
-            layer.index: machine.tiles.index((layer.index, 0)) for layer in machine.layers
-        }
+        self._first_tile = {layer.index: machine.tiles.index((layer.index, 0)) for layer in machine.layers}
 
     def _start(self, run: str, advance: Advance) -> None:
         import ray
@@ -74,7 +72,8 @@ class RayFabric(Fabric):
         from rapa_dist.fabric.actor import Tile
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor_class: Any = ray.remote(concurrency_groups={"inspect": 1})(Tile)
+        as_actor: Any = ray.remote(concurrency_groups={"inspect": 1})  # type: ignore[call-overload]
+        actor_class = as_actor(Tile)
         for tile, (layer, number) in enumerate(self.machine.tiles):
             actor = actor_class.options(
                 name=f"{run}/{tile_name(layer, number)}",
@@ -120,9 +119,7 @@ class RayFabric(Fabric):
         """Ring every tile of the layer for a forward cycle, and wait for their answers."""
         self._run(layer, offsets, Cycle.FORWARD, None)
 
-    def backward(
-        self, layer: Layer, offsets: NDArray[np.int64], *, update: Update | None, input_error: bool
-    ) -> None:
+    def backward(self, layer: Layer, offsets: NDArray[np.int64], *, update: Update | None, input_error: bool) -> None:
         """Ring every tile of the layer for backward and update cycles, and wait for their answers."""
         cycle = (Cycle.INPUT_ERROR if input_error else Cycle(0)) | (Cycle.UPDATE if update else Cycle(0))
         self._run(layer, offsets, cycle, update)

@@ -45,9 +45,7 @@ class SerialFabric(Fabric):
         ):
             tile.forward(patches[first:last], outputs[first:last])
 
-    def backward(
-        self, layer: Layer, offsets: NDArray[np.int64], *, update: Update | None, input_error: bool
-    ) -> None:
+    def backward(self, layer: Layer, offsets: NDArray[np.int64], *, update: Update | None, input_error: bool) -> None:
         """Run the backward and update cycles of every tile in turn."""
         self._cycle += 1
         patches, errors = self.patches(layer.index), self.outputs(layer.index)

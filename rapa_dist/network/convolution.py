@@ -40,7 +40,9 @@ class TiledConvolution:
             (images, side, side, c_out). Backpropagate at most once, before the layer's next forward pass:
             the patches stay in the fabric's memory for it.
         """
-        output: Tensor = _Function.apply(planes, self._kernels_stand_in, self, assignment, update)
+        output: Tensor = _Function.apply(  # type: ignore[no-untyped-call]
+            planes, self._kernels_stand_in, self, assignment, update
+        )
         return output
 
 
@@ -67,19 +69,15 @@ class _Function(torch.autograd.Function):
         return planes_out.view(planes.shape[0], layer.side, layer.side, layer.c_out)
 
     @staticmethod
-    def backward(ctx: Any, errors: Tensor) -> tuple[Tensor | None, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, errors: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         convolution: TiledConvolution = ctx.convolution
         assignment: Assignment = ctx.assignment
         layer, rows = convolution.layer, assignment.rows
         in_patch_order = errors.reshape(-1, layer.c_out)
-        torch.index_select(
-            in_patch_order, 0, torch.from_numpy(assignment.order), out=convolution.outputs[:rows]
-        )
+        torch.index_select(in_patch_order, 0, torch.from_numpy(assignment.order), out=convolution.outputs[:rows])
         input_error = ctx.needs_input_grad[0]
         if ctx.update is not None or input_error:
-            convolution.fabric.backward(
-                layer, assignment.offsets, update=ctx.update, input_error=input_error
-            )
+            convolution.fabric.backward(layer, assignment.offsets, update=ctx.update, input_error=input_error)
         if not input_error:
             return None, None, None, None, None
         planes = convolution.geometry.scatter(convolution.patches[:rows], ctx.row_of_patch, assignment)

@@ -33,9 +33,7 @@ class Network:
         layers = fabric.machine.layers
         self.convolutions = [TiledConvolution(layer, fabric) for layer in layers]
         self.pools = [POOLINGS[pooling]] * (len(layers) - 1) + [average_pool]
-        self.digital = {
-            name: torch.from_numpy(np.array(value)).requires_grad_() for name, value in digital.items()
-        }
+        self.digital = {name: torch.from_numpy(np.array(value)).requires_grad_() for name, value in digital.items()}
 
     def __call__(self, images: Tensor, assignments: Sequence[Assignment], update: Update | None) -> Tensor:
         """Return the scores (images, classes) of a mini-batch (images, 32, 32, 3).

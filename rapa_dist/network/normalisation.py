@@ -17,7 +17,7 @@ def normalise(planes: Tensor) -> Tensor:
     Args:
         planes: (images, side, side, channels).
     """
-    output: Tensor = _Function.apply(planes)
+    output: Tensor = _Function.apply(planes)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -37,8 +37,9 @@ class _Function(torch.autograd.Function):
         return planes * factor
 
     @staticmethod
-    def backward(ctx: Any, errors: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, errors: Tensor) -> Tensor:
         planes, scale, factor = ctx.saved_tensors
         direct = errors * factor
         spread = _average(direct * planes / scale)
-        return direct.sub_(spread.mul_(planes).mul_(2 * ALPHA * BETA))
+        gradient: Tensor = direct.sub_(spread.mul_(planes).mul_(2 * ALPHA * BETA))
+        return gradient

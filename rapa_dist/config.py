@@ -1,0 +1,212 @@
+"""The configuration of a run: everything that its result depends on, and nothing else.
+
+`--tiles` is the one dial; learning rate and decay follow from whether the network is tiled, and can be
+overridden. A value that can't work is refused here, before anything starts.
+"""
+
+import difflib
+import math
+from dataclasses import asdict, dataclass, fields
+from math import isqrt
+from typing import Any
+
+from rapa_dist.assignment import SCHEMES, SQUARE_SCHEMES
+from rapa_dist.errors import UsageError
+from rapa_dist.fabric import FABRICS
+from rapa_dist.machine import Layer, Machine
+
+POOLING_NAMES = ("max", "average")
+"""The pooling methods by their names on the command line."""
+PAPER_CHANNELS = (32, 32, 64)
+PAPER_TILES = (16, 4, 1)
+WARMUP_FACTOR = 50
+"""λ is divided by this in the warm-up epochs (§3)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """One training run, every value resolved. Build it with `resolve`."""
+
+    tiles: tuple[int, ...]
+    """n_t of every layer."""
+    scheme: str
+    """Tiling scheme, one of `SCHEMES`."""
+    pooling: str
+    """Pooling method of all layers but the last, one of `POOLING_NAMES`."""
+    channels: tuple[int, ...]
+    """c_out of every layer."""
+    dataset: str | None
+    """Data set; None, before the data is loaded, is the best one that can be had."""
+    limit_train: int | None
+    """Training images in use; None: all."""
+    limit_test: int | None
+    """Test images in use; None: all."""
+    epochs: int
+    """Passes over the training images."""
+    batch_size: int
+    """Images in a mini-batch."""
+    lr: float
+    """λ after the warm-up, before any decay."""
+    lr_decay: float
+    """γ: λ is multiplied by it every `lr_decay_every` epochs."""
+    lr_decay_every: int
+    """Epochs between two decays of λ."""
+    warmup_epochs: int
+    """First epochs, at λ / 50."""
+    weight_decay: float
+    """Relative decay of all weights per step and unit of λ."""
+    augment: bool
+    """Whether training images are mirrored and changed in brightness at random."""
+    seed: int
+    """Seed of everything that is drawn."""
+
+    def __post_init__(self) -> None:
+        _check_positive_integers("--channels", self.channels, 100_000)
+        _check_positive_integers("--tiles", self.tiles, None)
+        if len(self.tiles) != len(self.channels):
+            raise UsageError(
+                f"--tiles needs one number for each of the {len(self.channels)} layers, like "
+                f"{','.join(map(str, PAPER_TILES))}; it has {len(self.tiles)}: {','.join(map(str, self.tiles))}."
+            )
+        _check_choice("--scheme", self.scheme, SCHEMES)
+        _check_choice("--pooling", self.pooling, POOLING_NAMES)
+        for layer in self.machine.layers:
+            _check_tiles(self.scheme, layer)
+        for name in ("epochs", "batch_size", "lr_decay_every"):
+            _check_at_least(name, getattr(self, name), 1)
+        for name in ("warmup_epochs", "seed"):
+            _check_at_least(name, getattr(self, name), 0)
+        for name in ("limit_train", "limit_test"):
+            if getattr(self, name) is not None:
+                _check_at_least(name, getattr(self, name), 1)
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise UsageError(f"--lr needs a number above 0, like 0.05; it is {self.lr}.")
+        if not 0 < self.lr_decay <= 1:
+            raise UsageError(f"--lr-decay needs a factor above 0 and up to 1, like 0.75; it is {self.lr_decay}.")
+        if not 0 <= self.weight_decay * self.lr < 1:
+            raise UsageError(
+                f"--weight-decay needs a number from 0 to below 1 / λ, like 0.0001; it is {self.weight_decay}."
+            )
+
+    @property
+    def machine(self) -> Machine:
+        """The machine that the run emulates."""
+        return Machine.build(channels=self.channels, tiles=self.tiles)
+
+    def learning_rate(self, epoch: int) -> float:
+        """Return λ in force in an epoch (counted from 0)."""
+        if epoch < self.warmup_epochs:
+            return self.lr / WARMUP_FACTOR
+        return float(self.lr * self.lr_decay ** (epoch // self.lr_decay_every))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values; what is None is left out."""
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
+        """Return the configuration that `as_dict` was called on.
+
+        Raises:
+            UsageError: a field is unknown or missing, or has a value that can't work.
+        """
+        known = {field.name for field in fields(cls)}
+        optional = {"dataset", "limit_train", "limit_test"}
+        if unknown := values.keys() - known:
+            raise UsageError(f"Unknown setting in the configuration: {', '.join(sorted(unknown))}.")
+        if missing := known - optional - values.keys():
+            raise UsageError(f"The configuration lacks {', '.join(sorted(missing))}.")
+        plain = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**{name: plain.get(name) for name in known})  # type: ignore[arg-type]
+
+
+def resolve(
+    *,
+    tiles: tuple[int, ...] | None = None,
+    scheme: str | None = None,
+    channels: tuple[int, ...] = PAPER_CHANNELS,
+    lr: float | None = None,
+    lr_decay: float | None = None,
+    **rest: Any,
+) -> TrainConfig:
+    """Return a configuration in which whatever is None has been derived.
+
+    `scheme` "none" implies one tile per layer; one tile per layer implies `scheme` "none". λ and γ are
+    the paper's: 0.05 and 0.75 with tiling, 0.005 and 0.5 without (§3).
+    """
+    if tiles is None:
+        tiles = (1,) * len(channels) if scheme == "none" else PAPER_TILES
+    tiled = any(n_tiles != 1 for n_tiles in tiles)
+    if scheme is None:
+        scheme = "random" if tiled else "none"
+    if lr is None:
+        lr = 0.05 if tiled else 0.005
+    if lr_decay is None:
+        lr_decay = 0.75 if tiled else 0.5
+    return TrainConfig(tiles=tiles, scheme=scheme, channels=channels, lr=lr, lr_decay=lr_decay, **rest)
+
+
+def parse_list(option: str, text: str) -> tuple[int, ...]:
+    """Parse "16,4,1".
+
+    Raises:
+        UsageError: a part is no integer; it is named.
+    """
+    parts = text.split(",")
+    for part in parts:
+        if not part.strip().lstrip("+-").isdecimal():
+            raise UsageError(f"{option} needs integers with commas between, like 16,4,1; “{part}” in “{text}” is none.")
+    return tuple(int(part) for part in parts)
+
+
+def check_fabric(name: str) -> None:
+    """Raise UsageError unless there is a fabric of this name."""
+    _check_choice("--fabric", name, FABRICS)
+
+
+def difference(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """Return a line "name: old → new" for every field in which two configurations differ."""
+    pairs = ((f.name, getattr(old, f.name), getattr(new, f.name)) for f in fields(TrainConfig))
+    return [f"{name}: {before} → {after}" for name, before, after in pairs if before != after]
+
+
+def _check_tiles(scheme: str, layer: Layer) -> None:
+    n_tiles, number = layer.n_tiles, layer.index + 1
+    if scheme == "none" and n_tiles != 1:
+        raise UsageError(
+            f"--scheme none means one tile per layer; layer {number} has {n_tiles}. "
+            "Use --tiles 1,1,1, leave --tiles out, or use --scheme random."
+        )
+    if n_tiles > layer.n_patches:
+        raise UsageError(
+            f"Layer {number} has {layer.n_patches:,} patches per image, so at most {layer.n_patches:,} tiles can "
+            f"work on it; --tiles gives it {n_tiles:,}."
+        )
+    root = isqrt(n_tiles)
+    if scheme in SQUARE_SCHEMES and root * root != n_tiles:
+        above = (root + 1) ** 2
+        choice = f"{root * root} or {above}" if above <= layer.n_patches else f"{root * root}"
+        raise UsageError(
+            f"{scheme} needs a square number of tiles per layer; layer {number} has {n_tiles}. "
+            f"Use {choice}, or --scheme random."
+        )
+
+
+def _check_positive_integers(option: str, values: tuple[int, ...], most: int | None) -> None:
+    for value in values:
+        if value < 1 or (most is not None and value > most):
+            bound = f" and at most {most:,}" if most is not None else ""
+            raise UsageError(f"{option} needs numbers of at least 1{bound}; it has {value:,} in {values}.")
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UsageError(f"--{name.replace('_', '-')} needs at least {least}; it is {value}.")
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UsageError(f"{option} is one of {', '.join(choices)}; not “{value}”.{hint}")
