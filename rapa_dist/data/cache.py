@@ -1,0 +1,137 @@
+"""Decoded images on disk, so that they are decoded once.
+
+A cache lies beside the data, in `.rapa-dist-cache/`, or in the home directory's `.cache/rapa-dist` where that
+can't be written to. It is a plain .npz without pickles, written under another name and renamed, and used only if
+the names, sizes and times of the files it was made from are still the same. The archive's checksums find damage.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rapa_dist.console import stderr
+from rapa_dist.data.sets import ImageSet
+
+FORMAT = 1  # counted up when the images decoded from the same files change
+BESIDE = ".rapa-dist-cache"
+
+Stamp = tuple[str, int, int]
+"""A source file: its name, its size in bytes (-1 for a folder) and the time of its last change in ns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """All of a data set's images."""
+
+    classes: tuple[str, ...]
+    train: ImageSet
+    test: ImageSet
+    note: str = ""
+    """What the user should know about how they were decoded, a sentence."""
+
+
+def home_cache() -> Path:
+    """Return the folder for data and caches of this user."""
+    try:
+        return Path.home() / ".cache" / "rapa-dist"
+    except RuntimeError:  # no home directory, as for an arbitrary user in a container
+        return Path(tempfile.gettempdir()) / f"rapa-dist-{os.getuid()}"
+
+
+def signature(stamps: Iterable[Stamp]) -> str:
+    """Return what changes when a source file is added, removed, renamed or written to, in whatever order they come."""
+    digest = hashlib.sha256(str(FORMAT).encode())
+    for stamp in sorted(stamps):
+        digest.update(repr(stamp).encode())
+    return digest.hexdigest()
+
+
+def load(kind: str, source: Path, wanted: str) -> Decoded | None:
+    """Return what was decoded from a source, or None if that was never cached, is out of date or damaged.
+
+    Args:
+        kind: the data set's kind, which names the file.
+        source: the folder the data lie in.
+        wanted: `signature` of the files as they are now.
+    """
+    for path in _paths(kind, source):
+        if path.is_file():
+            try:
+                decoded = _read(path, wanted)
+            except Exception as error:  # noqa: BLE001 (a damaged file can raise anything)
+                say(f"warning: the cache {path} is damaged ({error}); the images are decoded again")
+                continue
+            if decoded is not None:
+                return decoded
+    return None
+
+
+def save(kind: str, source: Path, made_from: str, decoded: Decoded) -> None:
+    """Cache what was decoded; where that is impossible, say so and go on.
+
+    Args:
+        kind: the data set's kind, which names the file.
+        source: the folder the data lie in.
+        made_from: `signature` of the files, taken before they were read.
+        decoded: what to keep.
+    """
+    problems = []
+    for path in _paths(kind, source):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, made_from, decoded)
+        except OSError as error:
+            problems.append(f"{path.parent}: {error.strerror or error}")
+        else:
+            return
+    say(f"warning: the decoded images can't be cached and will be decoded again ({'; '.join(problems)})")
+
+
+def say(message: str) -> None:
+    """Print a line for the user, on stderr."""
+    stderr.print(message, markup=False)
+
+
+def _paths(kind: str, source: Path) -> list[Path]:
+    """Return where the cache may be, the best place first."""
+    source = source.absolute()
+    name = hashlib.sha256(os.fsencode(source)).hexdigest()[:16]
+    return [source / BESIDE / f"{kind}.npz", home_cache() / f"{kind}-{name}.npz"]
+
+
+def _read(path: Path, wanted: str) -> Decoded | None:
+    with np.load(path, allow_pickle=False) as file:
+        if file["made_from"].item() != wanted:
+            return None
+        train, test = (
+            ImageSet(images=file[f"{part}_images"], labels=file[f"{part}_labels"]) for part in ("train", "test")
+        )
+        classes = tuple(str(name) for name in file["classes"])
+        return Decoded(classes=classes, train=train, test=test, note=file["note"].item())
+
+
+def _write(path: Path, made_from: str, decoded: Decoded) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("wb") as file:
+            np.savez(
+                file,
+                made_from=np.array(made_from),
+                classes=np.array(decoded.classes),
+                note=np.array(decoded.note),
+                train_images=decoded.train.images,
+                train_labels=decoded.train.labels,
+                test_images=decoded.test.images,
+                test_labels=decoded.test.labels,
+            )
+        beside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise

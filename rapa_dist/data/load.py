@@ -1,0 +1,179 @@
+"""From a data set's name to its images.
+
+Looked for, and fetched to: the folder that is given, else the one `$RAPA_DIST_DATA` names, else `~/.cache/rapa-dist`.
+Only where neither is given, `~/data` is looked at too.
+"""
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rapa_dist.console import work
+from rapa_dist.data import builtin
+from rapa_dist.data.cache import Decoded, home_cache, say
+from rapa_dist.data.folder import NEEDED, is_image_folder, read_folder
+from rapa_dist.data.official import OFFICIAL, read_official
+from rapa_dist.data.sets import DataSet, ImageSet, make_dataset
+from rapa_dist.errors import DataError, UsageError
+from rapa_dist.streams import Purpose, stream
+
+NAMES = ("builtin", *OFFICIAL, "images:FOLDER")
+"""What `load_dataset` takes as a name."""
+IMAGES = "images:"
+PARTS = (("train", "--limit-train"), ("test", "--limit-test"))
+
+
+def load_dataset(
+    name: str | None,
+    *,
+    data_dir: Path | None = None,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+) -> DataSet:
+    """Load a data set into memory.
+
+    Args:
+        name: one of `NAMES`; None takes CIFAR-10 if it is there or can be fetched, else the built-in set, with a
+            warning.
+        data_dir: where published data sets are looked for and fetched to; None as the module says.
+        limit_train: number of training images to use, None for all (5,000 of the built-in set). The same number always
+            gives the same images, and a smaller one some of them.
+        limit_test: number of test images to use, None for all (1,000 of the built-in set).
+
+    Raises:
+        UsageError: the name is unknown, or a limit below 1.
+        DataError: what was asked for by name is not there, damaged or inconsistent.
+    """
+    limits = (limit_train, limit_test)
+    for limit, (_, option) in zip(limits, PARTS, strict=True):
+        if limit is not None and limit < 1:
+            raise UsageError(f"{option} is a number of images, at least 1; got {limit}. Leave it out to use all.")
+    if name is None:
+        try:
+            return _load("cifar10", data_dir, limits)
+        except DataError as error:
+            say(
+                f"warning: {error}. Takes the built-in set of drawn shapes instead, whose errors can't be held against "
+                f"the paper's{_at_hand(data_dir)}. With --dataset (one of {', '.join(NAMES)}) there is no substitute."
+            )
+            return _load("builtin", data_dir, limits)
+    return _load(check_name(name), data_dir, limits)
+
+
+def check_name(name: str) -> str:
+    """Return a data set's name in full: a folder of images by its absolute path.
+
+    Raises:
+        UsageError: there is no such data set.
+    """
+    if name.startswith(IMAGES):
+        folder = name.removeprefix(IMAGES)
+        if not folder:
+            raise UsageError(f"{IMAGES} lacks the folder; {NEEDED}")
+        return IMAGES + os.path.abspath(os.path.expanduser(folder))
+    if name in NAMES[:-1]:
+        return name
+    close = difflib.get_close_matches(name.lower().replace("-", ""), NAMES[:-1], n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    if os.path.isdir(os.path.expanduser(name)):
+        hint = f" Did you mean {IMAGES + name!r}?"
+    raise UsageError(f"there is no data set {name!r}.{hint} There are: {', '.join(NAMES)}.")
+
+
+def places(data_dir: Path | None) -> list[Path]:
+    """Return the folders published data sets are looked for in; they are fetched to the first."""
+    if data_dir is not None:
+        return [data_dir.expanduser().absolute()]
+    named = os.environ.get("RAPA_DIST_DATA")
+    if named:
+        return [Path(named).expanduser().absolute()]
+    return [home_cache(), Path("~/data").expanduser()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundDataSet:
+    """Whether a data set is there."""
+
+    name: str
+    """As `load_dataset` takes it."""
+    found: bool
+    where: Path | None
+    """The folder it lies in; None where it isn't found or needs none."""
+    how: str
+    """What it is where it is found, else how to get it."""
+
+
+def find_datasets(data_dir: Path | None = None) -> list[FoundDataSet]:
+    """Return which data sets are at hand, looking at names only: nothing is fetched, read or checked.
+
+    Args:
+        data_dir: as in `load_dataset`.
+    """
+    found = [FoundDataSet(name="builtin", found=True, where=None, how="drawn by the program, always there")]
+    looked_at = places(data_dir)
+    for name, data in OFFICIAL.items():
+        where = next((place for place in looked_at if data.lies_in(place)), None)
+        how = f"{data.title}, in its official format"
+        if where is None:
+            how = f"fetched by --dataset {name} where there is a network; or put {data.sources()} into {looked_at[0]}"
+        found.append(FoundDataSet(name=name, found=where is not None, where=where, how=how))
+    folders = [place for place in looked_at if is_image_folder(place)]
+    found += [
+        FoundDataSet(name=f"{IMAGES}{folder}", found=True, where=folder, how="a folder of images") for folder in folders
+    ]
+    if not folders:
+        found.append(FoundDataSet(name=NAMES[-1], found=False, where=None, how=NEEDED))
+    return found
+
+
+def _at_hand(data_dir: Path | None) -> str:
+    """Return a hint at a folder of images that lies where data are looked for, or nothing."""
+    names = [data.name for data in find_datasets(data_dir) if data.found and data.name.startswith(IMAGES)]
+    return f" (there are images at hand: --dataset {names[0]})" if names else ""
+
+
+def _load(name: str, data_dir: Path | None, limits: tuple[int | None, int | None]) -> DataSet:
+    """Load the data set of a name in full."""
+    if name == "builtin":
+        train, test = (_draw(part, limit) for part, limit in enumerate(limits))
+        return make_dataset(name, builtin.CLASSES, train, test)
+    decoded = _decoded(name, data_dir)
+    if decoded.note:
+        say(decoded.note)
+    train, test = (
+        _first(images, part, limit)
+        for part, (images, limit) in enumerate(zip((decoded.train, decoded.test), limits, strict=True))
+    )
+    return make_dataset(name, decoded.classes, train, test)
+
+
+def _decoded(name: str, data_dir: Path | None) -> Decoded:
+    if name.startswith(IMAGES):
+        return read_folder(Path(name.removeprefix(IMAGES)))
+    looked_at = places(data_dir)
+    return read_official(name, looked_at, looked_at[0])
+
+
+def _first(images: ImageSet, part: int, limit: int | None) -> ImageSet:
+    """Return the first images of a fixed random order, or all in their own."""
+    limit = _at_most(limit, len(images), part)
+    if limit == len(images):
+        return images
+    return images.take(stream(0, Purpose.SUBSET, part).permutation(len(images))[:limit])
+
+
+def _draw(part: int, limit: int | None) -> ImageSet:
+    limit = builtin.DEFAULT[part] if limit is None else _at_most(limit, builtin.MOST[part], part)
+    with work("drawing the built-in set", "images") as advance:
+        return builtin.draw(part, limit, advance)
+
+
+def _at_most(limit: int | None, n: int, part: int) -> int:
+    """Return the number of images to use of n, and say so where that isn't the number asked for."""
+    if limit is None:
+        return n
+    if limit > n:
+        name, option = PARTS[part]
+        say(f"warning: {option} {limit:,} is more than the {n:,} {name} images there are; all are used")
+    return min(limit, n)
