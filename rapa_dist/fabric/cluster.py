@@ -86,8 +86,13 @@ def connect(address: str | None, n_tiles: int) -> Cluster:
         UsageError, ClusterError: the cluster can't be used; nothing is left running.
     """
     found = find_address(address)
+    at_once = max(len(os.sched_getaffinity(0)), n_tiles // 4 + 1)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray reads it on import
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if found is None:
+        # Processes that Ray starts at a time. By its default, one per core, 21 tiles take twice as long to
+        # come up, and Ray warns, on stdout, of every four times as many processes.
+        os.environ["RAY_worker_maximum_startup_concurrency"] = str(at_once)
     import ray
 
     options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
@@ -96,7 +101,7 @@ def connect(address: str | None, n_tiles: int) -> Cluster:
         try:
             context: Any = ray.init(
                 address="local",
-                num_cpus=max(1, len(os.sched_getaffinity(0))),
+                num_cpus=at_once,
                 num_gpus=0,
                 resources={RESOURCE: n_tiles},
                 object_store_memory=_OBJECT_STORE_BYTES,

@@ -15,7 +15,7 @@ from rapa_dist.fabric.doorbell import Cycle, Ring
 from rapa_dist.machine import Layer, Machine
 from rapa_dist.tile import Matrix, Update
 
-_START_TIMEOUT_S = 30.0  # for the next tile to come up, not for all of them
+_START_TIMEOUT_S = 60.0  # for the next tile to come up, not for all of them
 _RESTART_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 5.0
 _MAX_RESTARTS = 100

@@ -1,0 +1,64 @@
+"""`rapa-dist evaluate`: test error of a trained network, also by the majority of several votes."""
+
+from pathlib import Path
+
+import click
+
+from rapa_dist.cli.output import emit, json_option
+
+
+@click.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--checkpoint",
+    metavar="NAME",
+    default="newest",
+    show_default=True,
+    help="newest, best, or a checkpoint's name.",
+)
+@click.option(
+    "--votes",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Classify by the majority of so many random assignments.",
+)
+@click.option("--dataset", metavar="NAME", help="Test on another data set.  [default: the run's]")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are.  [default: the run's]")
+@click.option("--limit-test", type=int, metavar="N", help="Use N test images only.  [default: the run's]")
+@click.option("--seed", type=int, help="Seed of the assignments.  [default: the run's]")
+@json_option
+def evaluate(
+    run_dir: Path,
+    checkpoint: str,
+    votes: int,
+    dataset: str | None,
+    data_dir: Path | None,
+    limit_test: int | None,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    r"""Print the test error of the run in RUN_DIR.
+
+    \b
+    Examples:
+      rapa-dist evaluate runs/20261123T120000Z-builtin-16x4x1 --votes 5
+    """
+    from rapa_dist.coordinator.retest import retest
+
+    result = retest(
+        run_dir,
+        checkpoint=checkpoint,
+        votes=votes,
+        dataset=dataset,
+        data_dir=data_dir,
+        limit_test=limit_test,
+        seed=seed,
+    )
+    if as_json:
+        emit(result)
+    else:
+        click.echo(
+            f"test error {result['test_error_percent']:.2f} % on {result['images']:,} images of "
+            f"{result['dataset']}, {votes} vote{'s' if votes > 1 else ''}, checkpoint {result['checkpoint']}"
+        )

@@ -1,0 +1,163 @@
+"""`rapa-dist train`: train a RAPA ConvNet on tiles."""
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rapa_dist.cli.output import emit, json_option
+from rapa_dist.errors import UsageError
+
+# What resuming may change: these say where and how long a run runs, not what it computes.
+_FREE_ON_RESUME = frozenset({"epochs"})
+_EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 10, 0, 1, 1e-4, 25
+
+
+@click.command()
+@click.option("--tiles", metavar="N,N,N", help="Tiles n_t of every layer.  [default: 16,4,1]")
+@click.option(
+    "--scheme",
+    metavar="NAME",
+    help="Tiling scheme: none, random, random-fixed, alternate or image-overlap.  "
+    "[default: random; none with one tile per layer]",
+)
+@click.option("--pooling", metavar="NAME", help="Pooling of all layers but the last: max or average.  [default: max]")
+@click.option("--channels", metavar="N,N,N", help="Output channels of every layer.  [default: 32,32,64]")
+@click.option(
+    "--dataset",
+    metavar="NAME",
+    help="builtin, cifar10, cifar100, svhn, or images:FOLDER with train/<class>/… and test/<class>/….  "
+    "[default: cifar10 if it is there or can be fetched, else builtin]",
+)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are, or are downloaded to.")
+@click.option("--limit-train", type=int, metavar="N", help="Use N training images only.")
+@click.option("--limit-test", type=int, metavar="N", help="Use N test images only.")
+@click.option("--epochs", type=int, help=f"Passes over the training images.  [default: {_EPOCHS}]")
+@click.option("--batch-size", type=int, help=f"Images in a mini-batch.  [default: {_BATCH_SIZE}]")
+@click.option("--lr", type=float, help="Learning rate λ.  [default: 0.05 with tiling, 0.005 without]")
+@click.option("--lr-decay", type=float, help="Factor γ on λ.  [default: 0.75 with tiling, 0.5 without]")
+@click.option("--lr-decay-every", type=int, help=f"Epochs between decays.  [default: {_DECAY_EVERY}]")
+@click.option("--warmup-epochs", type=int, help=f"First epochs, at λ/50.  [default: {_WARMUP_EPOCHS}]")
+@click.option(
+    "--weight-decay",
+    type=float,
+    help=f"Relative decay of weights per step and λ.  [default: {_WEIGHT_DECAY:g}]",
+)
+@click.option("--augment/--no-augment", default=None, help="Mirror and brighten training images.  [default: augment]")
+@click.option("--seed", type=int, help=f"Seed of everything that is drawn.  [default: {_SEED}]")
+@click.option("--fabric", default="ray", show_default=True, metavar="NAME", help="Where the tiles live: ray or serial.")
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    help="Ray cluster to use, or “local” to start one.  "
+    "[default: RAY_ADDRESS, else a cluster already running here, else one started for the run]",
+)
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Directory for the run.  [default: runs/<utc>-…]")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN_DIR",
+    help="Go on with a run from its newest checkpoint.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan and start nothing.")
+@json_option
+def train(
+    fabric: str,
+    address: str | None,
+    data_dir: Path | None,
+    run_dir: Path | None,
+    resume: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    r"""Train a RAPA ConvNet; every tile is a Ray actor in a process of its own.
+
+    \b
+    Examples:
+      rapa-dist train --tiles 16,4,1
+      rapa-dist train --dataset images:photos --limit-train 10000 --epochs 20
+      rapa-dist train --resume runs/20261123T120000Z-builtin-16x4x1
+    """
+    from rapa_dist.config import check_fabric, parse_list
+
+    check_fabric(fabric)
+    given = {name: value for name, value in settings.items() if value is not None}
+    for name in ("tiles", "channels"):
+        if name in given:
+            given[name] = parse_list(f"--{name}", given[name])
+    if resume is not None and run_dir is not None:
+        raise UsageError("--run-dir and --resume exclude each other: a resumed run stays in its directory.")
+
+    if dry_run:
+        from rapa_dist.coordinator.plan import plan, print_plan
+
+        described = plan(_resolve(given) if resume is None else _resumed(resume, given), fabric)
+        if as_json:
+            emit(described)
+        else:
+            print_plan(described)
+        return
+
+    from rapa_dist.coordinator.run import resume_run, start_run
+
+    with redirect_stdout(sys.stderr):  # Ray prints its warnings to stdout
+        if resume is None:
+            config = _resolve(given)
+            result = start_run(config, fabric=fabric, address=address, data_dir=data_dir, run_dir=run_dir)
+        else:
+            _resumed(resume, given)  # a contradiction is an error before anything else is touched
+            epochs = given.get("epochs")
+            result = resume_run(resume, epochs=epochs, fabric=fabric, address=address, data_dir=data_dir)
+    if as_json:
+        emit(result.as_dict())
+    else:
+        click.echo(result.summary())
+    if not result.finished:
+        raise click.exceptions.Exit(130)
+
+
+def _resolve(given: dict[str, Any]) -> Any:
+    from rapa_dist.config import resolve
+
+    defaults = {
+        "pooling": "max",
+        "dataset": None,
+        "limit_train": None,
+        "limit_test": None,
+        "epochs": _EPOCHS,
+        "batch_size": _BATCH_SIZE,
+        "lr_decay_every": _DECAY_EVERY,
+        "warmup_epochs": _WARMUP_EPOCHS,
+        "weight_decay": _WEIGHT_DECAY,
+        "augment": True,
+        "seed": _SEED,
+    }
+    return resolve(**(defaults | given))
+
+
+def _resumed(path: Path, given: dict[str, Any]) -> Any:
+    """Return the configuration of a run to resume, with what may be changed changed.
+
+    Raises:
+        RunDirectoryError: it is no run directory.
+        UsageError: an option contradicts the run; all differences are listed.
+    """
+    from dataclasses import replace
+
+    from rapa_dist.config import difference
+    from rapa_dist.coordinator.run_directory import RunDirectory
+
+    config = RunDirectory(path).config
+    if given.get("dataset") is not None and config.dataset is None:
+        given = given | {"dataset": given["dataset"]}
+    wanted = replace(config, **given)
+    forbidden = [line for line in difference(config, wanted) if line.partition(":")[0] not in _FREE_ON_RESUME]
+    if forbidden:
+        raise UsageError(
+            f"The run in {path} has another configuration: {'; '.join(forbidden)}. "
+            "Leave these options out to resume it, or start a new run without --resume."
+        )
+    return wanted

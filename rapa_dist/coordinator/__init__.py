@@ -1,0 +1,1 @@
+"""The coordinator: training loop, evaluation, run directory and checkpoints."""

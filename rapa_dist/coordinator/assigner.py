@@ -1,0 +1,46 @@
+"""Draws the assignments of a run: the tiling scheme, layer by layer, mini-batch by mini-batch."""
+
+from functools import lru_cache
+
+from rapa_dist.assignment import Assignment, Indices, assign_fixed, assign_random, tile_map
+from rapa_dist.machine import Layer, Machine
+from rapa_dist.streams import Purpose, stream
+
+
+class Assigner:
+    """A function of scheme, seed and place in the run, and of nothing else."""
+
+    def __init__(self, machine: Machine, scheme: str, seed: int) -> None:
+        self._machine = machine
+        self._scheme = scheme
+        self._seed = seed
+        self._fixed = lru_cache(maxsize=64)(self._draw_fixed)
+
+    def for_training(self, step: int, images: int) -> list[Assignment]:
+        """Return every layer's assignment for the mini-batch of a step, `images` images long."""
+        return [self._assign(layer, images, Purpose.ASSIGN_TRAIN, step) for layer in self._machine.layers]
+
+    def for_test(self, step: int, first_image: int, images: int, vote: int = 0) -> list[Assignment]:
+        """Return every layer's assignment for a batch of test images.
+
+        Args:
+            step: steps trained so far, so that every test of a run draws anew.
+            first_image: the batch's place in the test set.
+            images: images in the batch.
+            vote: number of the vote; votes are independent.
+        """
+        place = (step, first_image, vote)
+        return [self._assign(layer, images, Purpose.ASSIGN_TEST, *place) for layer in self._machine.layers]
+
+    def _assign(self, layer: Layer, images: int, purpose: Purpose, *place: int) -> Assignment:
+        if self._scheme != "random":
+            return self._fixed(layer, images)
+        rng = stream(self._seed, purpose, layer.index, *place)
+        return assign_random(layer.n_tiles, layer.n_patches, images, rng)
+
+    def _draw_fixed(self, layer: Layer, images: int) -> Assignment:
+        return assign_fixed(self._tile_map(layer), layer.n_tiles, images)
+
+    def _tile_map(self, layer: Layer) -> Indices:
+        rng = stream(self._seed, Purpose.ASSIGN_FIXED, layer.index)
+        return tile_map(self._scheme, layer.n_tiles, layer.side, rng)

@@ -1,0 +1,200 @@
+"""Checkpoints: one safetensors file with all weights, and a JSON sidecar that vouches for it.
+
+Both are written beside their final place, flushed and renamed, the sidecar last: a checkpoint is there
+when its sidecar is, and a process killed at any moment leaves none that can't be read. Nothing is ever
+unpickled.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from rapa_dist.config import TrainConfig
+from rapa_dist.errors import CheckpointError, UsageError
+from rapa_dist.fabric.base import Kernels
+from rapa_dist.machine import Machine
+from rapa_dist.tile import Matrix
+
+FORMAT = 1
+_KEEP = 3
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """How far a run has come: what has to be known, besides weights and configuration, to go on."""
+
+    epoch: int = 0
+    """Epochs that are finished, their test included."""
+    step: int = 0
+    """Mini-batches trained since the start of the run."""
+    step_in_epoch: int = 0
+    """Mini-batches trained in the epoch under way."""
+    loss_sum: float = 0.0
+    """Sum of the losses of the images of the epoch under way."""
+    wrong: int = 0
+    """Images of the epoch under way that were classified wrongly."""
+    seen: int = 0
+    """Images trained in the epoch under way."""
+    metrics_bytes: int = 0
+    """Length of metrics.jsonl at this point."""
+    best_epoch: int = 0
+    """Epoch with the lowest test error so far, from 1; 0: none."""
+    best_test_error_percent: float = 100.0
+    """Its test error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A run at one moment."""
+
+    config: TrainConfig
+    data_fingerprint: str
+    """`DataSet.fingerprint` of the images that were trained on."""
+    classes: int
+    """Outputs of the network."""
+    progress: Progress
+    kernels: Kernels
+    """One array (n_t, k + 1, c_out) per layer."""
+    digital: dict[str, Matrix]
+    """The digital side's parameters."""
+    data_mean: list[float] = field(default_factory=list)
+    """Mean of the training pixels per channel, 0…1: what the network subtracts from its input."""
+
+
+def write(folder: Path, name: str, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint as `<name>.safetensors` and `<name>.json` and return the former's path.
+
+    Raises:
+        OSError: it can't be written; the checkpoints that were there are untouched.
+    """
+    tensors = {f"layers.{i}.tiles": kernels for i, kernels in enumerate(checkpoint.kernels)}
+    about = {
+        "format": FORMAT,
+        "config": checkpoint.config.as_dict(),
+        "data_fingerprint": checkpoint.data_fingerprint,
+        "data_mean": checkpoint.data_mean,
+        "classes": checkpoint.classes,
+        "progress": asdict(checkpoint.progress),
+    }
+    data = save(tensors | checkpoint.digital, metadata={"rapa_dist": json.dumps(about, sort_keys=True)})
+    path = folder / f"{name}.safetensors"
+    write_whole(path, data)
+    about["sha256"] = hashlib.sha256(data).hexdigest()
+    write_whole(path.with_suffix(".json"), (json.dumps(about, indent=2, sort_keys=True) + "\n").encode())
+    return path
+
+
+def read(path: Path) -> Checkpoint:
+    """Read the checkpoint whose safetensors file is `path`.
+
+    Raises:
+        CheckpointError: it is missing, truncated, tampered with, or of another version.
+    """
+    way_out = "Delete it with its other file to go on from the checkpoint before."
+    try:
+        data = path.read_bytes()
+        about = json.loads(path.with_suffix(".json").read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"Checkpoint {path} has no {error.filename}.") from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"The sidecar of checkpoint {path} can't be read: {error}. {way_out}") from error
+    if not isinstance(about, dict) or hashlib.sha256(data).hexdigest() != about.pop("sha256", None):
+        raise CheckpointError(
+            f"Checkpoint {path} is damaged: its {len(data):,} bytes are not those that its sidecar vouches for. "
+            f"{way_out}"
+        )
+    if about.get("format") != FORMAT:
+        raise CheckpointError(f"Checkpoint {path} has format {about.get('format')}, expected {FORMAT}.")
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        if json.loads(header["__metadata__"]["rapa_dist"]) != about:
+            raise CheckpointError(f"Checkpoint {path}: sidecar and tensors tell different things. {way_out}")
+        tensors = load(data)
+        config = TrainConfig.from_dict(about["config"])
+        _check_shapes(tensors, config.machine, about["classes"], path)
+        return Checkpoint(
+            config=config,
+            data_fingerprint=about["data_fingerprint"],
+            data_mean=about["data_mean"],
+            classes=about["classes"],
+            progress=Progress(**about["progress"]),
+            kernels=[tensors.pop(f"layers.{i}.tiles") for i in range(len(config.tiles))],
+            digital=tensors,
+        )
+    except (SafetensorError, KeyError, TypeError, ValueError, UsageError) as error:
+        raise CheckpointError(f"Checkpoint {path} can't be understood: {error!r}. {way_out}") from error
+
+
+def latest(folder: Path) -> Path:
+    """Return the newest checkpoint in a folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not (found := checkpoints(folder)):
+        raise CheckpointError(f"There is no checkpoint in {folder}. Is it the run directory of a training run?")
+    return found[-1]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the safetensors files of all complete checkpoints, oldest first (their names count steps)."""
+    return sorted(p.with_suffix(".safetensors") for p in folder.glob("step-*.json"))
+
+
+def name_of(step: int, epoch: int) -> str:
+    """Return the name of the checkpoint after a step, with `epoch` epochs finished; names sort in time.
+
+    No two states of a run share a name (an epoch may be trained and not yet tested), so a checkpoint is
+    never overwritten by another one.
+    """
+    return f"step-{step:09d}-epoch-{epoch:05d}"
+
+
+def prune(folder: Path, best: str | None) -> None:
+    """Remove all checkpoints but the newest three and the best one, and what a killed writer left."""
+    for path in checkpoints(folder)[:-_KEEP]:
+        if path.stem != best:
+            path.with_suffix(".json").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+    vouched = {path.name for path in checkpoints(folder)}
+    for path in [*folder.glob("step-*.safetensors"), *folder.glob(".*.partial")]:
+        if path.name not in vouched:
+            path.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that a reader finds the old contents or the new ones, whatever happens."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _check_shapes(tensors: dict[str, Any], machine: Machine, classes: int, path: Path) -> None:
+    expected: dict[str, tuple[int, ...]] = {
+        f"layers.{layer.index}.tiles": (layer.n_tiles, *layer.kernel_shape) for layer in machine.layers
+    }
+    expected |= {"head.weight": (machine.n_features, classes), "head.bias": (classes,)}
+    found = {name: value.shape for name, value in tensors.items()}
+    if found != expected or any(value.dtype != np.float32 for value in tensors.values()):
+        raise CheckpointError(
+            f"Checkpoint {path} holds other tensors than its configuration: {found}, expected {expected}."
+        )

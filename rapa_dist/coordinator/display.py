@@ -1,0 +1,107 @@
+"""What a person sees of a run: a live line on a terminal, one plain line per epoch elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from rapa_dist.config import TrainConfig
+from rapa_dist.console import stderr
+from rapa_dist.coordinator.checkpoint import Progress as RunProgress
+from rapa_dist.data import DataSet
+
+_REFRESH_S = 0.25
+
+
+class RunDisplay:
+    """Shows a training run on stderr. Costs a clock reading per step, and a redraw four times a second."""
+
+    def __init__(self, config: TrainConfig, data: DataSet, fabric: str) -> None:
+        self._config = config
+        machine = config.machine
+        stderr.print(
+            f"{data.name}: {len(data.train.labels):,} training and {len(data.test.labels):,} test images in "
+            f"{len(data.classes)} classes\n"
+            f"{len(machine.tiles)} tiles ({','.join(map(str, config.tiles))}, scheme {config.scheme}, "
+            f"fabric {fabric}), {machine.n_weights:,} weights on them; λ = {config.lr:g}, "
+            f"× {config.lr_decay:g} every {config.lr_decay_every} epochs",
+            markup=False,
+        )
+        self._last_draw = self._last_step = 0.0
+        self._step_s = 0.0
+        self._live: Progress | None = None
+        if stderr.is_terminal:
+            self._live = Progress(
+                TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]} {task.fields[doing]}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+                console=stderr,
+                transient=True,
+                auto_refresh=False,  # no second thread next to the training loop
+            )
+            self._task = self._live.add_task("", epoch=1, epochs=config.epochs, doing="train", figures="", left="")
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def trained(self, progress: RunProgress, steps_per_epoch: int, loss: float) -> None:
+        """Show how training goes."""
+        now = time.perf_counter()
+        step_s = now - self._last_step
+        if progress.step_in_epoch > 1 and self._last_step:
+            self._step_s = step_s if not self._step_s else 0.95 * self._step_s + 0.05 * step_s
+        self._last_step = now
+        if self._live is None or now - self._last_draw < _REFRESH_S or not self._step_s:
+            return
+        self._last_draw = now
+        to_do = self._config.epochs * steps_per_epoch - progress.step
+        self._live.update(
+            self._task,
+            completed=progress.step_in_epoch,
+            total=steps_per_epoch,
+            epoch=progress.epoch + 1,
+            doing="train",
+            figures=f"loss {progress.loss_sum / progress.seen:.3f}  "
+            f"train error {100 * progress.wrong / progress.seen:.1f} %  "
+            f"{self._config.batch_size / self._step_s:,.0f} images/s",
+            left=f"{_duration(to_do * self._step_s)} left",
+        )
+        self._live.refresh()
+
+    def tested(self, done: int, total: int) -> None:
+        """Show how a test goes."""
+        now = time.perf_counter()
+        self._last_step = 0.0
+        if self._live is not None and now - self._last_draw >= _REFRESH_S:
+            self._last_draw = now
+            self._live.update(self._task, completed=done, total=total, doing="test", left="")
+            self._live.refresh()
+
+    def finished_epoch(self, metrics: dict[str, Any]) -> None:
+        """Print one line about an epoch; it stays."""
+        wall = metrics["wall"]
+        speed = f"{wall['step_ms']:.2f} ms/step" if wall["step_ms"] else ""
+        stderr.print(
+            f"epoch {metrics['epoch']:>3}/{self._config.epochs}  λ {metrics['learning_rate']:<8.4g} "
+            f"loss {metrics['train_loss']:.4f}  train error {metrics['train_error_percent']:6.2f} %  "
+            f"test error {metrics['test_error_percent']:6.2f} %  {speed}  {wall['train_s']:.1f} s",
+            markup=False,
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

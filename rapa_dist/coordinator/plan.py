@@ -1,0 +1,66 @@
+"""What a run would take, worked out before anything is started."""
+
+from typing import Any
+
+from rich.table import Table
+
+from rapa_dist.config import TrainConfig
+from rapa_dist.console import stdout
+from rapa_dist.coordinator.session import images_per_batch
+from rapa_dist.fabric.chip import shared_bytes
+
+TILE_PROCESS_BYTES = 49_000_000
+"""Memory of a tile's process that it shares with no other, measured with Ray 2.60 and Python 3.11."""
+
+
+def plan(config: TrainConfig, fabric: str) -> dict[str, Any]:
+    """Return the machine of a run and what the emulation of it needs, as plain values."""
+    machine = config.machine
+    layers = []
+    for layer in machine.layers:
+        rows = config.batch_size * layer.n_patches
+        layers.append(
+            {
+                "layer": layer.index,
+                "tiles": layer.n_tiles,
+                "kernel_shape": list(layer.kernel_shape),
+                "weights": layer.n_weights,
+                "patches_per_image": layer.n_patches,
+                "rows_per_tile_and_step": rows / layer.n_tiles,
+                "bytes_per_step": 4 * rows * ((1 if layer.index == 0 else 2) * layer.k + 2 * layer.c_out),
+            }
+        )
+    actors = len(machine.tiles) if fabric == "ray" else 0
+    return {
+        "config": config.as_dict(),
+        "fabric": fabric,
+        "layers": layers,
+        "tiles": len(machine.tiles),
+        "actors": actors,
+        "weights": machine.n_weights,
+        "shared_memory_bytes": shared_bytes(machine, images_per_batch(config.batch_size)),
+        "tile_processes_bytes": actors * TILE_PROCESS_BYTES,
+        "bytes_per_step": sum(layer["bytes_per_step"] for layer in layers),
+    }
+
+
+def print_plan(described: dict[str, Any]) -> None:
+    """Print what `plan` returned as a table on stdout."""
+    table = Table("layer", "tiles", "kernel", "weights", "patches/image", "rows/tile and step", "MB/step")
+    for layer in described["layers"]:
+        table.add_row(
+            f"L{layer['layer']}",
+            str(layer["tiles"]),
+            "×".join(map(str, layer["kernel_shape"])),
+            f"{layer['weights']:,}",
+            f"{layer['patches_per_image']:,}",
+            f"{layer['rows_per_tile_and_step']:,.0f}",
+            f"{layer['bytes_per_step'] / 1e6:.1f}",
+        )
+    stdout.print(table)
+    stdout.print(
+        f"{described['tiles']} tiles, {described['weights']:,} weights; fabric {described['fabric']}: "
+        f"{described['actors']} actors with about {described['tile_processes_bytes'] / 1e6:,.0f} MB of their own, "
+        f"{described['shared_memory_bytes'] / 1e6:,.0f} MB of shared memory, "
+        f"{described['bytes_per_step'] / 1e6:.1f} MB moved per step.\nNothing was started."
+    )

@@ -1,0 +1,179 @@
+"""A run from end to end: data, machine, run directory, training; how it starts, resumes and stops."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rapa_dist.config import TrainConfig, difference
+from rapa_dist.console import stderr
+from rapa_dist.coordinator import checkpoint as checkpoints
+from rapa_dist.coordinator.checkpoint import Checkpoint
+from rapa_dist.coordinator.display import RunDisplay
+from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.coordinator.session import Place, images_per_batch
+from rapa_dist.coordinator.trainer import Trainer, initial_checkpoint
+from rapa_dist.data import DataSet, load_dataset
+from rapa_dist.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run came to."""
+
+    directory: RunDirectory
+    checkpoint: str
+    """Name of the newest checkpoint."""
+    finished: bool
+    """False: it was interrupted and can be resumed."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as plain values; times are wall times."""
+        metrics = self.directory.metrics()
+        last = metrics[-1] if metrics else {}
+        best = min(metrics, key=lambda line: line["test_error_percent"], default={})
+        return {
+            "run_dir": str(self.directory.path),
+            "checkpoint": self.checkpoint,
+            "finished": self.finished,
+            "epochs": len(metrics),
+            "test_error_percent": last.get("test_error_percent"),
+            "train_error_percent": last.get("train_error_percent"),
+            "best_test_error_percent": best.get("test_error_percent"),
+            "best_epoch": best.get("epoch"),
+            "train_s": round(sum(line["wall"]["train_s"] for line in metrics), 3),
+        }
+
+    def summary(self) -> str:
+        """Return the result in a few lines."""
+        values = self.as_dict()
+        lines = [f"run          {values['run_dir']}", f"checkpoint   {values['checkpoint']}"]
+        if values["epochs"]:
+            lines.append(
+                f"test error   {values['test_error_percent']:.2f} % after {values['epochs']} epochs; "
+                f"best {values['best_test_error_percent']:.2f} % in epoch {values['best_epoch']}"
+            )
+        return "\n".join(lines)
+
+
+def start_run(
+    config: TrainConfig, *, fabric: str, address: str | None, data_dir: Path | None, run_dir: Path | None
+) -> RunResult:
+    """Train a new run. Everything that can be wrong is looked at before anything is written or started.
+
+    Args:
+        config: what to train.
+        fabric: "ray" or "serial".
+        address: the Ray cluster; None to look for one, or start one.
+        data_dir: where data sets are; None for the usual places.
+        run_dir: the run's directory; None for one below `runs/`.
+
+    Raises:
+        RapaError: with the cause, and what to do.
+    """
+    data = _load(config, data_dir)
+    config = replace(config, dataset=data.name)
+    place = Place(fabric, config.machine, images_per_batch(config.batch_size), address)
+    try:
+        directory = RunDirectory.create(run_dir, config, data_dir)
+        try:
+            start = initial_checkpoint(config, data)
+            checkpoints.write(directory.checkpoint_folder, checkpoints.name_of(0, 0), start)
+            directory.log(f"new run: {config}")
+            return _train(start, data, place, directory)
+        finally:
+            directory.release()
+    finally:
+        place.close()
+
+
+def resume_run(path: Path, *, epochs: int | None, fabric: str, address: str | None, data_dir: Path | None) -> RunResult:
+    """Go on with a run from its newest checkpoint, as if it had never stopped.
+
+    Args:
+        path: the run's directory.
+        epochs: a new number of epochs, or None for the old one.
+        fabric: "ray" or "serial"; need not be the one it was started with.
+        address: as for `start_run`.
+        data_dir: as for `start_run`; None for where the run found its data.
+
+    Raises:
+        RapaError: with the cause, and what to do.
+    """
+    directory = RunDirectory(path)
+    config = directory.config
+    directory.take()
+    try:
+        newest = checkpoints.latest(directory.checkpoint_folder)
+        start = checkpoints.read(newest)
+        differs = [line for line in difference(config, start.config) if not line.startswith("epochs:")]
+        if differs:
+            raise CheckpointError(
+                f"Checkpoint {newest} is of another configuration than {path}/config.toml: "
+                f"{'; '.join(differs)}. Restore the file that was changed."
+            )
+        data = _load(config, data_dir or directory.data_dir)
+        if data.fingerprint != start.data_fingerprint:
+            raise CheckpointError(
+                f"The data set {data.name} is not the one that the run in {path} was trained on: its images differ. "
+                "Point --data-dir at the original one."
+            )
+        if epochs is not None:
+            config = replace(config, epochs=epochs)
+        place = Place(fabric, config.machine, images_per_batch(config.batch_size), address)
+        try:
+            directory.rewrite_config(config)
+            directory.cut_metrics(start.progress.metrics_bytes)
+            directory.log(f"resumed from {newest.stem}")
+            stderr.print(f"Resuming {path} from {newest.stem}", markup=False)
+            return _train(replace(start, config=config), data, place, directory)
+        finally:
+            place.close()
+    finally:
+        directory.release()
+
+
+def _load(config: TrainConfig, data_dir: Path | None) -> DataSet:
+    return load_dataset(config.dataset, data_dir=data_dir, limit_train=config.limit_train, limit_test=config.limit_test)
+
+
+def _train(start: Checkpoint, data: DataSet, place: Place, directory: RunDirectory) -> RunResult:
+    config = start.config
+    how_to_resume = f"Go on with: rapa-dist train --resume {directory.path}"
+    try:
+        with place.open(start.kernels, directory.name) as fabric:
+            display = RunDisplay(config, data, fabric.name)
+            with display, _asked_to_stop() as stop:
+                outcome = Trainer(start, data, fabric, directory, display).run(stop)
+    except BaseException as error:
+        directory.log(f"stopped: {error!r}")
+        if isinstance(error, KeyboardInterrupt):
+            newest = checkpoints.latest(directory.checkpoint_folder).stem
+            stderr.print(f"\nInterrupted; the newest checkpoint is {newest}. {how_to_resume}", markup=False)
+        raise
+    if not outcome.finished:
+        directory.log(f"interrupted; checkpoint {outcome.checkpoint}")
+        stderr.print(f"\nInterrupted; saved {outcome.checkpoint}. {how_to_resume}", markup=False)
+    return RunResult(directory, outcome.checkpoint, outcome.finished)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C (or SIGTERM) end the step under way and save; a second one interrupts at once."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,219 @@
+"""A run directory: configuration, environment, metrics, checkpoints and log of one run.
+
+`metrics.jsonl` is the truth, one line per epoch, only ever appended to; everything else is a view.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import tomllib
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from rapa_dist.config import TrainConfig
+from rapa_dist.coordinator import checkpoint as checkpoints
+from rapa_dist.errors import RunDirectoryError, UsageError
+
+_CONFIG, _ENVIRONMENT, _METRICS, _LOG, _LOCK = (
+    "config.toml",
+    "environment.json",
+    "metrics.jsonl",
+    "log",
+    ".lock",
+)
+
+
+class RunDirectory:
+    """The files of one run. While open, no other process can write to them."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the directory of an existing run; use `create` for a new one."""
+        self.path = path
+        self.name = path.resolve().name
+        self._lock: int | None = None
+
+    @classmethod
+    def create(cls, path: Path | None, config: TrainConfig, data_dir: Path | None) -> "RunDirectory":
+        """Make the directory of a new run and take it.
+
+        Args:
+            path: where; None for `runs/<utc>-<dataset>-<tiles>`.
+            config: written to config.toml.
+            data_dir: where the data was looked for, for a later resume.
+
+        Raises:
+            RunDirectoryError: it can't be made, or is in use already.
+        """
+        directory = cls(path if path is not None else _fresh_path(config))
+        try:
+            directory.path.mkdir(parents=True, exist_ok=True)
+            if any(entry.name != _LOCK for entry in directory.path.iterdir()):
+                raise RunDirectoryError(
+                    f"The run directory {directory.path} is in use already. Give another --run-dir, "
+                    f"or go on with that run: rapa-dist train --resume {directory.path}"
+                )
+            directory.take()
+            (directory.path / "checkpoints").mkdir()
+        except OSError as error:
+            raise RunDirectoryError(
+                f"Can't make the run directory {directory.path}: {error.strerror}. Give another --run-dir."
+            ) from error
+        directory._write_environment(data_dir)
+        # the configuration comes last: with it the directory is one that can be resumed
+        checkpoints.write_whole(directory.path / _CONFIG, tomli_w.dumps(config.as_dict()).encode())
+        return directory
+
+    def take(self) -> None:
+        """Lock the directory until `release`.
+
+        Raises:
+            RunDirectoryError: another process has it.
+        """
+        self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise RunDirectoryError(
+                f"The run directory {self.path} is in use by another process, which trains in it right now. "
+                "Wait for it, stop it, or give another --run-dir."
+            ) from None
+
+    def release(self) -> None:
+        """Unlock the directory. Safe to call twice."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @property
+    def config(self) -> TrainConfig:
+        """The configuration that the run was started with.
+
+        Raises:
+            RunDirectoryError: this is no run directory, or its configuration can't be read.
+        """
+        try:
+            with (self.path / _CONFIG).open("rb") as file:
+                return TrainConfig.from_dict(tomllib.load(file))
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self.path} is no run directory: its {_CONFIG} can't be read ({error.strerror})."
+            ) from None
+        except (tomllib.TOMLDecodeError, UsageError, TypeError) as error:
+            raise RunDirectoryError(f"The {_CONFIG} in {self.path} can't be understood: {error}") from error
+
+    def rewrite_config(self, config: TrainConfig) -> None:
+        """Record a configuration that was changed on resuming (more epochs)."""
+        checkpoints.write_whole(self.path / _CONFIG, tomli_w.dumps(config.as_dict()).encode())
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / "checkpoints"
+
+    def append_metrics(self, line: dict[str, Any]) -> int:
+        """Append one line to metrics.jsonl and return the length of the file then, in bytes."""
+        with (self.path / _METRICS).open("ab") as file:
+            file.write(json.dumps(line).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def cut_metrics(self, n_bytes: int) -> None:
+        """Drop the metrics of epochs that will be trained again.
+
+        Raises:
+            RunDirectoryError: the file is shorter than it was when the checkpoint was written.
+        """
+        path = self.path / _METRICS
+        length = path.stat().st_size if path.exists() else 0
+        if length < n_bytes:
+            raise RunDirectoryError(
+                f"{path} has {length:,} bytes, but had {n_bytes:,} when the checkpoint was written. "
+                "It was damaged: restore it, or start a new run."
+            )
+        if length > n_bytes:
+            os.truncate(path, n_bytes)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl."""
+        path = self.path / _METRICS
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def log(self, message: str) -> None:
+        """Append a line with the time to the log; a log that can't be written stops nothing."""
+        stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with contextlib.suppress(OSError), (self.path / _LOG).open("a") as file:
+            file.write(f"{stamp} {message}\n")
+
+    @property
+    def data_dir(self) -> Path | None:
+        """Where the run looked for its data; None: in the usual places."""
+        try:
+            recorded = json.loads((self.path / _ENVIRONMENT).read_text()).get("data_dir")
+        except (OSError, ValueError):
+            return None
+        return Path(recorded) if recorded else None
+
+    def _write_environment(self, data_dir: Path | None) -> None:
+        about = environment() | {"data_dir": str(data_dir.absolute()) if data_dir else None}
+        checkpoints.write_whole(self.path / _ENVIRONMENT, (json.dumps(about, indent=2) + "\n").encode())
+
+
+def environment() -> dict[str, Any]:
+    """Return what a result was obtained with: versions, hardware, state of the source, command line."""
+    packages = ("rapa-dist", "torch", "torchvision", "numpy", "ray")
+    return {
+        "argv": sys.argv,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "git": _git_state(),
+    }
+
+
+def _fresh_path(config: TrainConfig) -> Path:
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    kind = str(config.dataset).partition(":")[0]
+    path = Path("runs") / f"{stamp}-{kind}-{'x'.join(map(str, config.tiles))}"
+    candidate, number = path, 1
+    while candidate.exists():  # two runs may start in one second
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Return commit and cleanliness of the checkout that this program runs from, or None outside one."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git(here, "status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

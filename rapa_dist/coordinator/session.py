@@ -1,0 +1,54 @@
+"""Opening the machine of a run: the fabric that was asked for, with kernels in its tiles."""
+
+from rapa_dist.console import stderr, work
+from rapa_dist.coordinator.evaluation import IMAGES
+from rapa_dist.fabric.base import Fabric, Kernels
+from rapa_dist.fabric.chip import shared_bytes
+from rapa_dist.fabric.scratch import check_shared_memory
+from rapa_dist.machine import Machine
+
+
+def images_per_batch(batch_size: int) -> int:
+    """Return the largest mini-batch a run needs memory for, in training or in test."""
+    return max(batch_size, IMAGES)
+
+
+def check_memory(machine: Machine, images: int, fabric: str) -> None:
+    """Raise ClusterError if the shared memory is too small for the run."""
+    if fabric == "ray":
+        check_shared_memory(shared_bytes(machine, images))
+
+
+class Place:
+    """Where a run's tiles will live: checked, and Ray connected, before anything is written."""
+
+    def __init__(self, fabric: str, machine: Machine, images: int, address: str | None) -> None:
+        """Check memory; for the fabric "ray" find or start a cluster with enough tiles.
+
+        Raises:
+            UsageError, ClusterError: the machine can't be had; nothing was started.
+        """
+        self.fabric, self.machine, self.images = fabric, machine, images
+        self._cluster = None
+        check_memory(machine, images, fabric)
+        if fabric == "ray":
+            from rapa_dist.fabric.cluster import connect
+
+            self._cluster = connect(address, len(machine.tiles))
+            stderr.print(f"Ray cluster at {self._cluster.address} ({self._cluster.description})", markup=False)
+
+    def open(self, kernels: Kernels, run: str) -> Fabric:
+        """Bring the tiles up with the given kernels; closing the fabric closes this place, too."""
+        if self._cluster is None:
+            from rapa_dist.fabric.serial import SerialFabric
+
+            return SerialFabric(self.machine, self.images, kernels)
+        from rapa_dist.fabric.ray import RayFabric
+
+        with work("Starting tiles") as advance:
+            return RayFabric(self.machine, self.images, kernels, run=run, cluster=self._cluster, advance=advance)
+
+    def close(self) -> None:
+        """Let go of the cluster. Safe to call twice, and after the fabric was closed."""
+        if self._cluster is not None:
+            self._cluster.close()

@@ -1,0 +1,206 @@
+"""The training loop: forward, loss, backward (in which the tiles update themselves), digital update."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from rapa_dist.config import TrainConfig
+from rapa_dist.coordinator import checkpoint as checkpoints
+from rapa_dist.coordinator.assigner import Assigner
+from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
+from rapa_dist.coordinator.evaluation import Score, evaluate
+from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.data import Batches, DataSet
+from rapa_dist.errors import DivergedError
+from rapa_dist.fabric.base import Fabric
+from rapa_dist.network.model import Network, initial_digital, initial_kernels
+from rapa_dist.tile import Update
+
+
+class Display(Protocol):
+    """Shows a run to whoever watches."""
+
+    def trained(self, progress: Progress, steps_per_epoch: int, loss: float) -> None:
+        """Take note of a step."""
+
+    def tested(self, done: int, total: int) -> None:
+        """Take note of a tested batch."""
+
+    def finished_epoch(self, metrics: dict[str, Any]) -> None:
+        """Take note of an epoch, given its line of metrics.jsonl."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call of `Trainer.run` ended."""
+
+    finished: bool
+    """False: it was asked to stop before the last epoch was done."""
+    checkpoint: str
+    """Name of the newest checkpoint."""
+
+
+def initial_checkpoint(config: TrainConfig, data: DataSet) -> Checkpoint:
+    """Return a run that has not trained a step yet."""
+    machine, classes = config.machine, len(data.classes)
+    return Checkpoint(
+        config=config,
+        data_fingerprint=data.fingerprint,
+        data_mean=data.mean.tolist(),
+        classes=classes,
+        progress=Progress(),
+        kernels=initial_kernels(machine, config.seed),
+        digital=initial_digital(machine, classes, config.seed),
+    )
+
+
+class Trainer:
+    """Trains one network from a checkpoint on, writing to a run directory.
+
+    Which images, which assignments and which λ a step has is a function of the configuration and the
+    step's number: a run that was stopped and resumed takes the same steps as one that was not.
+    """
+
+    def __init__(
+        self,
+        start: Checkpoint,
+        data: DataSet,
+        fabric: Fabric,
+        directory: RunDirectory,
+        display: Display,
+    ) -> None:
+        """Continue from `start`, whose kernels are in the fabric's tiles already."""
+        self.config = config = start.config
+        self.progress = replace(start.progress)
+        self._start = start
+        self._data = data
+        self._fabric = fabric
+        self._directory = directory
+        self._display = display
+        self._network = Network(fabric, pooling=config.pooling, digital=start.digital)
+        self._assigner = Assigner(fabric.machine, config.scheme, config.seed)
+        self._batches = Batches(
+            data.train, data.mean, batch_size=config.batch_size, seed=config.seed, augment=config.augment
+        )
+        self._newest = checkpoints.name_of(self.progress.step, self.progress.epoch)
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Outcome:
+        """Train and test until the last epoch is done, or until `stop` says so; then save.
+
+        Raises:
+            DivergedError: the loss is no longer finite; the last checkpoint is from before.
+        """
+        while self.progress.epoch < self.config.epochs:
+            started = time.perf_counter()
+            steps = self._train_epoch(stop)
+            trained = time.perf_counter()
+            score = None if stop() else self._test(stop)
+            if score is None:
+                return Outcome(False, self._save())
+            wall = self._wall(steps, trained - started, time.perf_counter() - trained)
+            self._finish_epoch(score, wall)
+            self._save()
+            if stop() and self.progress.epoch < self.config.epochs:
+                return Outcome(False, self._newest)
+        return Outcome(True, self._newest)
+
+    def step(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
+        """Train one mini-batch and return its mean loss and how many images it got wrong."""
+        progress, config = self.progress, self.config
+        update = Update(config.learning_rate(progress.epoch), config.weight_decay)
+        assignments = self._assigner.for_training(progress.step, len(labels))
+        scores = self._network(pixels, assignments, update)
+        loss = F.cross_entropy(scores, labels)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"The loss is {value} in step {progress.step + 1} (epoch {progress.epoch + 1}), "
+                f"λ = {update.learning_rate:g}. The last good checkpoint is {self._newest} in "
+                f"{self._directory.checkpoint_folder}. Start again with a smaller --lr or a longer --warmup-epochs."
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._network.update_digital(update)
+        return value, int((scores.argmax(dim=1) != labels).sum())
+
+    def _train_epoch(self, stop: Callable[[], bool]) -> int:
+        """Train what is left of the epoch under way and return the number of steps."""
+        progress, steps = self.progress, 0
+        for pixels, labels in self._batches.epoch(progress.epoch, progress.step_in_epoch):
+            if stop():
+                break
+            loss, wrong = self.step(torch.from_numpy(pixels), torch.from_numpy(labels))
+            steps += 1
+            progress.step += 1
+            progress.step_in_epoch += 1
+            progress.loss_sum += loss * len(labels)
+            progress.wrong += wrong
+            progress.seen += len(labels)
+            self._display.trained(progress, len(self._batches), loss)
+        return steps
+
+    def _test(self, stop: Callable[[], bool]) -> Score | None:
+        return evaluate(
+            self._network,
+            self._assigner,
+            self._data.test,
+            self._data.mean,
+            step=self.progress.step,
+            advance=self._display.tested,
+            stop=stop,
+        )
+
+    def _finish_epoch(self, score: Score, wall: dict[str, Any]) -> None:
+        progress = self.progress
+        metrics = {
+            "epoch": progress.epoch + 1,
+            "step": progress.step,
+            "learning_rate": self.config.learning_rate(progress.epoch),
+            "train_loss": progress.loss_sum / progress.seen,
+            "train_error_percent": 100 * progress.wrong / progress.seen,
+            "test_loss": score.loss,
+            "test_error_percent": score.error_percent,
+            "wall": wall,
+        }
+        progress.metrics_bytes = self._directory.append_metrics(metrics)
+        progress.epoch += 1
+        if progress.best_epoch == 0 or score.error_percent < progress.best_test_error_percent:
+            progress.best_epoch, progress.best_test_error_percent = progress.epoch, score.error_percent
+        progress.step_in_epoch, progress.loss_sum, progress.wrong, progress.seen = 0, 0.0, 0, 0
+        self._directory.log(f"epoch {progress.epoch} done: {metrics}")
+        self._display.finished_epoch(metrics)
+
+    @staticmethod
+    def _wall(steps: int, train_s: float, test_s: float) -> dict[str, Any]:
+        """Return the part of a line of metrics that no two runs have in common."""
+        return {
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "train_s": round(train_s, 3),
+            "test_s": round(test_s, 3),
+            "steps": steps,
+            "step_ms": round(1e3 * train_s / steps, 3) if steps else None,
+        }
+
+    def _save(self) -> str:
+        """Write a checkpoint of the run as it stands and return its name."""
+        progress, folder = self.progress, self._directory.checkpoint_folder
+        name = checkpoints.name_of(progress.step, progress.epoch)
+        if name == self._newest:
+            return name
+        checkpoint = replace(
+            self._start,
+            progress=replace(progress),
+            kernels=[self._fabric.kernels(layer) for layer in self._fabric.machine.layers],
+            digital=self._network.digital_arrays(),
+        )
+        checkpoints.write(folder, name, checkpoint)
+        self._newest = name
+        best = progress.best_epoch
+        checkpoints.prune(folder, checkpoints.name_of(best * len(self._batches), best) if best else None)
+        self._directory.log(f"checkpoint {name}")
+        return name
