@@ -7,7 +7,9 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from rapa_dist import cli, doctor
-from rapa_dist.doctor import Check, cluster, host, software
+from rapa_dist.data import FoundDataSet
+from rapa_dist.data.vision import VisionStatus
+from rapa_dist.doctor import Check, cluster, data, host, software
 from rapa_dist.doctor.cgroup import cpu_limit, memory_limit
 from rapa_dist.doctor.check import size
 
@@ -126,6 +128,28 @@ def test_packages():
     assert check.quantities["unfit"] == ["torch", "ray"]
     assert "ray missing" in check.value
     assert "'torch<2.14,>=2.13' 'ray<2.61,>=2.60'" in check.fix
+
+
+@pytest.mark.parametrize(
+    ("version", "operators", "problem", "status"),
+    [("0.28.0", True, None, "ok"), ("0.28.0", False, "unfit", "warning"), (None, False, "no module", "failed")],
+)
+def test_torchvision(version, operators, problem, status):
+    check = data.judge_torchvision(VisionStatus(version=version, operators=operators, problem=problem))
+    assert check.status == status
+    assert (problem or "") in check.value + check.fix
+
+
+def test_data_sets(tmp_path):
+    builtin = FoundDataSet(name="builtin", found=True, where=None, how="drawn")
+    lacking = FoundDataSet(name="cifar10", found=False, where=None, how="put the archive there")
+    there = FoundDataSet(name="cifar10", found=True, where=tmp_path, how="CIFAR-10")
+    check = data.judge_datasets([builtin, lacking])
+    assert check.status == "warning"
+    assert "cifar10: put the archive there" in check.fix
+    check = data.judge_datasets([builtin, there])
+    assert check.status == "ok"
+    assert str(tmp_path) in check.value
 
 
 def test_an_address_where_nobody_answers(monkeypatch):

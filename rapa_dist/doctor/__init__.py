@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from rapa_dist.doctor import cluster, host, software
+from rapa_dist.doctor import cluster, data, host, software
 from rapa_dist.doctor.check import Check, Status
 
 __all__ = ["Check", "Status", "examine"]
@@ -17,6 +17,8 @@ CHECKS: dict[str, Callable[[], Check]] = {
     "open files": host.check_open_files,
     "BLAS": software.check_blas,
     "PyTorch": software.check_torch,
+    "torchvision": data.check_torchvision,
+    "data sets": data.check_datasets,
     "Ray cluster": cluster.check_cluster,
 }
 DEEP_CHECKS: dict[str, Callable[[], Check]] = {"Ray actor": cluster.check_actor}

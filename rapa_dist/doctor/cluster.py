@@ -22,7 +22,7 @@ def check_cluster() -> Check:
     if cluster is None:
         return Check(name, "ok", "none runs here; a run starts one of its own", quantities={"address": None})
     address, source = cluster
-    value = f"{address} answers ({source}); a run joins it"
+    value = f"{address} takes connections ({source}); a run joins it"
     return Check(name, "ok", value, quantities={"address": address, "source": source})
 
 
