@@ -68,6 +68,12 @@ class TrainConfig:
                 f"--tiles needs one number for each of the {len(self.channels)} layers, like "
                 f"{','.join(map(str, PAPER_TILES))}; it has {len(self.tiles)}: {','.join(map(str, self.tiles))}."
             )
+        if self.machine.n_features < 1:
+            most = sum(layer.side > 1 for layer in self.machine.layers)
+            raise UsageError(
+                f"--channels has {len(self.channels)} layers, but pooling leaves no pixels after {most}. "
+                f"Use at most {most}."
+            )
         _check_choice("--scheme", self.scheme, SCHEMES)
         _check_choice("--pooling", self.pooling, POOLING_NAMES)
         for layer in self.machine.layers:
@@ -153,11 +159,15 @@ def parse_list(option: str, text: str) -> tuple[int, ...]:
     Raises:
         UsageError: a part is no integer; it is named.
     """
-    parts = text.split(",")
-    for part in parts:
-        if not part.strip().lstrip("+-").isdecimal():
-            raise UsageError(f"{option} needs integers with commas between, like 16,4,1; “{part}” in “{text}” is none.")
-    return tuple(int(part) for part in parts)
+    numbers = []
+    for part in text.split(","):
+        try:
+            numbers.append(int(part))
+        except ValueError:
+            raise UsageError(
+                f"{option} needs integers with commas between, like 16,4,1; “{part}” in “{text}” is none."
+            ) from None
+    return tuple(numbers)
 
 
 def check_fabric(name: str) -> None:
