@@ -106,7 +106,7 @@ def _paths(kind: str, source: Path) -> list[Path]:
 
 
 def _read(path: Path, wanted: str) -> Decoded | None:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # np.load leaves damaged files open
         if file["made_from"].item() != wanted:
             return None
         train, test = (

@@ -72,6 +72,8 @@ def download(url: str, path: Path, md5: str) -> None:
                         done += len(piece)
                         advance(done // MB, max(total, done) // MB)
             except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+                if isinstance(error, urllib.error.HTTPError):
+                    error.close()
                 raise Unreachable(f"{url}: {_reason(error)}") from error
         if not vision.is_whole(beside, md5):
             raise Unreachable(f"{url}: what came doesn't have the checksum of the published file")

@@ -108,10 +108,13 @@ def _read(kind: str, place: Path) -> cache.Decoded:
     try:
         classes, train, test = vision.read_official(kind, place)
     except (RuntimeError, OSError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        message = f"{data.title} in {place} is incomplete or damaged, as its checksums tell: {error}"
-        if isinstance(error, OSError):
-            message = f"{data.title} in {place} can't be read: {error}"
-        raise DataError(message) from error
+        unreadable = isinstance(error, OSError)
+        why = (
+            f"can't be read: {error}"
+            if unreadable
+            else "is incomplete or damaged: files are missing or not as published"
+        )
+        raise DataError(f"{data.title} in {place} {why}") from error
     decoded = cache.Decoded(classes=classes, train=train, test=test)
     stamps = data.stamps(place)
     if stamps:
