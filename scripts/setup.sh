@@ -48,6 +48,7 @@ install_all() {
     : >"$log"
     # Stays until all is done: what an interrupted set-up leaves behind is thrown away by the next one.
     printf '%s\n' "$root" >"$venv/set-up.unfinished"
+    mkdir -p -- "$venv/set-up.tmp" # here, so that it goes with the rest if pip is stopped
     if [[ ! -x $venv/bin/python ]]; then
         local python
         python=$(find_python) || exit 1
@@ -57,6 +58,7 @@ install_all() {
     stage "installing torch" pip_install "$(grep '^torch==' "$root/requirements.lock")"
     stage "installing setuptools" pip_install setuptools
     stage "installing rapa-dist" pip_install --no-build-isolation --editable "${root}[$extras]"
+    rm -rf -- "$venv/set-up.tmp"
     mv -- "$venv/set-up.unfinished" "$venv/set-up.root"
     printf '%s\n' "$wanted" >"$venv/set-up.run"
     [[ $1 == run ]] || printf '%s\n' "$wanted" >"$venv/set-up.test"
@@ -97,8 +99,8 @@ find_python() {
 
 # Only as a stage's command: takes the place of that stage's process, so that stopping one stops the other.
 pip_install() {
-    exec "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
-        --constraint "$root/requirements.lock" "$@"
+    TMPDIR=$venv/set-up.tmp exec "$venv/bin/python" -m pip install --disable-pip-version-check --no-input \
+        --progress-bar off --constraint "$root/requirements.lock" "$@"
 }
 
 # stage TEXT COMMAND…: runs the command, its output in the log, one line with the time for the user.

@@ -20,6 +20,7 @@ case "$1 $2" in
 "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
 "-m pip")
     [[ $3 == --version ]] && exit
+    touch "$TMPDIR/of-pip" || exit
     if [[ $* == *"${FAKE_SLOW:-nothing}"* ]]; then
         echo $$ >"$CALLS.new" && mv "$CALLS.new" "$CALLS.slow"
         exec sleep 30
@@ -108,6 +109,7 @@ def test_the_first_call_sets_up_and_the_second_does_not(clone):
     assert setuptools == "setuptools"
     assert package == f"--no-build-isolation --editable {clone.root}[plots]"
 
+    assert not (clone.root / ".venv/set-up.tmp").exists()
     second = clone.run("rapa-dist")
     assert (second.out, second.err) == (f"rapa-dist in {clone.bin}: \n", "")
     assert not clone.calls_file.read_text()
