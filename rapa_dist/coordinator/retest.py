@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rapa_dist.console import work
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.assigner import Assigner
@@ -66,7 +68,7 @@ def retest(
     with SerialFabric(machine, IMAGES, trained.kernels) as fabric, work("Testing", "images") as advance:
         network = Network(fabric, pooling=config.pooling, digital=trained.digital)
         assigner = Assigner(machine, config.scheme, config.seed if seed is None else seed)
-        mean = data.mean.dtype.type(trained.data_mean)
+        mean = np.asarray(trained.data_mean, np.float32)
         step = trained.progress.step
         score = evaluate(network, assigner, data.test, mean, step=step, votes=votes, advance=advance)
     assert score is not None

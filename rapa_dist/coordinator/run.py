@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -142,9 +142,17 @@ def _load(config: TrainConfig, data_dir: Path | None) -> DataSet:
 
 def _train(start: Checkpoint, data: DataSet, place: Place, directory: RunDirectory) -> RunResult:
     config = start.config
+
+    def restarted(tile: str) -> None:
+        directory.log(f"{tile}: its process died and was restarted; the cycle is repeated")
+        stderr.print(f"{tile} died and is back; its cycle is repeated", markup=False)
+
     how_to_resume = f"Go on with: rapa-dist train --resume {directory.path}"
     try:
-        with place.open(start.kernels, directory.name) as fabric:
+        with (
+            redirect_stdout(directory.log_stream()),  # Ray prints its warnings to stdout
+            place.open(start.kernels, directory.name, restarted) as fabric,
+        ):
             display = RunDisplay(config, data, fabric.name)
             with display, _asked_to_stop() as stop:
                 outcome = Trainer(start, data, fabric, directory, display).run(stop)

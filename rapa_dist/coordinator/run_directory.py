@@ -5,6 +5,7 @@
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import platform
@@ -108,7 +109,7 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"{self.path} is no run directory: its {_CONFIG} can't be read ({error.strerror})."
             ) from None
-        except (tomllib.TOMLDecodeError, UsageError, TypeError) as error:
+        except (ValueError, UsageError, TypeError) as error:  # no UTF-8, no TOML, or no configuration
             raise RunDirectoryError(f"The {_CONFIG} in {self.path} can't be understood: {error}") from error
 
     def rewrite_config(self, config: TrainConfig) -> None:
@@ -155,6 +156,10 @@ class RunDirectory:
         with contextlib.suppress(OSError), (self.path / _LOG).open("a") as file:
             file.write(f"{stamp} {message}\n")
 
+    def log_stream(self) -> io.TextIOBase:
+        """Return a file that passes on to the log what others print into it."""
+        return _LogStream(self)
+
     @property
     def data_dir(self) -> Path | None:
         """Where the run looked for its data; None: in the usual places."""
@@ -167,6 +172,16 @@ class RunDirectory:
     def _write_environment(self, data_dir: Path | None) -> None:
         about = environment() | {"data_dir": str(data_dir.absolute()) if data_dir else None}
         checkpoints.write_whole(self.path / _ENVIRONMENT, (json.dumps(about, indent=2) + "\n").encode())
+
+
+class _LogStream(io.TextIOBase):
+    def __init__(self, directory: RunDirectory) -> None:
+        self._directory = directory
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            self._directory.log(text.strip())
+        return len(text)
 
 
 def environment() -> dict[str, Any]:

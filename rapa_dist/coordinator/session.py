@@ -1,5 +1,7 @@
 """Opening the machine of a run: the fabric that was asked for, with kernels in its tiles."""
 
+from collections.abc import Callable
+
 from rapa_dist.console import stderr, work
 from rapa_dist.coordinator.evaluation import IMAGES
 from rapa_dist.fabric.base import Fabric, Kernels
@@ -37,8 +39,14 @@ class Place:
             self._cluster = connect(address, len(machine.tiles))
             stderr.print(f"Ray cluster at {self._cluster.address} ({self._cluster.description})", markup=False)
 
-    def open(self, kernels: Kernels, run: str) -> Fabric:
-        """Bring the tiles up with the given kernels; closing the fabric closes this place, too."""
+    def open(self, kernels: Kernels, run: str, on_restart: Callable[[str], None]) -> Fabric:
+        """Bring the tiles up with the given kernels; closing the fabric closes this place, too.
+
+        Args:
+            kernels: one array (n_t, k + 1, c_out) per layer.
+            run: the run's name.
+            on_restart: told the name of a tile whose process died and is back.
+        """
         if self._cluster is None:
             from rapa_dist.fabric.serial import SerialFabric
 
@@ -46,7 +54,15 @@ class Place:
         from rapa_dist.fabric.ray import RayFabric
 
         with work("Starting tiles") as advance:
-            return RayFabric(self.machine, self.images, kernels, run=run, cluster=self._cluster, advance=advance)
+            return RayFabric(
+                self.machine,
+                self.images,
+                kernels,
+                run=run,
+                cluster=self._cluster,
+                advance=advance,
+                on_restart=on_restart,
+            )
 
     def close(self) -> None:
         """Let go of the cluster. Safe to call twice, and after the fabric was closed."""

@@ -10,7 +10,7 @@ from rapa_dist.fabric.base import Arena
 from rapa_dist.fabric.doorbell import NodeDoorbell, Ring, Status
 from rapa_dist.fabric.scratch import Scratch, map_existing
 from rapa_dist.machine import Machine
-from rapa_dist.tile import Cells, Matrix, Word
+from rapa_dist.tile import Cells, Matrix
 
 _ARENA = "arena"
 PATIENCE_S = 0.5  # silence after which the chip looks whether its tiles are still there

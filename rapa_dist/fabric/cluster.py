@@ -92,7 +92,7 @@ def connect(address: str | None, n_tiles: int) -> Cluster:
     if found is None:
         # Processes that Ray starts at a time. By its default, one per core, 21 tiles take twice as long to
         # come up, and Ray warns, on stdout, of every four times as many processes.
-        os.environ["RAY_worker_maximum_startup_concurrency"] = str(at_once)
+        os.environ["RAY_worker_maximum_startup_concurrency"] = str(at_once)  # noqa: SIM112  Ray spells it so
     import ray
 
     options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}

@@ -1,6 +1,7 @@
 """Fabric `ray`: every tile an actor in a process of its own, fed through shared memory."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ class RayFabric(Fabric):
         run: str,
         cluster: Cluster,
         advance: Advance = lambda done, total: None,
+        on_restart: Callable[[str], None] = lambda tile: None,
     ) -> None:
         """Start an actor per tile and program `kernels`, one array (n_t, k + 1, c_out) per layer, into them.
 
@@ -45,14 +47,16 @@ class RayFabric(Fabric):
             run: the run's name, the first part of its actors' names.
             cluster: where; closed together with the fabric.
             advance: told how many tiles are up.
+            on_restart: told the name of a tile whose process died and is back.
         """
         super().__init__(machine, images)
         self.cluster = cluster
         self._number = 0
         self._actors: list[Any] = []
-        self.restarts = 0
+        self._on_restart = on_restart
+        self._started = False
         try:
-            self._chip = Chip(machine, images, on_silence=self._look_after, on_hello=self._count_restart)
+            self._chip = Chip(machine, images, on_silence=self._look_after, on_hello=self._welcome)
         except BaseException:
             cluster.close()
             raise
@@ -101,6 +105,7 @@ class RayFabric(Fabric):
             self._raise_if_dead(up)
         advance(total, total)
         self._empty_round()
+        self._started = True
 
     def _empty_round(self) -> None:
         self._number += 1
@@ -143,8 +148,9 @@ class RayFabric(Fabric):
         first = self._first_tile[layer.index]
         return np.stack([cells.kernel for cells in self._chip.cells[first : first + layer.n_tiles]])
 
-    def _count_restart(self, tile: int) -> None:
-        self.restarts += 1
+    def _welcome(self, tile: int) -> None:
+        if self._started:
+            self._on_restart(self._chip.name_of(tile))
 
     def _look_after(self, tiles: list[int], silence_s: float) -> None:
         """Give up on tiles that Ray won't bring back; called while they owe an answer."""
