@@ -22,7 +22,7 @@ set_up() {
 
 # A stamp says that a set-up came to its end, and from which files it was made.
 is_whole() {
-    [[ -e $venv/set-up.$1 && $(<"$venv/set-up.$1") == "$(fingerprint)" ]]
+    [[ -x $venv/bin/python && -e $venv/set-up.$1 && $(<"$venv/set-up.$1") == "$(fingerprint)" ]]
 }
 
 # The path belongs to it: a virtual environment can't be moved.

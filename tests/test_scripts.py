@@ -149,6 +149,14 @@ def test_a_moved_clone_is_set_up_anew(clone):
     assert clone.installed[-1].endswith(f"{clone.root}[plots]")
 
 
+def test_an_environment_whose_python_has_gone_is_set_up_anew(clone):
+    clone.run("rapa-dist")
+    (clone.root / ".venv/bin/python").unlink()
+    (clone.root / ".venv/bin/python").symlink_to("uninstalled")
+    assert "setting up .venv" in clone.run("rapa-dist").err
+    assert not clone.run("rapa-dist").err
+
+
 def test_a_failed_set_up_shows_the_log_and_is_not_taken_for_whole(clone):
     failed = clone.run("rapa-dist", FAKE_FAILING="editable")
     assert failed.returncode == 1
