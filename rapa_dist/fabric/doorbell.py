@@ -40,7 +40,7 @@ class Ring(NamedTuple):
     """One order to one tile."""
 
     number: int
-    """Counts the cycles of a run upwards; a repetition carries the same number."""
+    """Counts the cycles of a run upwards, from 1; a repetition carries the same number."""
     cycle: Cycle
     first: int
     """First row of the layer's regions."""
@@ -56,6 +56,7 @@ class TileDoorbell:
     def __init__(self, directory: Path, tile: int, token: int) -> None:
         """Bind the socket of tile number `tile` in the run's directory, in place of an earlier one."""
         self._tile, self._token = tile, token
+        self._answered = 0  # number of the last ring that was answered
         self._answer_to = str(answers_path(directory))
         path = bell_path(directory, tile)
         path.unlink(missing_ok=True)
@@ -64,17 +65,22 @@ class TileDoorbell:
         os.chmod(path, 0o600)
 
     def wait(self) -> Ring:
-        """Sleep until the coordinator rings."""
+        """Sleep until the coordinator rings for a cycle that this process has not answered yet.
+
+        A first ring and this tile's HELLO may cross; the coordinator then rings for the cycle again, and
+        would find rows change under its hands if it were done again.
+        """
         while True:
             message = self._socket.recv(64)
             if len(message) != _RING.size:
                 continue
             token, number, cycle, first, last, learning_rate, weight_decay = _RING.unpack(message)
-            if token == self._token:
+            if token == self._token and number != self._answered:
                 return Ring(number, Cycle(cycle), first, last, learning_rate, weight_decay)
 
     def answer(self, number: int, status: Status = Status.DONE) -> None:
         """Tell the coordinator; raises OSError when there is none any more."""
+        self._answered = number
         self._socket.sendto(_ANSWER.pack(self._token, number, self._tile, status), self._answer_to)
 
 

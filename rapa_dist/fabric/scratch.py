@@ -12,12 +12,14 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from rapa_dist.errors import ClusterError
 
 PREFIX = "rapa-dist-"
 _LOCK = "lock"
+_HALF_MADE_S = 60.0
 
 
 def shared_memory_root() -> Path:
@@ -36,9 +38,13 @@ class Scratch:
         name = f"{PREFIX}{os.getuid()}-{secrets.token_hex(6)}"
         unlocked = self.root / f".{name}"
         try:
-            unlocked.mkdir(mode=0o700)
-            self._lock = _lock(unlocked / _LOCK)
-            self.path = unlocked.rename(self.root / name)  # under its final name it is locked, always
+            with contextlib.ExitStack() as undo:
+                unlocked.mkdir(mode=0o700)
+                undo.callback(shutil.rmtree, unlocked, ignore_errors=True)
+                self._lock = _lock(unlocked / _LOCK)
+                undo.callback(os.close, self._lock)
+                self.path = unlocked.rename(self.root / name)  # under its final name it is locked, always
+                undo.pop_all()
         except OSError as error:
             raise ClusterError(
                 f"Can't make a directory for the run in {self.root}: {error.strerror}. "
@@ -103,11 +109,16 @@ def too_little_memory(root: Path, needed: int) -> str:
 
 def sweep(root: Path) -> None:
     """Remove the directories of this user's runs that were killed and hold their lock no longer."""
-    for path in root.glob(f"{PREFIX}{os.getuid()}-*"):
+    name = f"{PREFIX}{os.getuid()}-*"
+    for path in root.glob(name):
         with contextlib.suppress(OSError):
             lock = _lock(path / _LOCK)
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
+    for path in root.glob(f".{name}"):  # not locked yet: age tells whether its maker was killed
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _HALF_MADE_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _lock(path: Path) -> int:

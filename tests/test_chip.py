@@ -1,0 +1,321 @@
+"""A chip with tiles that are threads here: everything of fabric `ray` but Ray."""
+
+import os
+import pickle
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rapa_dist.errors import ClusterError
+from rapa_dist.fabric import chip as chip_module
+from rapa_dist.fabric.base import Arena
+from rapa_dist.fabric.chip import Chip, shared_bytes, tile_name
+from rapa_dist.fabric.doorbell import Cycle, Ring, Status, TileDoorbell
+from rapa_dist.fabric.scratch import shared_memory_root
+from rapa_dist.fabric.serial import SerialFabric
+from rapa_dist.machine import Layer, Machine
+from rapa_dist.tile import AnalogTile, Cells, Update
+
+IMAGES = 2
+MACHINE = Machine(
+    (
+        Layer(index=0, side=4, c_in=1, c_out=3, n_tiles=2),
+        Layer(index=1, side=2, c_in=3, c_out=2, n_tiles=1),
+    )
+)
+EMPTY = Ring(1, Cycle.EMPTY, 0, 0)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr(chip_module, "PATIENCE_S", 0.05)
+
+
+@pytest.fixture
+def chip():
+    made = Chip(MACHINE, IMAGES)
+    yield made
+    made.close()
+
+
+class TileThread:
+    """Does with a site what the actor does, in a thread."""
+
+    def __init__(self, site, status=Status.DONE):
+        self.rings = []
+        self._site, self._status = site, status
+        self.bell = TileDoorbell(site.directory, site.tile, site.token)
+        self.bell._socket.settimeout(5)
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+
+    def start(self):
+        self._thread.start()
+        self._up.wait()
+        return self
+
+    def _serve(self):
+        site = self._site
+        arena, tile = site.open_arena(), AnalogTile(site.open_cells())
+        patches, outputs = arena.patches(site.layer_index), arena.outputs(site.layer_index)
+        self.bell.answer(0, Status.HELLO)
+        self._up.set()
+        while (ring := self.bell.wait()).cycle != Cycle.STOP:
+            self.rings.append(ring)
+            rows = slice(ring.first, ring.last)
+            if ring.cycle == Cycle.FORWARD:
+                tile.forward(patches[rows], outputs[rows])
+            elif ring.cycle:
+                update = Update(ring.learning_rate, ring.weight_decay) if Cycle.UPDATE in ring.cycle else None
+                tile.backward(
+                    patches[rows],
+                    outputs[rows],
+                    cycle=ring.number,
+                    update=update,
+                    input_error=Cycle.INPUT_ERROR in ring.cycle,
+                )
+            self.bell.answer(ring.number, self._status)
+
+    def stop(self):
+        self._thread.join()
+        self.bell._socket.close()
+
+
+@pytest.fixture
+def tiles(chip):
+    """Start a thread for a tile of the chip; all of them are stopped after the test."""
+    started = {}
+
+    def start(tile, status=Status.DONE):
+        started[tile] = TileThread(chip.site(tile), status).start()
+        return started[tile]
+
+    yield start
+    for tile, thread in started.items():
+        chip.ring([(tile, Ring(2**60, Cycle.STOP, 0, 0))])
+        thread.stop()
+
+
+# --- waiting
+
+
+def test_waiting_ends_when_every_tile_has_answered(chip, tiles):
+    threads = [tiles(tile) for tile in range(3)]
+    chip.ring((tile, EMPTY) for tile in range(3))
+    chip.wait()
+    assert [thread.rings for thread in threads] == [[EMPTY]] * 3
+
+
+def test_waiting_for_nobody_ends_at_once(chip):
+    chip.wait()
+
+
+def test_a_tile_that_comes_up_late_is_rung_again(chip, tiles):
+    chip.ring([(0, EMPTY)])  # nobody is there to hear it
+    late = []
+    timer = threading.Timer(0.2, lambda: late.append(tiles(0)))
+    timer.start()
+    chip.wait()
+    timer.join()
+    assert late[0].rings == [EMPTY]
+
+
+def test_a_tile_whose_hello_crosses_a_ring_does_the_cycle_once(chip, tiles):
+    thread = tiles(0)
+    chip.ring([(0, EMPTY)])  # its HELLO lies there, unheard
+    chip.wait()
+    chip.ring([(0, EMPTY._replace(number=2))])
+    chip.wait()
+    assert [ring.number for ring in thread.rings] == [1, 2]
+
+
+def test_a_hello_of_a_tile_that_owes_nothing_is_told_and_not_answered(chip, tiles):
+    up = []
+    chip.on_hello = up.append
+    idle = tiles(1)
+    tiles(0)
+    chip.ring([(0, EMPTY)])
+    chip.wait()
+    assert sorted(up) == [0, 1]
+    assert idle.rings == []
+
+
+def test_an_answer_to_an_earlier_cycle_is_not_taken_for_this_ones(chip):
+    site, answered = chip.site(0), []
+    bell = TileDoorbell(site.directory, site.tile, site.token)
+
+    def answer():
+        answered.append(7)
+        bell.answer(7)
+
+    bell.answer(6)
+    timer = threading.Timer(0.2, answer)
+    timer.start()
+    chip.ring([(0, EMPTY._replace(number=7))])
+    chip.wait()
+    assert answered == [7]
+    timer.join()
+    bell._socket.close()
+
+
+def test_a_tile_that_fails_is_named_with_its_cycle(chip, tiles):
+    tiles(1, Status.FAILED)
+    chip.ring([(1, Ring(1, Cycle.FORWARD, 0, 4))])
+    with pytest.raises(ClusterError, match=r"L0/T001 failed in its FORWARD cycle"):
+        chip.wait()
+
+
+def test_silence_is_told_with_who_owes_an_answer_and_for_how_long(chip, tiles):
+    class GaveUpError(Exception):
+        pass
+
+    told = []
+
+    def on_silence(silent, seconds):
+        told.append((silent, round(seconds, 3)))
+        if seconds > 0.14:
+            raise GaveUpError
+
+    chip.on_silence = on_silence
+    tiles(0)
+    chip.ring([(0, EMPTY), (2, EMPTY)])  # nobody is there for number 2
+    with pytest.raises(GaveUpError):
+        chip.wait()
+    assert told[-3:] == [([2], 0.05), ([2], 0.1), ([2], 0.15)]
+
+
+# --- what the tiles find
+
+
+def test_a_site_can_be_sent_to_another_process(chip):
+    assert pickle.loads(pickle.dumps(chip.site(1))) == chip.site(1)
+
+
+def test_a_tile_finds_the_kernel_that_was_programmed(chip):
+    for tile, (layer, number) in enumerate(MACHINE.tiles):
+        kernel = np.full(MACHINE.layers[layer].kernel_shape, 10 * layer + number, np.float32)
+        chip.program(tile, kernel)
+    for tile, (layer, number) in enumerate(MACHINE.tiles):
+        cells = chip.site(tile).open_cells()
+        assert cells.programmed
+        assert (cells.kernel == 10 * layer + number).all()
+
+
+def test_a_chip_of_threads_has_the_bits_of_fabric_serial(chip, tiles):
+    """Three steps with both layers, rows written by the coordinator and read by it."""
+    generator = np.random.default_rng(0)
+    kernels = [
+        generator.normal(size=(layer.n_tiles, *layer.kernel_shape)).astype(np.float32) for layer in MACHINE.layers
+    ]
+    for tile, (layer, number) in enumerate(MACHINE.tiles):
+        chip.program(tile, kernels[layer][number])
+        tiles(tile)
+    update = Update(0.05, 1e-3)
+    number = 0
+    with SerialFabric(MACHINE, IMAGES, kernels) as serial:
+        for _ in range(3):
+            for layer in MACHINE.layers:
+                rows = IMAGES * layer.n_patches
+                offsets = np.linspace(0, rows, layer.n_tiles + 1).astype(np.int64)
+                here = [t for t, (of_layer, _) in enumerate(MACHINE.tiles) if of_layer == layer.index]
+                regions = [
+                    (chip.arena.patches(layer.index), chip.arena.outputs(layer.index)),
+                    (serial.patches(layer.index), serial.outputs(layer.index)),
+                ]
+                patches = generator.normal(size=(rows, layer.k)).astype(np.float32)
+                errors = generator.normal(size=(rows, layer.c_out)).astype(np.float32)
+
+                for region, _ in regions:
+                    region[:] = patches
+                number += 1
+                chip.ring(
+                    (tile, Ring(number, Cycle.FORWARD, int(offsets[j]), int(offsets[j + 1])))
+                    for j, tile in enumerate(here)
+                )
+                chip.wait()
+                serial.forward(layer, offsets)
+                assert regions[0][1].tobytes() == regions[1][1].tobytes()
+
+                for _, region in regions:
+                    region[:] = errors
+                number += 1
+                cycle = Cycle.INPUT_ERROR | Cycle.UPDATE
+                chip.ring(
+                    (tile, Ring(number, cycle, int(offsets[j]), int(offsets[j + 1]), 0.05, 1e-3))
+                    for j, tile in enumerate(here)
+                )
+                chip.wait()
+                serial.backward(layer, offsets, update=update, input_error=True)
+                assert regions[0][0].tobytes() == regions[1][0].tobytes()
+                ours = np.stack([chip.cells[tile].kernel for tile in here])
+                assert ours.tobytes() == serial.kernels(layer).tobytes()
+
+
+def test_regions_of_the_arena_do_not_overlap():
+    size = Arena.size(MACHINE, IMAGES)
+    arena = Arena(memoryview(bytearray(size)), MACHINE, IMAGES)
+    regions = [region(layer.index) for layer in MACHINE.layers for region in (arena.patches, arena.outputs)]
+    for value, region in enumerate(regions):
+        region[:] = value
+    for value, region in enumerate(regions):
+        assert (region == value).all()
+    shapes = [region.shape for region in regions]
+    assert shapes == [(32, 25), (32, 3), (8, 75), (8, 2)]
+
+
+# --- files
+
+
+def files_of_runs():
+    return [path for path in shared_memory_root().iterdir() if "rapa-dist-" in path.name]
+
+
+def test_a_chip_takes_the_memory_that_was_foreseen(chip):
+    mapped = [path for path in chip.scratch.path.iterdir() if path.name.startswith(("arena", "cells"))]
+    assert sum(path.stat().st_size for path in mapped) == shared_bytes(MACHINE, IMAGES)
+    assert len(mapped) == 1 + 3
+
+
+def test_a_closed_chip_leaves_nothing(tiles, chip):
+    assert len(files_of_runs()) == 1
+    chip.close()
+    assert files_of_runs() == []
+    chip.close()
+
+
+@pytest.mark.parametrize("fits", [0, 1, 3])
+def test_a_chip_that_does_not_fit_leaves_nothing(monkeypatch, fits):
+    reserved = []
+
+    def nearly_full(descriptor, offset, size):
+        if len(reserved) == fits:
+            raise OSError(28, "No space left on device")
+        reserved.append(size)
+
+    monkeypatch.setattr(os, "posix_fallocate", nearly_full)
+    monkeypatch.setattr("rapa_dist.fabric.scratch.mmap.mmap", lambda descriptor, size: memoryview(bytearray(size)))
+    with pytest.raises(ClusterError, match="Too little shared memory"):
+        Chip(MACHINE, IMAGES)
+    assert files_of_runs() == []
+
+
+def test_tiles_are_named_by_layer_and_place(chip):
+    assert tile_name(0, 3) == "L0/T003"
+    assert [chip.name_of(tile) for tile in range(3)] == ["L0/T000", "L0/T001", "L1/T000"]
+
+
+def test_cells_outlive_whoever_used_them(chip):
+    """What a restarted process relies on."""
+    shape = MACHINE.layers[0].kernel_shape
+    chip.program(0, np.ones(shape, np.float32))
+    first = AnalogTile(chip.site(0).open_cells())
+    errors, patches = np.ones((4, 3), np.float32), np.ones((4, 25), np.float32)
+    first.backward(patches, errors, cycle=1, update=Update(0.5, 0), input_error=False)
+    kernel = first.cells.kernel.copy()
+    del first
+    path = Path(chip.scratch.path / "cells-0")
+    assert path.stat().st_size == Cells.size(shape)
+    assert np.array_equal(chip.site(0).open_cells().kernel, kernel)
+    assert np.array_equal(chip.cells[0].kernel, kernel)
