@@ -1,6 +1,5 @@
 """`rapa-dist train`: train a RAPA ConvNet on tiles."""
 
-import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -84,8 +83,6 @@ def train(
     """
     from rapa_dist.config import check_fabric, parse_list
 
-    # PyTorch's threads must not spin between its operations: the cores are the tiles' then. Read on its import.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     check_fabric(fabric)
     given = {name: value for name, value in settings.items() if value is not None}
     for name in ("tiles", "channels"):

@@ -11,6 +11,7 @@ from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.coordinator.evaluation import IMAGES, evaluate
 from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.coordinator.session import one_digital_thread
 from rapa_dist.data import load_dataset
 from rapa_dist.errors import CheckpointError, DataError, UsageError
 from rapa_dist.fabric.serial import SerialFabric
@@ -65,7 +66,11 @@ def retest(
             "Give a --dataset with the same classes."
         )
     machine = config.machine
-    with SerialFabric(machine, IMAGES, trained.kernels) as fabric, work("Testing", "images") as advance:
+    with (
+        one_digital_thread(),
+        SerialFabric(machine, IMAGES, trained.kernels) as fabric,
+        work("Testing", "images") as advance,
+    ):
         network = Network(fabric, pooling=config.pooling, digital=trained.digital)
         assigner = Assigner(machine, config.scheme, config.seed if seed is None else seed)
         mean = np.asarray(trained.data_mean, np.float32)

@@ -14,7 +14,7 @@ from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.coordinator.display import RunDisplay
 from rapa_dist.coordinator.run_directory import RunDirectory
-from rapa_dist.coordinator.session import Place, images_per_batch
+from rapa_dist.coordinator.session import Place, images_per_batch, one_digital_thread
 from rapa_dist.coordinator.trainer import Trainer, initial_checkpoint
 from rapa_dist.data import DataSet, load_dataset
 from rapa_dist.errors import CheckpointError
@@ -150,6 +150,7 @@ def _train(start: Checkpoint, data: DataSet, place: Place, directory: RunDirecto
     how_to_resume = f"Go on with: rapa-dist train --resume {directory.path}"
     try:
         with (
+            one_digital_thread(),
             redirect_stdout(directory.log_stream()),  # Ray prints its warnings to stdout
             place.open(start.kernels, directory.name, restarted) as fabric,
         ):

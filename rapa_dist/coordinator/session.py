@@ -1,6 +1,9 @@
 """Opening the machine of a run: the fabric that was asked for, with kernels in its tiles."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
 
 from rapa_dist.console import stderr, work
 from rapa_dist.coordinator.evaluation import IMAGES
@@ -19,6 +22,21 @@ def check_memory(machine: Machine, images: int, fabric: str) -> None:
     """Raise ClusterError if the shared memory is too small for the run."""
     if fabric == "ray":
         check_shared_memory(shared_bytes(machine, images))
+
+
+@contextmanager
+def one_digital_thread() -> Iterator[None]:
+    """Compute the digital side on one thread.
+
+    The sums of a matrix product depend on how many threads share them, and so would a run's bits; and
+    threads of PyTorch's that wait for work keep the cores from the tiles.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Place:

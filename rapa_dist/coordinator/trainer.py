@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -94,13 +95,15 @@ class Trainer:
         """Train and test until the last epoch is done, or until `stop` says so; then save.
 
         Raises:
-            DivergedError: the loss is no longer finite; the last checkpoint is from before.
+            DivergedError: the loss or a weight is no longer finite; the last checkpoint is from before.
         """
         while self.progress.epoch < self.config.epochs:
             started = time.perf_counter()
             steps = self._train_epoch(stop)
             trained = time.perf_counter()
             score = None if stop() else self._test(stop)
+            if score is not None and not math.isfinite(score.loss):
+                raise self._diverged(f"the test loss is {score.loss}")
             if score is None:
                 return Outcome(False, self._save())
             wall = self._wall(steps, trained - started, time.perf_counter() - trained)
@@ -119,11 +122,7 @@ class Trainer:
         loss = F.cross_entropy(scores, labels)
         value = loss.item()
         if not math.isfinite(value):
-            raise DivergedError(
-                f"The loss is {value} in step {progress.step + 1} (epoch {progress.epoch + 1}), "
-                f"λ = {update.learning_rate:g}. The last good checkpoint is {self._newest} in "
-                f"{self._directory.checkpoint_folder}. Start again with a smaller --lr or a longer --warmup-epochs."
-            )
+            raise self._diverged(f"the loss is {value}")
         loss.backward()  # type: ignore[no-untyped-call]
         self._network.update_digital(update)
         return value, int((scores.argmax(dim=1) != labels).sum())
@@ -186,6 +185,14 @@ class Trainer:
             "step_ms": round(1e3 * train_s / steps, 3) if steps else None,
         }
 
+    def _diverged(self, what: str) -> DivergedError:
+        progress = self.progress
+        return DivergedError(
+            f"Training diverged: {what} in step {progress.step + 1} (epoch {progress.epoch + 1}), "
+            f"λ = {self.config.learning_rate(progress.epoch):g}. The last good checkpoint is {self._newest} in "
+            f"{self._directory.checkpoint_folder}. Start again with a smaller --lr or a longer --warmup-epochs."
+        )
+
     def _save(self) -> str:
         """Write a checkpoint of the run as it stands and return its name."""
         progress, folder = self.progress, self._directory.checkpoint_folder
@@ -198,6 +205,8 @@ class Trainer:
             kernels=[self._fabric.kernels(layer) for layer in self._fabric.machine.layers],
             digital=self._network.digital_arrays(),
         )
+        if not all(np.isfinite(array).all() for array in (*checkpoint.kernels, *checkpoint.digital.values())):
+            raise self._diverged("there are weights that are no finite numbers")
         checkpoints.write(folder, name, checkpoint)
         self._newest = name
         best = progress.best_epoch

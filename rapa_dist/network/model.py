@@ -11,7 +11,7 @@ from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.machine import Machine
 from rapa_dist.network.convolution import TiledConvolution
 from rapa_dist.network.normalisation import normalise
-from rapa_dist.network.pooling import POOLINGS, average_pool
+from rapa_dist.network.pooling import POOLINGS, rectify_and_average_pool
 from rapa_dist.streams import Purpose, stream
 from rapa_dist.tile import Matrix, Update
 
@@ -32,7 +32,7 @@ class Network:
         """
         layers = fabric.machine.layers
         self.convolutions = [TiledConvolution(layer, fabric) for layer in layers]
-        self.pools = [POOLINGS[pooling]] * (len(layers) - 1) + [average_pool]
+        self.pools = [POOLINGS[pooling]] * (len(layers) - 1) + [rectify_and_average_pool]
         self.digital = {name: torch.from_numpy(np.array(value)).requires_grad_() for name, value in digital.items()}
 
     def __call__(self, images: Tensor, assignments: Sequence[Assignment], update: Update | None) -> Tensor:
@@ -45,7 +45,7 @@ class Network:
         """
         planes = images
         for convolution, pool, assignment in zip(self.convolutions, self.pools, assignments, strict=True):
-            planes = normalise(pool(torch.relu(convolution(planes, assignment, update))))
+            planes = normalise(pool(convolution(planes, assignment, update)))
         return torch.addmm(self.digital["head.bias"], planes.flatten(1), self.digital["head.weight"])
 
     @torch.no_grad()

@@ -1,7 +1,8 @@
-"""Pooling over 3×3 windows with stride 2, the output size rounded up as Caffe does."""
+"""ReLU, and pooling over 3×3 windows with stride 2, the output size rounded up as Caffe does."""
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,5 +22,15 @@ def average_pool(planes: Tensor) -> Tensor:
     return F.avg_pool2d(planes.permute(0, 3, 1, 2), POOL_SIDE, POOL_STRIDE, ceil_mode=True).permute(0, 2, 3, 1)
 
 
-POOLINGS: dict[str, Pool] = {"max": max_pool, "average": average_pool}
-"""The pooling methods of all layers but the last, which always averages."""
+def rectify_and_max_pool(planes: Tensor) -> Tensor:
+    """ReLU, then max pooling; done the other way round, which is the same and has a quarter of the planes."""
+    return torch.relu(max_pool(planes))
+
+
+def rectify_and_average_pool(planes: Tensor) -> Tensor:
+    """ReLU, then average pooling."""
+    return average_pool(torch.relu(planes))
+
+
+POOLINGS: dict[str, Pool] = {"max": rectify_and_max_pool, "average": rectify_and_average_pool}
+"""What follows the convolution of all layers but the last, which always averages, by the method's name."""

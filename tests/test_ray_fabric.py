@@ -1,0 +1,178 @@
+"""Fabric `ray` with real actors: the bits of `serial`, whatever happens to the tiles' processes."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rapa_dist.assignment import assign_random
+from rapa_dist.fabric.base import Fabric
+from rapa_dist.fabric.cluster import NAMESPACE, connect
+from rapa_dist.fabric.ray import RayFabric
+from rapa_dist.fabric.serial import SerialFabric
+from rapa_dist.machine import Machine
+from rapa_dist.network.model import initial_kernels
+from rapa_dist.streams import Purpose, stream
+from rapa_dist.tile import Update
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+MACHINE = Machine.build(channels=(8, 8, 4), tiles=(4, 2, 1))
+IMAGES = 3
+RUN = "some-run"
+
+
+@pytest.fixture(scope="module")
+def restarted():
+    return []
+
+
+@pytest.fixture(scope="module")
+def ray_fabric(restarted):
+    kernels = initial_kernels(MACHINE, 0)
+    cluster = connect("local", len(MACHINE.tiles))
+    with RayFabric(MACHINE, IMAGES, kernels, run=RUN, cluster=cluster, on_restart=restarted.append) as fabric:
+        yield fabric
+
+
+@pytest.fixture(scope="module")
+def serial_fabric(ray_fabric):
+    """The reference; goes through the same cycles as `ray_fabric`, so it may fail only with it."""
+    with SerialFabric(MACHINE, IMAGES, initial_kernels(MACHINE, 0)) as fabric:
+        yield fabric
+
+
+def run_cycles(fabric: Fabric, steps: Iterable[int]) -> list[np.ndarray]:
+    """Run forward and backward cycles with random numbers for rows, and return all that came out."""
+    out = []
+    for step in steps:
+        rng = np.random.default_rng(step)
+        for layer in MACHINE.layers:
+            assignment = assign_random(
+                layer.n_tiles, layer.n_patches, IMAGES, stream(0, Purpose.ASSIGN_TRAIN, layer.index, step)
+            )
+            patches, outputs = fabric.patches(layer.index), fabric.outputs(layer.index)
+            patches[:] = rng.standard_normal(patches.shape)
+            fabric.forward(layer, assignment.offsets)
+            out.append(outputs.copy())
+            outputs[:] = rng.standard_normal(outputs.shape) * 1e-3
+            fabric.backward(layer, assignment.offsets, update=Update(0.05, 1e-4), input_error=layer.index > 0)
+            out += [patches.copy(), fabric.kernels(layer)]
+    return out
+
+
+def assert_same_bits(ours: list[np.ndarray], theirs: list[np.ndarray]) -> None:
+    for mine, yours in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine, yours)
+
+
+def actors(name: str = "") -> dict[str, object]:
+    import ray
+
+    names = [f"{RUN}/L{layer}/T{tile:03d}" for layer, tile in MACHINE.tiles]
+    return {full: ray.get_actor(full, namespace=NAMESPACE) for full in names if name in full}
+
+
+def stats(name: str = "") -> list[dict]:
+    import ray
+
+    return ray.get([actor.stats.remote() for actor in actors(name).values()], timeout=60)
+
+
+def test_every_cycle_gives_the_bits_of_serial(ray_fabric, serial_fabric):
+    assert_same_bits(run_cycles(ray_fabric, range(20)), run_cycles(serial_fabric, range(20)))
+
+
+def test_every_tile_is_a_named_actor_in_a_process_of_its_own(ray_fabric):
+    pids = {entry["pid"] for entry in stats()}
+    assert len(pids) == len(MACHINE.tiles) == 7
+    assert os.getpid() not in pids
+    assert [entry["tile"] for entry in stats("L1/")] == ["L1/T000", "L1/T001"]
+
+
+def test_no_tile_process_has_torch(ray_fabric):
+    for entry in stats():
+        assert "libtorch" not in Path(f"/proc/{entry['pid']}/maps").read_text()
+
+
+def test_stats_count_rows_and_updates(ray_fabric):
+    before = stats("L0/")
+    run_cycles(ray_fabric, range(0))
+    layer = MACHINE.layers[0]
+    assignment = assign_random(layer.n_tiles, layer.n_patches, IMAGES, np.random.default_rng(0))
+    ray_fabric.forward(layer, assignment.offsets)
+    after = stats("L0/")
+    rows = [now["rows_forward"] - then["rows_forward"] for now, then in zip(after, before, strict=True)]
+    assert rows == np.diff(assignment.offsets).tolist()
+
+
+def test_weights_of_an_actor_are_its_kernel(ray_fabric):
+    import ray
+
+    for layer in MACHINE.layers:
+        told = ray.get([a.weights.remote() for a in actors(f"/L{layer.index}/").values()], timeout=60)
+        np.testing.assert_array_equal(np.stack(told), ray_fabric.kernels(layer))
+
+
+def test_a_tile_answers_questions_while_it_works(ray_fabric):
+    stop = threading.Event()
+    layer = MACHINE.layers[0]
+    offsets = np.linspace(0, IMAGES * layer.n_patches, layer.n_tiles + 1).astype(np.int64)
+
+    def work():
+        while not stop.is_set():
+            ray_fabric.forward(layer, offsets)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        assert len(stats("L0/")) == layer.n_tiles
+    finally:
+        stop.set()
+        worker.join()
+
+
+def test_arena_and_doorbells_are_private(ray_fabric):
+    folder = ray_fabric._chip.scratch.path
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("stopped", [True, False], ids=["with its ring unread", "at any moment"])
+def test_a_killed_tile_changes_no_bit(ray_fabric, serial_fabric, restarted, stopped):
+    """Kill tiles while cycles run: each comes back with its kernel, and the cycle is repeated."""
+    known = len(restarted)
+    victims = [stats("L0/T001")[0], stats("L1/T000")[0], stats("L2/T000")[0]]
+    if stopped:
+        for victim in victims:
+            os.kill(victim["pid"], signal.SIGSTOP)  # so that its next ring finds it in the middle of a step
+
+    def kill():
+        for victim in victims:
+            time.sleep(0.02)
+            os.kill(victim["pid"], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    steps = range(100, 140) if stopped else range(200, 240)
+    ours = run_cycles(ray_fabric, steps)
+    killer.join()
+    ours += run_cycles(ray_fabric, range(300, 301))  # for a tile that was killed after its last cycle
+    assert_same_bits(ours, run_cycles(serial_fabric, [*steps, 300]))
+    assert sorted(restarted[known:]) == ["L0/T001", "L1/T000", "L2/T000"]
+    assert stats("L0/T001")[0]["restarts"] == stats("L2/T000")[0]["restarts"] >= 1
+
+
+def test_a_dead_ring_and_a_foreign_message_do_no_harm(ray_fabric, serial_fabric):
+    import socket
+
+    folder = ray_fabric._chip.scratch.path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
+        for target in [*folder.glob("bell-*"), folder / "answers"]:
+            stranger.sendto(b"nonsense", str(target))
+    assert_same_bits(run_cycles(ray_fabric, range(400, 402)), run_cycles(serial_fabric, range(400, 402)))

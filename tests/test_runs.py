@@ -1,0 +1,196 @@
+"""Whole runs of the command line, as a user starts, kills, interrupts and resumes them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+COMMAND = [sys.executable, "-m", "rapa_dist"]
+TINY = ["--dataset", "builtin", "--limit-train", "120", "--limit-test", "60", "--tiles", "4,1,1", "--epochs", "3"]
+_TIMEOUT_S = 150
+
+
+def run(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, **options)
+
+
+def newest_weights(directory: Path) -> dict[str, np.ndarray]:
+    return load_file(max((directory / "checkpoints").glob("*.safetensors")))
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    mine, yours = newest_weights(ours), newest_weights(theirs)
+    assert mine.keys() == yours.keys()
+    for name, value in mine.items():
+        np.testing.assert_array_equal(value, yours[name], err_msg=name)
+    assert metrics(ours) == metrics(theirs)
+
+
+def metrics(directory: Path) -> list[dict]:
+    """Return the lines of metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "wall"} for line in lines]
+
+
+def wait_for(condition, process: subprocess.Popen, what: str) -> None:
+    deadline = time.monotonic() + _TIMEOUT_S
+    while not condition():
+        assert process.poll() is None, f"ended before {what}"
+        assert time.monotonic() < deadline, f"no {what}"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """The same run on fabric `serial`, from beginning to end."""
+    directory = tmp_path_factory.mktemp("runs") / "undisturbed"
+    done = run("train", *TINY, "--fabric", "serial", "--run-dir", directory)
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+class TestSerial:
+    pytestmark = pytest.mark.slow
+
+    def test_a_run_leaves_what_the_readme_promises(self, undisturbed):
+        names = {path.name for path in undisturbed.iterdir()}
+        assert names == {"config.toml", "environment.json", "metrics.jsonl", "checkpoints", "log", ".lock"}
+        config = tomllib.loads((undisturbed / "config.toml").read_text())
+        assert config["dataset"] == "builtin"
+        assert config["lr"] == 0.05
+        environment = json.loads((undisturbed / "environment.json").read_text())
+        assert environment["packages"].keys() >= {"torch", "ray", "numpy", "rapa-dist"}
+        assert [line["epoch"] for line in metrics(undisturbed)] == [1, 2, 3]
+
+    def test_the_same_seed_gives_the_same_run_on_any_number_of_threads(self, undisturbed, tmp_path):
+        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "3"}
+        done = run("train", *TINY, "--fabric", "serial", "--run-dir", tmp_path / "r", env=os.environ | threads)
+        assert done.returncode == 0, done.stderr
+        assert_same_run(tmp_path / "r", undisturbed)
+
+    def test_another_seed_gives_another_run(self, undisturbed, tmp_path):
+        run("train", *TINY, "--seed", 1, "--epochs", 1, "--fabric", "serial", "--run-dir", tmp_path / "r")
+        assert metrics(tmp_path / "r")[0] != metrics(undisturbed)[0]
+
+    def test_json_is_one_object_and_nothing_else_on_stdout(self, tmp_path):
+        arguments = [*TINY, "--epochs", 1, "--fabric", "serial", "--run-dir", tmp_path / "r", "--json"]
+        result = json.loads(run("train", *arguments).stdout)
+        assert result["finished"]
+        assert result["run_dir"] == str(tmp_path / "r")
+
+    def test_one_line_per_epoch_where_stderr_is_no_terminal(self, tmp_path):
+        done = run("train", *TINY, "--fabric", "serial", "--run-dir", tmp_path / "r")
+        assert len(re.findall(r"^epoch +\d/3 .* test error +[\d.]+ %", done.stderr, re.MULTILINE)) == 3
+
+    def test_more_epochs_go_on_where_the_run_ended(self, undisturbed, tmp_path):
+        directory = tmp_path / "r"
+        run("train", *TINY, "--epochs", 1, "--fabric", "serial", "--run-dir", directory)
+        done = run("train", "--resume", directory, "--epochs", 3, "--fabric", "serial")
+        assert done.returncode == 0, done.stderr
+        assert_same_run(directory, undisturbed)
+
+    def test_a_finished_run_resumed_has_nothing_to_do(self, undisturbed):
+        before = metrics(undisturbed)
+        done = run("train", "--resume", undisturbed, "--fabric", "serial")
+        assert done.returncode == 0, done.stderr
+        assert metrics(undisturbed) == before
+
+    def test_evaluate_repeats_the_test_of_the_last_epoch(self, undisturbed):
+        result = json.loads(run("evaluate", undisturbed, "--json").stdout)
+        last = metrics(undisturbed)[-1]
+        assert result["test_error_percent"] == last["test_error_percent"]
+        assert result["test_loss"] == last["test_loss"]
+
+    def test_evaluate_by_vote_and_on_other_images(self, undisturbed):
+        result = json.loads(run("evaluate", undisturbed, "--votes", 5, "--limit-test", 100, "--json").stdout)
+        assert (result["votes"], result["images"]) == (5, 100)
+
+    def test_a_diverging_run_says_where_and_stops(self, tmp_path):
+        directory = tmp_path / "r"
+        arguments = [*TINY, "--lr", "1e38", "--weight-decay", 0, "--warmup-epochs", 0, "--fabric", "serial"]
+        done = run("train", *arguments, "--run-dir", directory)
+        assert done.returncode == 1
+        assert re.search(r"loss is (nan|inf) in step \d+ .*λ = 1e\+38.*step-000000000", done.stderr), done.stderr
+        assert all(np.isfinite(value).all() for value in newest_weights(directory).values())
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+class TestRay:
+    def test_ray_gives_the_bits_of_serial_after_a_whole_run(self, undisturbed, tmp_path):
+        done = run("train", *TINY, "--run-dir", tmp_path / "r", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["finished"]
+        assert "started for this run" in done.stderr
+        assert_same_run(tmp_path / "r", undisturbed)
+
+    def test_the_coordinator_killed_and_resumed_gives_the_same_bits(self, undisturbed, tmp_path):
+        directory = tmp_path / "r"
+        process = subprocess.Popen([*COMMAND, "train", *TINY, "--run-dir", str(directory)], stderr=subprocess.PIPE)
+        wait_for(lambda: (directory / "metrics.jsonl").exists(), process, "first epoch")
+        process.kill()
+        process.communicate(timeout=_TIMEOUT_S)
+        done = run("train", "--resume", directory)
+        assert done.returncode == 0, done.stderr
+        assert_same_run(directory, undisturbed)
+
+    @pytest.mark.parametrize("moment", ["starting", "training"])
+    def test_ctrl_c_saves_says_how_to_resume_and_leaves_nothing(self, undisturbed, tmp_path, moment):
+        directory = tmp_path / "r"
+        process = subprocess.Popen(
+            [*COMMAND, "train", *TINY, "--run-dir", str(directory)],
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        sign = directory / ("config.toml" if moment == "starting" else "metrics.jsonl")
+        wait_for(sign.exists, process, moment)
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to every process in the group
+        stderr = process.communicate(timeout=_TIMEOUT_S)[1]
+        assert process.returncode == 130, stderr
+        assert f"train --resume {directory}" in stderr
+        assert not list(Path(os.environ["RAPA_DIST_SHM"]).glob("rapa-dist-*"))
+        assert not list(Path(os.environ["TMPDIR"]).glob("rapa-dist-*"))
+        done = run("train", "--resume", directory, "--fabric", "serial")
+        assert done.returncode == 0, done.stderr
+        assert_same_run(directory, undisturbed)
+
+    def test_a_cluster_that_runs_already_is_used_and_left_running(self, tmp_path):
+        """Start a cluster by hand with too few tiles for one run, and enough for another."""
+        ray = [sys.executable, "-m", "ray.scripts.scripts"]
+        head = [*ray, "start", "--head", "--port=0", "--include-dashboard=false", "--num-cpus=2"]
+        options = ["--resources", '{"analog_tile": 3}', "--disable-usage-stats", "--temp-dir", os.environ["TMPDIR"]]
+        port = tmp_path / "port"
+        started = subprocess.run(
+            [*head, *options, "--object-store-memory=100000000"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert started.returncode == 0, started.stderr + started.stdout
+        port = re.search(r"--address='([\d.]+:\d+)'", started.stdout)
+        try:
+            assert port is not None, started.stdout
+            at = ["--address", port.group(1), "--epochs", "1", "--limit-train", "40"]
+            refused = run("train", *TINY, *at, "--run-dir", tmp_path / "a")
+            assert refused.returncode == 1
+            assert re.search(r"needs 6 analog_tile.*this node\): 3.*3 in all are free", refused.stderr, re.DOTALL)
+            assert not (tmp_path / "a").exists()
+            for _ in range(2):
+                arguments = [*TINY, *at, "--tiles", "1,1,1", "--scheme", "none"]
+                done = run("train", *arguments, "--run-dir", tmp_path / f"b{_}")
+                assert done.returncode == 0, done.stderr
+                assert f"{port.group(1)} (--address)" in done.stderr
+        finally:
+            subprocess.run([*ray, "stop", "--force"], capture_output=True, timeout=60, check=False)
