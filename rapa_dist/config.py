@@ -195,11 +195,9 @@ def _check_tiles(scheme: str, layer: Layer) -> None:
         )
     root = isqrt(n_tiles)
     if scheme in SQUARE_SCHEMES and root * root != n_tiles:
-        above = (root + 1) ** 2
-        choice = f"{root * root} or {above}" if above <= layer.n_patches else f"{root * root}"
         raise UsageError(
             f"{scheme} needs a square number of tiles per layer; layer {number} has {n_tiles}. "
-            f"Use {choice}, or --scheme random."
+            f"Use {root**2} or {(root + 1) ** 2}, or --scheme random."
         )
 
 
