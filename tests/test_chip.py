@@ -68,13 +68,13 @@ class TileThread:
             if ring.cycle == Cycle.FORWARD:
                 tile.forward(patches[rows], outputs[rows])
             elif ring.cycle:
-                update = Update(ring.learning_rate, ring.weight_decay) if Cycle.UPDATE in ring.cycle else None
+                update = Update(ring.learning_rate, ring.weight_decay) if ring.cycle & Cycle.UPDATE else None
                 tile.backward(
                     patches[rows],
                     outputs[rows],
                     cycle=ring.number,
                     update=update,
-                    input_error=Cycle.INPUT_ERROR in ring.cycle,
+                    input_error=bool(ring.cycle & Cycle.INPUT_ERROR),
                 )
             self.bell.answer(ring.number, self._status)
 
@@ -163,7 +163,7 @@ def test_an_answer_to_an_earlier_cycle_is_not_taken_for_this_ones(chip):
 def test_a_tile_that_fails_is_named_with_its_cycle(chip, tiles):
     tiles(1, Status.FAILED)
     chip.ring([(1, Ring(1, Cycle.FORWARD, 0, 4))])
-    with pytest.raises(ClusterError, match=r"L0/T001 failed in its FORWARD cycle"):
+    with pytest.raises(ClusterError, match=r"L0/T001 failed in its forward cycle"):
         chip.wait()
 
 

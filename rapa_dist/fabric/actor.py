@@ -26,7 +26,7 @@ class Tile:
         self._site = site
         self._cells = site.open_cells()
         self._cells.words[Word.PID] = os.getpid()
-        self._cells.words[Word.STARTS] += np.uint64(1)
+        self._cells.words[Word.STARTS] += 1
         threading.Thread(target=self._serve, name="doorbell", daemon=True).start()
 
     def _serve(self) -> None:
@@ -37,24 +37,23 @@ class Tile:
         bell.answer(0, Status.HELLO)
         while True:
             ring = bell.wait()
-            rows = slice(ring.first, ring.last)
+            number, cycle, first, last, learning_rate, weight_decay = ring
             try:
-                if ring.cycle == Cycle.FORWARD:
-                    tile.forward(patches[rows], outputs[rows])
-                elif ring.cycle:
-                    updates = Cycle.UPDATE in ring.cycle
+                if cycle == Cycle.FORWARD:
+                    tile.forward(patches[first:last], outputs[first:last])
+                elif cycle != Cycle.EMPTY:
                     tile.backward(
-                        patches[rows],
-                        outputs[rows],
-                        cycle=ring.number,
-                        update=Update(ring.learning_rate, ring.weight_decay) if updates else None,
-                        input_error=Cycle.INPUT_ERROR in ring.cycle,
+                        patches[first:last],
+                        outputs[first:last],
+                        cycle=number,
+                        update=Update(learning_rate, weight_decay) if cycle & Cycle.UPDATE else None,
+                        input_error=bool(cycle & Cycle.INPUT_ERROR),
                     )
             except Exception:  # noqa: BLE001  whatever it is, the coordinator has to hear of it
                 traceback.print_exc()
-                bell.answer(ring.number, Status.FAILED)
+                bell.answer(number, Status.FAILED)
             else:
-                bell.answer(ring.number)
+                bell.answer(number)
 
     @ray.method(concurrency_group="inspect")
     def ready(self) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric.base import Arena
-from rapa_dist.fabric.doorbell import NodeDoorbell, Ring, Status
+from rapa_dist.fabric.doorbell import Cycle, NodeDoorbell, Ring, Status
 from rapa_dist.fabric.scratch import Scratch, map_existing
 from rapa_dist.machine import Machine
 from rapa_dist.tile import Cells, Matrix
@@ -127,9 +127,8 @@ class Chip:
                     self._bell.ring(tile, ring)
             elif ring is not None and number == ring.number:
                 if status == Status.FAILED:
-                    raise ClusterError(
-                        f"{self.name_of(tile)} failed in its {ring.cycle.name} cycle; its log has the cause."
-                    )
+                    cycle = "forward" if ring.cycle == Cycle.FORWARD else "backward"
+                    raise ClusterError(f"{self.name_of(tile)} failed in its {cycle} cycle; its log has the cause.")
                 del owed[tile]
                 silence = 0.0
 

@@ -126,14 +126,14 @@ class RayFabric(Fabric):
 
     def backward(self, layer: Layer, offsets: NDArray[np.int64], *, update: Update | None, input_error: bool) -> None:
         """Ring every tile of the layer for backward and update cycles, and wait for their answers."""
-        cycle = (Cycle.INPUT_ERROR if input_error else Cycle(0)) | (Cycle.UPDATE if update else Cycle(0))
+        cycle = (Cycle.INPUT_ERROR if input_error else 0) | (Cycle.UPDATE if update else 0)
         self._run(layer, offsets, cycle, update)
 
     def empty(self, layer: Layer) -> None:
         """Ring every tile of the layer for nothing, and wait for their answers: the data plane's cost."""
         self._run(layer, np.zeros(layer.n_tiles + 1, np.int64), Cycle.EMPTY, None)
 
-    def _run(self, layer: Layer, offsets: NDArray[np.int64], cycle: Cycle, update: Update | None) -> None:
+    def _run(self, layer: Layer, offsets: NDArray[np.int64], cycle: int, update: Update | None) -> None:
         self._number += 1
         number, first_tile = self._number, self._first_tile[layer.index]
         rates = (update.learning_rate, update.weight_decay) if update else (0.0, 0.0)
