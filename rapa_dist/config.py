@@ -8,7 +8,7 @@ import difflib
 import math
 from dataclasses import asdict, dataclass, fields
 from math import isqrt
-from typing import Any
+from typing import Any, get_args
 
 from rapa_dist.assignment import SCHEMES, SQUARE_SCHEMES
 from rapa_dist.errors import UsageError
@@ -117,13 +117,17 @@ class TrainConfig:
         Raises:
             UsageError: a field is unknown or missing, or has a value that can't work.
         """
-        known = {field.name for field in fields(cls)}
+        kind = {field.name: field.type for field in fields(cls)}
+        known = kind.keys()
         optional = {"dataset", "limit_train", "limit_test"}
         if unknown := values.keys() - known:
             raise UsageError(f"Unknown setting in the configuration: {', '.join(sorted(unknown))}.")
         if missing := known - optional - values.keys():
             raise UsageError(f"The configuration lacks {', '.join(sorted(missing))}.")
         plain = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        for name, value in plain.items():
+            if not _fits(kind[name], value):
+                raise UsageError(f"In the configuration, {name} is {value!r}; expected {kind[name]}.")
         return cls(**{name: plain.get(name) for name in known})  # type: ignore[arg-type]
 
 
@@ -179,6 +183,13 @@ def difference(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Return a line "name: old → new" for every field in which two configurations differ."""
     pairs = ((f.name, getattr(old, f.name), getattr(new, f.name)) for f in fields(TrainConfig))
     return [f"{name}: {before} → {after}" for name, before, after in pairs if before != after]
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Return whether a value from a file has the type of its field; True is no integer here."""
+    if kind == tuple[int, ...]:
+        return isinstance(value, tuple) and all(type(item) is int for item in value)
+    return type(value) in ((int, float) if kind is float else get_args(kind) or (kind,))
 
 
 def _check_tiles(scheme: str, layer: Layer) -> None:

@@ -7,10 +7,10 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from rapa_dist import cli, doctor
+from rapa_dist.cgroup import cpu_limit, memory_limit
 from rapa_dist.data import FoundDataSet
 from rapa_dist.data.vision import VisionStatus
 from rapa_dist.doctor import Check, cluster, data, host, software
-from rapa_dist.doctor.cgroup import cpu_limit, memory_limit
 from rapa_dist.doctor.check import size
 
 GB = 10**9

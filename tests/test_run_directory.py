@@ -206,7 +206,7 @@ def test_a_configuration_that_is_not_text_is_named(directory):
 
 
 def test_more_epochs_are_recorded(directory):
-    directory.rewrite_config(replace(CONFIG, epochs=20))
+    directory.write_config(replace(CONFIG, epochs=20))
     assert directory.config == replace(CONFIG, epochs=20)
 
 

@@ -102,7 +102,7 @@ def read(path: Path) -> Checkpoint:
         data = path.read_bytes()
         about = json.loads(path.with_suffix(".json").read_bytes())
     except FileNotFoundError as error:
-        raise CheckpointError(f"Checkpoint {path} has no {error.filename}.") from None
+        raise CheckpointError(f"Checkpoint {path} is not whole: there is no {error.filename}. {way_out}") from None
     except (ValueError, OSError) as error:
         raise CheckpointError(f"The sidecar of checkpoint {path} can't be read: {error}. {way_out}") from error
     if not isinstance(about, dict) or hashlib.sha256(data).hexdigest() != about.pop("sha256", None):

@@ -7,10 +7,7 @@ from rich.table import Table
 from rapa_dist.config import TrainConfig
 from rapa_dist.console import stdout
 from rapa_dist.coordinator.session import images_per_batch
-from rapa_dist.fabric.chip import shared_bytes
-
-TILE_PROCESS_BYTES = 49_000_000
-"""Memory of a tile's process that it shares with no other, measured with Ray 2.60 and Python 3.11."""
+from rapa_dist.footprint import TILE_BYTES, Footprint
 
 
 def plan(config: TrainConfig, fabric: str) -> dict[str, Any]:
@@ -30,6 +27,7 @@ def plan(config: TrainConfig, fabric: str) -> dict[str, Any]:
                 "bytes_per_step": 4 * rows * ((1 if layer.index == 0 else 2) * layer.k + 2 * layer.c_out),
             }
         )
+    needed = Footprint.of(machine, images_per_batch(config.batch_size, config.limit_train), fabric)
     actors = len(machine.tiles) if fabric == "ray" else 0
     return {
         "config": config.as_dict(),
@@ -38,8 +36,9 @@ def plan(config: TrainConfig, fabric: str) -> dict[str, Any]:
         "tiles": len(machine.tiles),
         "actors": actors,
         "weights": machine.n_weights,
-        "shared_memory_bytes": shared_bytes(machine, images_per_batch(config.batch_size)),
-        "tile_processes_bytes": actors * TILE_PROCESS_BYTES,
+        "shared_memory_bytes": needed.shared,
+        "tile_processes_bytes": actors * TILE_BYTES,
+        "memory_bytes": needed.total,
         "bytes_per_step": sum(layer["bytes_per_step"] for layer in layers),
     }
 
@@ -62,5 +61,6 @@ def print_plan(described: dict[str, Any]) -> None:
         f"{described['tiles']} tiles, {described['weights']:,} weights; fabric {described['fabric']}: "
         f"{described['actors']} actors with about {described['tile_processes_bytes'] / 1e6:,.0f} MB of their own, "
         f"{described['shared_memory_bytes'] / 1e6:,.0f} MB of shared memory, "
+        f"{described['memory_bytes'] / 1e6:,.0f} MB in all with Ray and coordinator; "
         f"{described['bytes_per_step'] / 1e6:.1f} MB moved per step.\nNothing was started."
     )

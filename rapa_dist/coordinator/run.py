@@ -76,7 +76,7 @@ def start_run(
     """
     data = _load(config, data_dir)
     config = replace(config, dataset=data.name)
-    place = Place(fabric, config.machine, images_per_batch(config.batch_size), address)
+    place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), address)
     try:
         directory = RunDirectory.create(run_dir, config, data_dir)
         try:
@@ -123,9 +123,9 @@ def resume_run(path: Path, *, epochs: int | None, fabric: str, address: str | No
             )
         if epochs is not None:
             config = replace(config, epochs=epochs)
-        place = Place(fabric, config.machine, images_per_batch(config.batch_size), address)
+        place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), address)
         try:
-            directory.rewrite_config(config)
+            directory.write_config(config)
             directory.cut_metrics(start.progress.metrics_bytes)
             directory.log(f"resumed from {newest.stem}")
             stderr.print(f"Resuming {path} from {newest.stem}", markup=False)

@@ -64,22 +64,28 @@ class RunDirectory:
                 )
             directory.take()
             (directory.path / "checkpoints").mkdir()
+            directory._write_environment(data_dir)
+            # the configuration comes last: with it the directory is one that can be resumed
+            directory.write_config(config)
         except OSError as error:
+            directory.release()
             raise RunDirectoryError(
                 f"Can't make the run directory {directory.path}: {error.strerror}. Give another --run-dir."
             ) from error
-        directory._write_environment(data_dir)
-        # the configuration comes last: with it the directory is one that can be resumed
-        checkpoints.write_whole(directory.path / _CONFIG, tomli_w.dumps(config.as_dict()).encode())
         return directory
 
     def take(self) -> None:
         """Lock the directory until `release`.
 
         Raises:
-            RunDirectoryError: another process has it.
+            RunDirectoryError: another process has it, or it can't be written to.
         """
-        self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"Can't write to the run directory {self.path}: {error.strerror}. Correct its permissions, or its name."
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -112,8 +118,8 @@ class RunDirectory:
         except (ValueError, UsageError, TypeError) as error:  # no UTF-8, no TOML, or no configuration
             raise RunDirectoryError(f"The {_CONFIG} in {self.path} can't be understood: {error}") from error
 
-    def rewrite_config(self, config: TrainConfig) -> None:
-        """Record a configuration that was changed on resuming (more epochs)."""
+    def write_config(self, config: TrainConfig) -> None:
+        """Record a configuration: a new run's, or one that was changed on resuming (more epochs)."""
         checkpoints.write_whole(self.path / _CONFIG, tomli_w.dumps(config.as_dict()).encode())
 
     @property

@@ -10,18 +10,13 @@ from rapa_dist.coordinator.evaluation import IMAGES
 from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.fabric.chip import shared_bytes
 from rapa_dist.fabric.scratch import check_shared_memory
+from rapa_dist.footprint import check_memory
 from rapa_dist.machine import Machine
 
 
-def images_per_batch(batch_size: int) -> int:
+def images_per_batch(batch_size: int, training_images: int | None = None) -> int:
     """Return the largest mini-batch a run needs memory for, in training or in test."""
-    return max(batch_size, IMAGES)
-
-
-def check_memory(machine: Machine, images: int, fabric: str) -> None:
-    """Raise ClusterError if the shared memory is too small for the run."""
-    if fabric == "ray":
-        check_shared_memory(shared_bytes(machine, images))
+    return max(min(batch_size, training_images or batch_size), IMAGES)
 
 
 @contextmanager
@@ -50,6 +45,8 @@ class Place:
         """
         self.fabric, self.machine, self.images = fabric, machine, images
         self._cluster = None
+        if fabric == "ray":
+            check_shared_memory(shared_bytes(machine, images))
         check_memory(machine, images, fabric)
         if fabric == "ray":
             from rapa_dist.fabric.cluster import connect

@@ -6,18 +6,16 @@ import socket
 import stat
 from pathlib import Path
 
-from rapa_dist.doctor.cgroup import cpu_limit, memory_limit
+from rapa_dist.cgroup import cpu_limit
 from rapa_dist.doctor.check import Check, size
 from rapa_dist.errors import ClusterError
+from rapa_dist.footprint import COORDINATOR_BYTES, RAY_BYTES, TILE_BYTES, memory
 
 TILES = (16, 4, 1)
 """The machine that a run has unless it is told otherwise; what is looked for is room for it."""
 CHANNELS = (32, 32, 64)
 IMAGES = 10
 
-_TILE_BYTES = 49_000_000  # a tile's process has to itself; measured, see DESIGN
-_COORDINATOR_BYTES = 300_000_000  # with torch
-_RAY_BYTES = 700_000_000  # its daemons of one node
 _OBJECT_STORE_BYTES = 100_000_000
 _FILES_OF_RAY = 1024
 _FILES_PER_TILE = 32
@@ -38,23 +36,18 @@ def check_cores() -> Check:
 
 def check_memory() -> Check:
     """Look whether the processes of a run with the default tiles fit into memory."""
-    facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    total = int(facts["MemTotal"].split()[0]) * 1024
-    available = int(facts["MemAvailable"].split()[0]) * 1024
-    limit = memory_limit()
-    if limit is not None:
-        total, available = min(total, limit[0]), min(available, limit[1])
-    return judge_memory(total, available, "in this control group" if limit else "")
+    found = memory()
+    return judge_memory(found.total, found.available, "in this control group" if found.limited else "")
 
 
 def judge_memory(total: int, available: int, where: str = "") -> Check:
     """Say whether a run with the default tiles fits into `available` bytes."""
-    needed = _RAY_BYTES + _COORDINATOR_BYTES + sum(TILES) * _TILE_BYTES
+    needed = RAY_BYTES + COORDINATOR_BYTES + sum(TILES) * TILE_BYTES
     found = {"total_bytes": total, "available_bytes": available, "needed_bytes": needed}
     value = f"{size(available)} available of {size(total)} {where}".rstrip()
     rule = (
         f"{sum(TILES)} tiles, the coordinator and Ray take about {size(needed)}; a tile more takes "
-        f"{size(_TILE_BYTES)}. End other programs, use fewer --tiles, or --fabric serial."
+        f"{size(TILE_BYTES)}. End other programs, use fewer --tiles, or --fabric serial."
     )
     if available < needed:
         return Check("memory", "failed", value, rule, found)

@@ -15,6 +15,8 @@ NAMESPACE = "rapa-dist"
 RESOURCE = "analog_tile"
 _OBJECT_STORE_BYTES = 100_000_000  # rows never pass through it; Ray wants at least 75 MB
 _CONNECT_TIMEOUT_S = 5.0
+_HTTP2_SETTINGS = 4  # the kind of frame with which either side of HTTP/2, and so of gRPC, begins
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _HTTP2_SETTINGS, 0, 0, 0, 0, 0))
 
 
 @dataclass(slots=True)
@@ -152,15 +154,21 @@ def check_capacity(n_tiles: int) -> None:
 
 
 def _answers(address: str) -> bool:
+    """Return whether a gRPC server, as the head of a Ray cluster is one, listens there.
+
+    Ray itself would wait for minutes, also behind a port that something else listens on.
+    """
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S):
-            return True
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S) as connection:
+            connection.sendall(_HTTP2_GREETING)
+            frame = connection.recv(9)
     except (OSError, ValueError, OverflowError):
         return False
+    return len(frame) == 9 and frame[3] == _HTTP2_SETTINGS
 
 
 def _short_temporary_folder() -> Path:
     """Return a folder short enough for the socket names that Ray makes below it (107 bytes at most)."""
     folder = Path(tempfile.gettempdir())
-    return folder if len(str(folder)) < 20 else Path("/tmp")
+    return folder if len(str(folder)) < 14 else Path("/tmp")

@@ -10,10 +10,13 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
+from rapa_dist.errors import ClusterError
+
 _RING = struct.Struct("<QQIIIdd")
 _ANSWER = struct.Struct("<QQIi")
 _TIMEVAL = struct.Struct("@ll")
 _SEND_TIMEOUT_S = 30.0
+_LONGEST_NAME = 107  # bytes that Linux allows in the name of a Unix socket
 
 
 class Cycle:
@@ -90,9 +93,18 @@ class NodeDoorbell:
     """The coordinator's end on a node: rings its tiles, gathers their answers."""
 
     def __init__(self, directory: Path, n_tiles: int, token: int) -> None:
-        """Bind the socket on which all tiles of the node answer."""
+        """Bind the socket on which all tiles of the node answer.
+
+        Raises:
+            ClusterError: the directory's name is too long for sockets in it.
+        """
         self._token = token
         self._paths = [str(bell_path(directory, tile)) for tile in range(n_tiles)]
+        if (length := max(len(os.fsencode(path)) for path in self._paths)) > _LONGEST_NAME:
+            raise ClusterError(
+                f"The folder {directory.parent} is too long: names of sockets below it have {length} bytes, and "
+                f"{_LONGEST_NAME} are allowed. Set RAPA_DIST_SHM to a folder with a shorter name."
+            )
         path = answers_path(directory)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))

@@ -23,8 +23,19 @@ _HALF_MADE_S = 60.0
 
 
 def shared_memory_root() -> Path:
-    """Return where shared memory lives on this machine: /dev/shm, or the temporary folder without it."""
-    root = Path(os.environ.get("RAPA_DIST_SHM", "/dev/shm"))
+    """Return where shared memory lives on this machine: /dev/shm, or the temporary folder without it.
+
+    Raises:
+        ClusterError: RAPA_DIST_SHM names another folder, which can't be used.
+    """
+    if named := os.environ.get("RAPA_DIST_SHM"):
+        root = Path(named)
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise ClusterError(
+                f"RAPA_DIST_SHM is {root}, which is no folder that can be written to. Correct or unset it."
+            )
+        return root.absolute()
+    root = Path("/dev/shm")
     return root if os.access(root, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
 
 

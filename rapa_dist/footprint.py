@@ -1,0 +1,77 @@
+"""The memory that an emulation takes, forecast before anything is started, and what the machine has.
+
+Measured with Ray 2.60, Python 3.11 and torch 2.13 (CPU).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rapa_dist.cgroup import memory_limit
+from rapa_dist.errors import ClusterError
+from rapa_dist.fabric.chip import shared_bytes
+from rapa_dist.machine import Machine
+
+TILE_BYTES = 49_000_000
+"""Memory that the process of a tile shares with no other."""
+COORDINATOR_BYTES = 300_000_000
+"""The coordinator's process, with torch."""
+RAY_BYTES = 700_000_000
+"""Ray's daemons on one node, where they are started for the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Main memory as this process may use it."""
+
+    total: int
+    """Bytes in all."""
+    available: int
+    """Bytes that can still be had."""
+    limited: bool
+    """Whether a control group (a container, a batch system) sets the limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What an emulation takes, in bytes."""
+
+    shared: int
+    """Arena and cells."""
+    processes: int
+    """Tiles, coordinator and Ray; what they share is not in it."""
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return self.shared + self.processes
+
+    @classmethod
+    def of(cls, machine: Machine, images: int, fabric: str) -> "Footprint":
+        """Forecast it for mini-batches of at most `images` images."""
+        on_ray = len(machine.tiles) * TILE_BYTES + RAY_BYTES if fabric == "ray" else 0
+        return cls(shared_bytes(machine, images), COORDINATOR_BYTES + on_ray)
+
+
+def memory() -> Memory:
+    """Return what memory this machine, or the control group around this process, has."""
+    facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total, available = (int(facts[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    limit = memory_limit()
+    if limit is None:
+        return Memory(total, available, False)
+    return Memory(min(total, limit[0]), min(available, limit[1]), True)
+
+
+def check_memory(machine: Machine, images: int, fabric: str) -> None:
+    """Raise ClusterError if the emulation does not fit into memory, and say how much would."""
+    needed, available = Footprint.of(machine, images, fabric), memory().available
+    if needed.total <= available:
+        return
+    tiles = len(machine.tiles)
+    room = max(0, available - needed.total + tiles * TILE_BYTES) // TILE_BYTES
+    fits = f" About {room} tiles would fit, or use --fabric serial." if fabric == "ray" and room else ""
+    raise ClusterError(
+        f"Too little memory: {tiles} tiles with mini-batches of up to {images:,} images take about "
+        f"{needed.total / 1e6:,.0f} MB, {available / 1e6:,.0f} MB are available.{fits} "
+        "Use a smaller --batch-size or fewer --tiles."
+    )
