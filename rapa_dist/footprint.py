@@ -17,6 +17,8 @@ COORDINATOR_BYTES = 300_000_000
 """The coordinator's process, with torch."""
 RAY_BYTES = 700_000_000
 """Ray's daemons on one node, where they are started for the run."""
+TEST_IMAGES = 50
+"""Images in a batch of a test; regions of the fabric's memory are as large as the largest batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +64,25 @@ def memory() -> Memory:
     return Memory(min(total, limit[0]), min(available, limit[1]), True)
 
 
+def images_per_batch(batch_size: int, training_images: int | None = None) -> int:
+    """Return the largest mini-batch a run needs memory for, in training or in test."""
+    return max(min(batch_size, training_images or batch_size), TEST_IMAGES)
+
+
+def tiles_that_fit(machine: Machine, images: int, available: int) -> int:
+    """Return how many tiles, as Ray actors, `available` bytes have room for beside all else that the run takes."""
+    needed = Footprint.of(machine, images, "ray").total
+    return max(0, available - needed + len(machine.tiles) * TILE_BYTES) // TILE_BYTES
+
+
 def check_memory(machine: Machine, images: int, fabric: str) -> None:
     """Raise ClusterError if the emulation does not fit into memory, and say how much would."""
     needed, available = Footprint.of(machine, images, fabric), memory().available
     if needed.total <= available:
         return
     tiles = len(machine.tiles)
-    room = max(0, available - needed.total + tiles * TILE_BYTES) // TILE_BYTES
-    fits = f" About {room} tiles would fit, or use --fabric serial." if fabric == "ray" and room else ""
+    room = tiles_that_fit(machine, images, available) if fabric == "ray" else 0
+    fits = f" About {room} tiles would fit, or use --fabric serial." if room else ""
     raise ClusterError(
         f"Too little memory: {tiles} tiles with mini-batches of up to {images:,} images take about "
         f"{needed.total / 1e6:,.0f} MB, {available / 1e6:,.0f} MB are available.{fits} "

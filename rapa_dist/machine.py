@@ -32,11 +32,13 @@ class Layer:
     """Output channels: columns of the kernel matrix."""
     n_tiles: int
     """n_t: replicas of the kernel matrix, each on a tile of its own."""
+    kernel_side: int = KERNEL_SIDE
+    """Pixels along one side of the kernel. A machine can be planned with any; `train` has the default."""
 
     @property
     def k(self) -> int:
         """Length of a patch: kh · kw · c_in."""
-        return KERNEL_SIDE * KERNEL_SIDE * self.c_in
+        return self.kernel_side * self.kernel_side * self.c_in
 
     @property
     def n_patches(self) -> int:

@@ -10,11 +10,9 @@ import torch.nn.functional as F
 from rapa_dist.console import Advance
 from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.data import ImageSet, evaluation_batches
+from rapa_dist.footprint import TEST_IMAGES
 from rapa_dist.network.model import Network
 from rapa_dist.tile import Matrix
-
-IMAGES = 50
-"""Images in a batch of a test; regions of the fabric's memory are as large as the largest batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,7 @@ def evaluate(
     """Classify a set of images.
 
     Args:
-        network: its fabric must hold batches of `IMAGES` images.
+        network: its fabric must hold batches of `TEST_IMAGES` images.
         assigner: draws the assignments; every vote has its own.
         images: the set.
         mean: (3,) mean pixel per channel to subtract.
@@ -56,7 +54,7 @@ def evaluate(
     """
     wrong, loss, first = 0, 0.0, 0
     total = len(images.labels)
-    for pixels, labels in evaluation_batches(images, mean, IMAGES):
+    for pixels, labels in evaluation_batches(images, mean, TEST_IMAGES):
         batch, target = torch.from_numpy(pixels), torch.from_numpy(labels)
         ballot: torch.Tensor | None = None
         for vote in range(votes):

@@ -6,8 +6,7 @@ from rich.table import Table
 
 from rapa_dist.config import TrainConfig
 from rapa_dist.console import stdout
-from rapa_dist.coordinator.session import images_per_batch
-from rapa_dist.footprint import TILE_BYTES, Footprint
+from rapa_dist.footprint import TILE_BYTES, Footprint, images_per_batch
 
 
 def plan(config: TrainConfig, fabric: str) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from rapa_dist.console import work
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.coordinator.checkpoint import Checkpoint
-from rapa_dist.coordinator.evaluation import IMAGES, evaluate
+from rapa_dist.coordinator.evaluation import evaluate
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.session import one_digital_thread
 from rapa_dist.data import load_dataset
 from rapa_dist.errors import CheckpointError, DataError, UsageError
 from rapa_dist.fabric.serial import SerialFabric
+from rapa_dist.footprint import TEST_IMAGES
 from rapa_dist.network.model import Network
 
 
@@ -68,7 +69,7 @@ def retest(
     machine = config.machine
     with (
         one_digital_thread(),
-        SerialFabric(machine, IMAGES, trained.kernels) as fabric,
+        SerialFabric(machine, TEST_IMAGES, trained.kernels) as fabric,
         work("Testing", "images") as advance,
     ):
         network = Network(fabric, pooling=config.pooling, digital=trained.digital)

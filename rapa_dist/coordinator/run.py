@@ -14,10 +14,11 @@ from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.coordinator.display import RunDisplay
 from rapa_dist.coordinator.run_directory import RunDirectory
-from rapa_dist.coordinator.session import Place, images_per_batch, one_digital_thread
+from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.coordinator.trainer import Trainer, initial_checkpoint
 from rapa_dist.data import DataSet, load_dataset
 from rapa_dist.errors import CheckpointError
+from rapa_dist.footprint import images_per_batch
 
 
 @dataclass(frozen=True, slots=True)

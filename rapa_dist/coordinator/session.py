@@ -6,17 +6,11 @@ from contextlib import contextmanager
 import torch
 
 from rapa_dist.console import stderr, work
-from rapa_dist.coordinator.evaluation import IMAGES
 from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.fabric.chip import shared_bytes
 from rapa_dist.fabric.scratch import check_shared_memory
 from rapa_dist.footprint import check_memory
 from rapa_dist.machine import Machine
-
-
-def images_per_batch(batch_size: int, training_images: int | None = None) -> int:
-    """Return the largest mini-batch a run needs memory for, in training or in test."""
-    return max(min(batch_size, training_images or batch_size), IMAGES)
 
 
 @contextmanager
