@@ -2,7 +2,10 @@
 
 from functools import lru_cache
 
+import numpy as np
+
 from rapa_dist.assignment import Assignment, Indices, assign_fixed, assign_random, tile_map
+from rapa_dist.hardware import Load
 from rapa_dist.machine import Layer, Machine
 from rapa_dist.streams import Purpose, stream
 
@@ -31,6 +34,13 @@ class Assigner:
         """
         place = (step, first_image, vote)
         return [self._assign(layer, images, Purpose.ASSIGN_TEST, *place) for layer in self._machine.layers]
+
+    def loads(self, images: int) -> tuple[Load, ...]:
+        """Return the rows that every tile has in a training step of `images` images; all steps are alike."""
+        return tuple(
+            Load(rows=tuple(np.diff(assignment.offsets).tolist()), images=images, input_error=layer.index > 0)
+            for layer, assignment in zip(self._machine.layers, self.for_training(0, images), strict=True)
+        )
 
     def _assign(self, layer: Layer, images: int, purpose: Purpose, *place: int) -> Assignment:
         if self._scheme != "random":
