@@ -7,7 +7,7 @@ its input. What this program itself takes is wall time, and is measured elsewher
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 from rapa_dist.errors import UsageError
@@ -145,6 +145,23 @@ def training_time(loads: Loads, cycles: CycleTimes) -> DeviceTime:
 def inference_time(loads: Loads, cycles: CycleTimes) -> DeviceTime:
     """Return the device time per image of inference."""
     return DeviceTime(tuple(load.inference_ns(cycles) / load.images for load in loads))
+
+
+def training_epoch_s(load_of: Callable[[int], Loads], images: int, batch_size: int, cycles: CycleTimes) -> float:
+    """Return the device time of an epoch's training steps in s, one layer at a time, one step after the other.
+
+    Args:
+        load_of: the loads of a mini-batch of so many images.
+        images: training images; the last mini-batch has what is left over.
+        batch_size: images in a mini-batch.
+        cycles: times of the arrays.
+    """
+    steps, rest = divmod(images, batch_size)
+    batches = [(steps, batch_size), (1, rest)]
+    total_ns = sum(
+        count * size * training_time(load_of(size), cycles).layer_by_layer_ns for count, size in batches if count * size
+    )
+    return round(total_ns * 1e-9, 12)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

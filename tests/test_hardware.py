@@ -16,6 +16,7 @@ from rapa_dist.hardware import (
     Load,
     even_loads,
     inference_time,
+    training_epoch_s,
     training_time,
 )
 from rapa_dist.machine import Layer, Machine
@@ -178,6 +179,17 @@ def test_layer_by_layer_is_the_sum_and_pipelined_the_slowest():
     time = DeviceTime((1.0, 4.0, 2.0))
     assert time.layer_by_layer_ns == 7.0
     assert time.pipelined_ns == 4.0
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "rows"), [(20, 10, 5 + 5), (25, 10, 5 + 5 + 3), (4, 10, 2), (3, 1, 1 + 1 + 1)]
+)
+def test_an_epoch_is_the_sum_over_its_steps_the_last_one_smaller(images, batch_size, rows):
+    """One pixel on two tiles: a mini-batch of b images gives ⌈b · 1 / 2⌉ rows to the slower one."""
+    layer = Layer(index=1, side=1, c_in=1, c_out=1, n_tiles=2)
+    cycles = CycleTimes(forward_ns=1, backward_ns=2, update_ns=4)
+    took = training_epoch_s(lambda size: [Load.even(layer, size)], images, batch_size, cycles)
+    assert took == pytest.approx(rows * 7e-9)
 
 
 @pytest.mark.parametrize("factor", [1e-3, 2.0, 1e6])

@@ -72,6 +72,11 @@ class TestSerial:
         assert environment["packages"].keys() >= {"torch", "ray", "numpy", "rapa-dist"}
         assert [line["epoch"] for line in metrics(undisturbed)] == [1, 2, 3]
 
+    def test_device_time_stands_beside_wall_time(self, undisturbed):
+        """With 4,1,1 tiles: 256 rows of two cycles, 256 and 64 rows of three, of 80 ns, for 120 images."""
+        expected = 120 * (256 * 2 + 256 * 3 + 64 * 3) * 80e-9
+        assert [line["device_time_s"] for line in metrics(undisturbed)] == pytest.approx(3 * [expected], rel=1e-9)
+
     def test_the_same_seed_gives_the_same_run_on_any_number_of_threads(self, undisturbed, tmp_path):
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "3"}
         done = run("train", *TINY, "--fabric", "serial", "--run-dir", tmp_path / "r", env=os.environ | threads)

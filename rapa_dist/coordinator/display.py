@@ -96,7 +96,8 @@ class RunDisplay:
         stderr.print(
             f"epoch {metrics['epoch']:>3}/{self._config.epochs}  λ {metrics['learning_rate']:<8.4g} "
             f"loss {metrics['train_loss']:.4f}  train error {metrics['train_error_percent']:6.2f} %  "
-            f"test error {metrics['test_error_percent']:6.2f} %  {speed}  {wall['train_s']:.1f} s",
+            f"test error {metrics['test_error_percent']:6.2f} %  {speed}  {wall['train_s']:.1f} s  "
+            f"(device time {metrics['device_time_s']:.3g} s)",
             markup=False,
         )
 

@@ -6,7 +6,9 @@ from rich.table import Table
 
 from rapa_dist.config import TrainConfig
 from rapa_dist.console import stdout
-from rapa_dist.footprint import TILE_BYTES, Footprint, images_per_batch
+from rapa_dist.coordinator.assigner import Assigner
+from rapa_dist.footprint import TEST_IMAGES, TILE_BYTES, Footprint, images_per_batch
+from rapa_dist.hardware import CycleTimes, training_time
 
 
 def plan(config: TrainConfig, fabric: str) -> dict[str, Any]:
@@ -28,6 +30,8 @@ def plan(config: TrainConfig, fabric: str) -> dict[str, Any]:
         )
     needed = Footprint.of(machine, images_per_batch(config.batch_size, config.limit_train), fabric)
     actors = len(machine.tiles) if fabric == "ray" else 0
+    loads = Assigner(machine, config.scheme, config.seed).loads(min(config.batch_size, TEST_IMAGES))
+    device_time = training_time(loads, CycleTimes())
     return {
         "config": config.as_dict(),
         "fabric": fabric,
@@ -39,6 +43,10 @@ def plan(config: TrainConfig, fabric: str) -> dict[str, Any]:
         "tile_processes_bytes": actors * TILE_BYTES,
         "memory_bytes": needed.total,
         "bytes_per_step": sum(layer["bytes_per_step"] for layer in layers),
+        "device_time_training_us_per_image": {
+            "layer_by_layer": device_time.layer_by_layer_ns / 1e3,
+            "pipelined": device_time.pipelined_ns / 1e3,
+        },
     }
 
 
@@ -56,10 +64,13 @@ def print_plan(described: dict[str, Any]) -> None:
             f"{layer['bytes_per_step'] / 1e6:.1f}",
         )
     stdout.print(table)
+    device_time = described["device_time_training_us_per_image"]
     stdout.print(
         f"{described['tiles']} tiles, {described['weights']:,} weights; fabric {described['fabric']}: "
         f"{described['actors']} actors with about {described['tile_processes_bytes'] / 1e6:,.0f} MB of their own, "
         f"{described['shared_memory_bytes'] / 1e6:,.0f} MB of shared memory, "
         f"{described['memory_bytes'] / 1e6:,.0f} MB in all with Ray and coordinator; "
-        f"{described['bytes_per_step'] / 1e6:.1f} MB moved per step.\nNothing was started."
+        f"{described['bytes_per_step'] / 1e6:.1f} MB moved per step.\n"
+        f"Device time in training: {device_time['layer_by_layer']:.4g} µs per image layer by layer, "
+        f"{device_time['pipelined']:.4g} µs pipelined.\nNothing was started."
     )

@@ -1,5 +1,6 @@
 """A run from end to end: data, machine, run directory, training; how it starts, resumes and stops."""
 
+import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -32,7 +33,7 @@ class RunResult:
     """False: it was interrupted and can be resumed."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the result as plain values; times are wall times."""
+        """Return the result as plain values; `train_s` is wall time."""
         metrics = self.directory.metrics()
         last = metrics[-1] if metrics else {}
         best = min(metrics, key=lambda line: line["test_error_percent"], default={})
@@ -45,6 +46,7 @@ class RunResult:
             "train_error_percent": last.get("train_error_percent"),
             "best_test_error_percent": best.get("test_error_percent"),
             "best_epoch": best.get("epoch"),
+            "device_time_s": sum(line.get("device_time_s", math.nan) for line in metrics),  # none in older runs
             "train_s": round(sum(line["wall"]["train_s"] for line in metrics), 3),
         }
 
@@ -56,6 +58,10 @@ class RunResult:
             lines.append(
                 f"test error   {values['test_error_percent']:.2f} % after {values['epochs']} epochs; "
                 f"best {values['best_test_error_percent']:.2f} % in epoch {values['best_epoch']}"
+            )
+            lines.append(
+                f"training     {values['device_time_s']:.3g} s on the emulated arrays (device time), "
+                f"{values['train_s']:,.1f} s here (wall time)"
             )
         return "\n".join(lines)
 

@@ -20,6 +20,7 @@ from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.data import Batches, DataSet
 from rapa_dist.errors import DivergedError
 from rapa_dist.fabric.base import Fabric
+from rapa_dist.hardware import CycleTimes, training_epoch_s
 from rapa_dist.network.model import Network, initial_digital, initial_kernels
 from rapa_dist.tile import Update
 
@@ -90,6 +91,8 @@ class Trainer:
             data.train, data.mean, batch_size=config.batch_size, seed=config.seed, augment=config.augment
         )
         self._newest = checkpoints.name_of(self.progress.step, self.progress.epoch)
+        images = len(data.train.labels)
+        self._device_time_s = training_epoch_s(self._assigner.loads, images, config.batch_size, CycleTimes())
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Train and test until the last epoch is done, or until `stop` says so; then save.
@@ -164,6 +167,7 @@ class Trainer:
             "train_error_percent": 100 * progress.wrong / progress.seen,
             "test_loss": score.loss,
             "test_error_percent": score.error_percent,
+            "device_time_s": self._device_time_s,
             "wall": wall,
         }
         progress.metrics_bytes = self._directory.append_metrics(metrics)
