@@ -3,12 +3,20 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 stdout = Console(highlight=False, soft_wrap=True)
+
+
+def home_as_tilde(path: Path | str) -> str:
+    """Return a path as people write it, with ~ for the home directory."""
+    home, text = str(Path.home()), str(path)
+    return f"~{text.removeprefix(home)}" if text == home or text.startswith(f"{home}/") else text
+
 
 Advance = Callable[[int, int], None]
 """Called with (done, total) as some work goes on."""

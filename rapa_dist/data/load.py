@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from rapa_dist.console import work
+from rapa_dist.console import home_as_tilde, work
 from rapa_dist.data import builtin
 from rapa_dist.data.cache import Decoded, home_cache, say
 from rapa_dist.data.folder import NEEDED, is_image_folder, read_folder
@@ -54,8 +54,8 @@ def load_dataset(
             return _load("cifar10", data_dir, limits)
         except DataError as error:
             say(
-                f"warning: {error}. Takes the built-in set of drawn shapes instead, whose errors can't be held against "
-                f"the paper's{_at_hand(data_dir)}. With --dataset (one of {', '.join(NAMES)}) there is no substitute."
+                f"warning: {error}. The built-in set of drawn shapes takes its place; its errors can't be held against "
+                f"the paper's{_at_hand(data_dir)}. Name a set with --dataset, and none takes its place."
             )
             return _load("builtin", data_dir, limits)
     return _load(check_name(name), data_dir, limits)
@@ -130,7 +130,7 @@ def find_datasets(data_dir: Path | None = None) -> list[FoundDataSet]:
 def _at_hand(data_dir: Path | None) -> str:
     """Return a hint at a folder of images that lies where data are looked for, or nothing."""
     names = [data.name for data in find_datasets(data_dir) if data.found and data.name.startswith(IMAGES)]
-    return f" (there are images at hand: --dataset {names[0]})" if names else ""
+    return f" (images at hand: --dataset {IMAGES}{home_as_tilde(names[0].removeprefix(IMAGES))})" if names else ""
 
 
 def _load(name: str, data_dir: Path | None, limits: tuple[int | None, int | None]) -> DataSet:

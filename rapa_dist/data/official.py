@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rapa_dist.console import home_as_tilde
 from rapa_dist.data import cache, vision
 from rapa_dist.data.download import Unreachable, download, reach
 from rapa_dist.errors import DataError
@@ -88,13 +89,13 @@ def read_official(kind: str, places: Sequence[Path], fetch_to: Path) -> cache.De
             except DataError as error:
                 problems.append(str(error))
     if not problems:
-        problems.append(f"{data.title} is not in {' or '.join(str(place) for place in places)}")
+        problems.append(f"{data.title} is not in {' or '.join(map(home_as_tilde, places))}")
     try:
         _fetch(kind, fetch_to)
         return _read(kind, fetch_to)
     except (Unreachable, OSError) as error:
         problem = "; ".join(problems)
-        message = f"{problem}, and it can't be fetched: {error}. Put {data.sources()} into {fetch_to}"
+        message = f"{problem}, and it can't be fetched: {error}. Put {data.sources()} into {home_as_tilde(fetch_to)}"
         raise DataError(message) from error
 
 
