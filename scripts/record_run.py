@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Keep the result of a finished run in results/: configuration, environment and metrics in one JSON file.
 
-    scripts/record_run.py runs/20261123T120000Z-images-16x4x1 results/cifar10-jpeg-random.json
+scripts/record_run.py runs/20261123T120000Z-images-16x4x1 results/cifar10-jpeg-random.json
 """
 
 import argparse

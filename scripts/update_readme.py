@@ -3,7 +3,6 @@
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -33,7 +32,8 @@ def step_table() -> str:
     rows = [["`ray`, 21 tiles in 21 processes", f"{ours['median']:.1f} ({ours['q25']:.1f} to {ours['q75']:.1f})", ""]]
     for name, ratio in report["ray_over"].items():
         times = report["step_ms"][name]
-        label = "`serial`, the same tiles in one process" if name == "serial" else f"PyTorch, {name.removeprefix('plain, ')}"
+        plain = f"PyTorch, {name.removeprefix('plain, ')}"
+        label = "`serial`, the same tiles in one process" if name == "serial" else plain
         spread = f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
         rows.append([label, f"{times['median']:.1f} ({times['q25']:.1f} to {times['q75']:.1f})", spread])
     empty = report["empty_round"]
@@ -82,7 +82,8 @@ def main() -> None:
     before = after = path.read_text()
     for name, make in TABLES.items():
         begin, end = f"<!-- table {name} -->\n", f"<!-- end of table {name} -->"
-        after = re.sub(f"({re.escape(begin)}).*?({re.escape(end)})", lambda m: m[1] + make() + "\n" + m[2], after, flags=re.S)  # noqa: B023
+        head, _, rest = after.partition(begin)
+        after = f"{head}{begin}{make()}\n{end}{rest.partition(end)[2]}"
     if check:
         sys.exit("README.md is not what results/ say: run scripts/update_readme.py" if after != before else 0)
     path.write_text(after)
