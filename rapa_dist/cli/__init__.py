@@ -23,6 +23,7 @@ from rapa_dist.errors import RapaError
 COMMANDS = {
     "train": "rapa_dist.cli.train:train",
     "evaluate": "rapa_dist.cli.evaluate:evaluate",
+    "plan": "rapa_dist.cli.plan:plan",
     "doctor": "rapa_dist.cli.doctor:doctor",
 }
 
