@@ -5,7 +5,6 @@ overridden. A value that can't work is refused here, before anything starts.
 """
 
 import difflib
-import math
 from dataclasses import asdict, dataclass, fields
 from math import isqrt
 from typing import Any, get_args
@@ -21,6 +20,7 @@ PAPER_CHANNELS = (32, 32, 64)
 PAPER_TILES = (16, 4, 1)
 WARMUP_FACTOR = 50
 """λ is divided by this in the warm-up epochs (§3)."""
+_LARGEST_FLOAT32 = 3.4e38
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +85,8 @@ class TrainConfig:
         for name in ("limit_train", "limit_test"):
             if getattr(self, name) is not None:
                 _check_at_least(name, getattr(self, name), 1)
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UsageError(f"--lr needs a number above 0, like 0.05; it is {self.lr}.")
+        if not 0 < self.lr <= _LARGEST_FLOAT32:
+            raise UsageError(f"--lr needs a number above 0 that fits into float32, like 0.05; it is {self.lr}.")
         if not 0 < self.lr_decay <= 1:
             raise UsageError(f"--lr-decay needs a factor above 0 and up to 1, like 0.75; it is {self.lr_decay}.")
         if not 0 <= self.weight_decay * self.lr < 1:

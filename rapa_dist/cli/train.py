@@ -88,6 +88,10 @@ def train(
     for name in ("tiles", "channels"):
         if name in given:
             given[name] = parse_list(f"--{name}", given[name])
+    if "dataset" in given:
+        from rapa_dist.data.load import check_name
+
+        given["dataset"] = check_name(given["dataset"])
     if resume is not None and run_dir is not None:
         raise UsageError("--run-dir and --resume exclude each other: a resumed run stays in its directory.")
 
@@ -147,17 +151,17 @@ def _resumed(path: Path, given: dict[str, Any]) -> Any:
     """
     from dataclasses import replace
 
-    from rapa_dist.config import difference
     from rapa_dist.coordinator.run_directory import RunDirectory
 
     config = RunDirectory(path).config
-    if given.get("dataset") is not None and config.dataset is None:
-        given = given | {"dataset": given["dataset"]}
-    wanted = replace(config, **given)
-    forbidden = [line for line in difference(config, wanted) if line.partition(":")[0] not in _FREE_ON_RESUME]
-    if forbidden:
+    differs = [
+        f"{name}: {getattr(config, name)} → {value}"
+        for name, value in given.items()
+        if name not in _FREE_ON_RESUME and value != getattr(config, name)
+    ]
+    if differs:
         raise UsageError(
-            f"The run in {path} has another configuration: {'; '.join(forbidden)}. "
+            f"The run in {path} has another configuration: {'; '.join(differs)}. "
             "Leave these options out to resume it, or start a new run without --resume."
         )
-    return wanted
+    return replace(config, **given)

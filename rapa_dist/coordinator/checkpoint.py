@@ -24,6 +24,7 @@ from rapa_dist.tile import Matrix
 
 FORMAT = 1
 _KEEP = 3
+_WAY_OUT = "Delete it with its other file to go on from the checkpoint before."
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,25 +98,26 @@ def read(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: it is missing, truncated, tampered with, or of another version.
     """
-    way_out = "Delete it with its other file to go on from the checkpoint before."
     try:
         data = path.read_bytes()
         about = json.loads(path.with_suffix(".json").read_bytes())
     except FileNotFoundError as error:
-        raise CheckpointError(f"Checkpoint {path} is not whole: there is no {error.filename}. {way_out}") from None
+        raise CheckpointError(f"Checkpoint {path} is not whole: there is no {error.filename}. {_WAY_OUT}") from None
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"The sidecar of checkpoint {path} can't be read: {error}. {way_out}") from error
+        raise CheckpointError(f"The sidecar of checkpoint {path} can't be read: {error}. {_WAY_OUT}") from error
     if not isinstance(about, dict) or hashlib.sha256(data).hexdigest() != about.pop("sha256", None):
         raise CheckpointError(
             f"Checkpoint {path} is damaged: its {len(data):,} bytes are not those that its sidecar vouches for. "
-            f"{way_out}"
+            f"{_WAY_OUT}"
         )
     if about.get("format") != FORMAT:
-        raise CheckpointError(f"Checkpoint {path} has format {about.get('format')}, expected {FORMAT}.")
+        raise CheckpointError(
+            f"Checkpoint {path} has format {about.get('format')}, expected {FORMAT}. Use the rapa-dist that wrote it."
+        )
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         if json.loads(header["__metadata__"]["rapa_dist"]) != about:
-            raise CheckpointError(f"Checkpoint {path}: sidecar and tensors tell different things. {way_out}")
+            raise CheckpointError(f"Checkpoint {path}: sidecar and tensors tell different things. {_WAY_OUT}")
         tensors = load(data)
         config = TrainConfig.from_dict(about["config"])
         _check_shapes(tensors, config.machine, about["classes"], path)
@@ -129,7 +131,7 @@ def read(path: Path) -> Checkpoint:
             digital=tensors,
         )
     except (SafetensorError, KeyError, TypeError, ValueError, UsageError) as error:
-        raise CheckpointError(f"Checkpoint {path} can't be understood: {error!r}. {way_out}") from error
+        raise CheckpointError(f"Checkpoint {path} can't be understood: {error!r}. {_WAY_OUT}") from error
 
 
 def latest(folder: Path) -> Path:
@@ -139,7 +141,10 @@ def latest(folder: Path) -> Path:
         CheckpointError: there is none.
     """
     if not (found := checkpoints(folder)):
-        raise CheckpointError(f"There is no checkpoint in {folder}. Is it the run directory of a training run?")
+        raise CheckpointError(
+            f"There is no checkpoint in {folder}: it belongs to no run, or to one that was stopped before its first. "
+            "Give another run directory, or start a new run."
+        )
     return found[-1]
 
 
@@ -196,5 +201,5 @@ def _check_shapes(tensors: dict[str, Any], machine: Machine, classes: int, path:
     found = {name: value.shape for name, value in tensors.items()}
     if found != expected or any(value.dtype != np.float32 for value in tensors.values()):
         raise CheckpointError(
-            f"Checkpoint {path} holds other tensors than its configuration: {found}, expected {expected}."
+            f"Checkpoint {path} holds other tensors than its configuration: {found}, expected {expected}. {_WAY_OUT}"
         )

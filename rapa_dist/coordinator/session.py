@@ -7,8 +7,7 @@ import torch
 
 from rapa_dist.console import stderr, work
 from rapa_dist.fabric.base import Fabric, Kernels
-from rapa_dist.fabric.chip import shared_bytes
-from rapa_dist.fabric.scratch import check_shared_memory
+from rapa_dist.fabric.chip import check_room
 from rapa_dist.footprint import check_memory
 from rapa_dist.machine import Machine
 
@@ -40,7 +39,7 @@ class Place:
         self.fabric, self.machine, self.images = fabric, machine, images
         self._cluster = None
         if fabric == "ray":
-            check_shared_memory(shared_bytes(machine, images))
+            check_room(machine, images)
         check_memory(machine, images, fabric)
         if fabric == "ray":
             from rapa_dist.fabric.cluster import connect

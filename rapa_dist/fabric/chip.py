@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric.base import Arena
-from rapa_dist.fabric.doorbell import Cycle, NodeDoorbell, Ring, Status
-from rapa_dist.fabric.scratch import Scratch, map_existing
+from rapa_dist.fabric.doorbell import Cycle, NodeDoorbell, Ring, Status, check_names
+from rapa_dist.fabric.scratch import Scratch, check_shared_memory, fresh_name, map_existing, shared_memory_root
 from rapa_dist.machine import Machine
 from rapa_dist.tile import Cells, Matrix
 
@@ -54,6 +54,13 @@ def shared_bytes(machine: Machine, images: int) -> int:
     """Return the shared memory that a chip takes which holds all tiles of a machine."""
     cells = sum(layer.n_tiles * Cells.size(layer.kernel_shape) for layer in machine.layers)
     return Arena.size(machine, images) + cells
+
+
+def check_room(machine: Machine, images: int) -> None:
+    """Raise ClusterError unless shared memory here can take a chip: enough is free, and names aren't too long."""
+    root = shared_memory_root()
+    check_names(root / fresh_name(), len(machine.tiles))
+    check_shared_memory(shared_bytes(machine, images), root)
 
 
 @dataclass

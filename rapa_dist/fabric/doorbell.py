@@ -99,12 +99,8 @@ class NodeDoorbell:
             ClusterError: the directory's name is too long for sockets in it.
         """
         self._token = token
+        check_names(directory, n_tiles)
         self._paths = [str(bell_path(directory, tile)) for tile in range(n_tiles)]
-        if (length := max(len(os.fsencode(path)) for path in self._paths)) > _LONGEST_NAME:
-            raise ClusterError(
-                f"The folder {directory.parent} is too long: names of sockets below it have {length} bytes, and "
-                f"{_LONGEST_NAME} are allowed. Set RAPA_DIST_SHM to a folder with a shorter name."
-            )
         path = answers_path(directory)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
@@ -145,6 +141,16 @@ class NodeDoorbell:
     def close(self) -> None:
         """Close the socket; its file goes with the run's directory."""
         self._socket.close()
+
+
+def check_names(directory: Path, n_tiles: int) -> None:
+    """Raise ClusterError if a directory's name is too long for sockets in it; it need not exist."""
+    paths = [answers_path(directory), *(bell_path(directory, tile) for tile in range(n_tiles))]
+    if (length := max(len(os.fsencode(path)) for path in paths)) > _LONGEST_NAME:
+        raise ClusterError(
+            f"The name of the folder {directory.parent} is too long: names of sockets below it have {length} bytes, "
+            f"and {_LONGEST_NAME} are allowed. Set RAPA_DIST_SHM to a folder with a shorter name."
+        )
 
 
 def bell_path(directory: Path, tile: int) -> Path:

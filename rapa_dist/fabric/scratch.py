@@ -30,7 +30,7 @@ def shared_memory_root() -> Path:
     """
     if named := os.environ.get("RAPA_DIST_SHM"):
         root = Path(named)
-        if not os.access(root, os.W_OK | os.X_OK):
+        if not (root.is_dir() and os.access(root, os.W_OK | os.X_OK)):
             raise ClusterError(
                 f"RAPA_DIST_SHM is {root}, which is no folder that can be written to. Correct or unset it."
             )
@@ -46,7 +46,7 @@ class Scratch:
         """Make the directory below `root` (default: shared memory), after sweeping up abandoned ones."""
         self.root = root or shared_memory_root()
         sweep(self.root)
-        name = f"{PREFIX}{os.getuid()}-{secrets.token_hex(6)}"
+        name = fresh_name()
         unlocked = self.root / f".{name}"
         try:
             with contextlib.ExitStack() as undo:
@@ -84,6 +84,11 @@ class Scratch:
         shutil.rmtree(self.path, ignore_errors=True)
         with contextlib.suppress(OSError):
             os.close(self._lock)
+
+
+def fresh_name() -> str:
+    """Return a name for a scratch directory; all have the same length."""
+    return f"{PREFIX}{os.getuid()}-{secrets.token_hex(6)}"
 
 
 def map_existing(path: Path) -> mmap.mmap:
