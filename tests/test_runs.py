@@ -149,8 +149,8 @@ class TestRay:
         assert done.returncode == 0, done.stderr
         assert_same_run(directory, undisturbed)
 
-    @pytest.mark.parametrize("moment", ["starting", "training"])
-    def test_ctrl_c_saves_says_how_to_resume_and_leaves_nothing(self, undisturbed, tmp_path, moment):
+    @pytest.mark.parametrize(("moment", "presses"), [("starting", 1), ("training", 1), ("training", 4)])
+    def test_ctrl_c_saves_says_how_to_resume_and_leaves_nothing(self, undisturbed, tmp_path, moment, presses):
         directory = tmp_path / "r"
         process = subprocess.Popen(
             [*COMMAND, "train", *TINY, "--run-dir", str(directory)],
@@ -160,7 +160,9 @@ class TestRay:
         )
         sign = directory / ("config.toml" if moment == "starting" else "metrics.jsonl")
         wait_for(sign.exists, process, moment)
-        os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to every process in the group
+        for _ in range(presses):
+            os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to every process in the group
+            time.sleep(0.1)
         stderr = process.communicate(timeout=_TIMEOUT_S)[1]
         assert process.returncode == 130, stderr
         assert f"train --resume {directory}" in stderr
@@ -175,27 +177,28 @@ class TestRay:
         ray = [sys.executable, "-m", "ray.scripts.scripts"]
         head = [*ray, "start", "--head", "--port=0", "--include-dashboard=false", "--num-cpus=2"]
         options = ["--resources", '{"analog_tile": 3}', "--disable-usage-stats", "--temp-dir", os.environ["TMPDIR"]]
-        port = tmp_path / "port"
+        token = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
         started = subprocess.run(
             [*head, *options, "--object-store-memory=100000000"],
             capture_output=True,
             text=True,
             timeout=120,
             check=False,
+            env=token,
         )
         assert started.returncode == 0, started.stderr + started.stdout
         port = re.search(r"--address='([\d.]+:\d+)'", started.stdout)
         try:
             assert port is not None, started.stdout
             at = ["--address", port.group(1), "--epochs", "1", "--limit-train", "40"]
-            refused = run("train", *TINY, *at, "--run-dir", tmp_path / "a")
+            refused = run("train", *TINY, *at, "--run-dir", tmp_path / "a", env=token)
             assert refused.returncode == 1
             assert re.search(r"needs 6 analog_tile.*this node\): 3.*3 in all are free", refused.stderr, re.DOTALL)
             assert not (tmp_path / "a").exists()
             for _ in range(2):
                 arguments = [*TINY, *at, "--tiles", "1,1,1", "--scheme", "none"]
-                done = run("train", *arguments, "--run-dir", tmp_path / f"b{_}")
+                done = run("train", *arguments, "--run-dir", tmp_path / f"b{_}", env=token)
                 assert done.returncode == 0, done.stderr
                 assert f"{port.group(1)} (--address)" in done.stderr
         finally:
-            subprocess.run([*ray, "stop", "--force"], capture_output=True, timeout=60, check=False)
+            subprocess.run([*ray, "stop", "--force"], capture_output=True, timeout=60, check=False, env=token)

@@ -1,12 +1,10 @@
 """A run from end to end: data, machine, run directory, training; how it starts, resumes and stops."""
 
 import math
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rapa_dist.config import TrainConfig, difference
@@ -20,6 +18,7 @@ from rapa_dist.coordinator.trainer import Trainer, initial_checkpoint
 from rapa_dist.data import DataSet, load_dataset
 from rapa_dist.errors import CheckpointError
 from rapa_dist.footprint import images_per_batch
+from rapa_dist.interrupts import asked_to_stop, uninterrupted
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +82,16 @@ def start_run(
     """
     data = _load(config, data_dir)
     config = replace(config, dataset=data.name)
-    place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), address)
-    try:
-        directory = RunDirectory.create(run_dir, config, data_dir)
-        try:
+    with ExitStack() as clean_up:
+        place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), address)
+        clean_up.callback(place.close)
+        with uninterrupted():
+            directory = RunDirectory.create(run_dir, config, data_dir)
+            clean_up.enter_context(_resumable(directory))
             start = initial_checkpoint(config, data)
             checkpoints.write(directory.checkpoint_folder, checkpoints.name_of(0, 0), start)
-            directory.log(f"new run: {config}")
-            return _train(start, data, place, directory)
-        finally:
-            directory.release()
-    finally:
-        place.close()
+        directory.log(f"new run: {config}")
+        return _train(start, data, place, directory)
 
 
 def resume_run(path: Path, *, epochs: int | None, fabric: str, address: str | None, data_dir: Path | None) -> RunResult:
@@ -113,34 +110,53 @@ def resume_run(path: Path, *, epochs: int | None, fabric: str, address: str | No
     directory = RunDirectory(path)
     config = directory.config
     directory.take()
-    try:
-        newest = checkpoints.latest(directory.checkpoint_folder)
-        start = checkpoints.read(newest)
-        differs = [line for line in difference(config, start.config) if not line.startswith("epochs:")]
-        if differs:
+    with ExitStack() as clean_up:
+        clean_up.enter_context(_resumable(directory))
+        found = checkpoints.checkpoints(directory.checkpoint_folder)
+        newest = checkpoints.read(found[-1]) if found else None
+        differs = difference(config, newest.config) if newest else []
+        if differs := [line for line in differs if not line.startswith("epochs:")]:
             raise CheckpointError(
-                f"Checkpoint {newest} is of another configuration than {path}/config.toml: "
+                f"Checkpoint {found[-1]} is of another configuration than {path}/config.toml: "
                 f"{'; '.join(differs)}. Restore the file that was changed."
             )
         data = _load(config, data_dir or directory.data_dir)
-        if data.fingerprint != start.data_fingerprint:
+        if newest and data.fingerprint != newest.data_fingerprint:
             raise CheckpointError(
                 f"The data set {data.name} is not the one that the run in {path} was trained on: its images differ. "
                 "Point --data-dir at the original one."
             )
         if epochs is not None:
             config = replace(config, epochs=epochs)
+        start = newest or initial_checkpoint(config, data)  # none: it was killed before it wrote the first one
         place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), address)
-        try:
-            directory.write_config(config)
-            directory.cut_metrics(start.progress.metrics_bytes)
-            directory.log(f"resumed from {newest.stem}")
-            stderr.print(f"Resuming {path} from {newest.stem}", markup=False)
-            return _train(replace(start, config=config), data, place, directory)
-        finally:
-            place.close()
+        clean_up.callback(place.close)
+        directory.write_config(config)
+        directory.cut_metrics(start.progress.metrics_bytes)
+        origin = found[-1].stem if found else "its beginning"
+        directory.log(f"resumed from {origin}")
+        stderr.print(f"Resuming {path} from {origin}", markup=False)
+        return _train(replace(start, config=config), data, place, directory)
+
+
+@contextmanager
+def _resumable(directory: RunDirectory) -> Iterator[None]:
+    """Hold a run directory; whatever ends the run early is logged, and who interrupts it is told how to resume."""
+    try:
+        yield
+    except BaseException as error:
+        directory.log(f"stopped: {error!r}")
+        if isinstance(error, KeyboardInterrupt):
+            _tell_how_to_resume(directory)
+        raise
     finally:
         directory.release()
+
+
+def _tell_how_to_resume(directory: RunDirectory) -> None:
+    found = checkpoints.checkpoints(directory.checkpoint_folder)
+    saved = f"The newest checkpoint is {found[-1].stem}. " if found else ""
+    stderr.print(f"\n{saved}Go on with: rapa-dist train --resume {directory.path}", markup=False)
 
 
 def _load(config: TrainConfig, data_dir: Path | None) -> DataSet:
@@ -154,42 +170,15 @@ def _train(start: Checkpoint, data: DataSet, place: Place, directory: RunDirecto
         directory.log(f"{tile}: its process died and was restarted; the cycle is repeated")
         stderr.print(f"{tile} died and is back; its cycle is repeated", markup=False)
 
-    how_to_resume = f"Go on with: rapa-dist train --resume {directory.path}"
-    try:
-        with (
-            one_digital_thread(),
-            redirect_stdout(directory.log_stream()),  # Ray prints its warnings to stdout
-            place.open(start.kernels, directory.name, restarted) as fabric,
-        ):
-            display = RunDisplay(config, data, fabric.name)
-            with display, _asked_to_stop() as stop:
-                outcome = Trainer(start, data, fabric, directory, display).run(stop)
-    except BaseException as error:
-        directory.log(f"stopped: {error!r}")
-        if isinstance(error, KeyboardInterrupt):
-            newest = checkpoints.latest(directory.checkpoint_folder).stem
-            stderr.print(f"\nInterrupted; the newest checkpoint is {newest}. {how_to_resume}", markup=False)
-        raise
+    with (
+        one_digital_thread(),
+        redirect_stdout(directory.log_stream()),  # Ray prints its warnings to stdout
+        place.open(start.kernels, directory.name, restarted) as fabric,
+    ):
+        display = RunDisplay(config, data, fabric.name)
+        with display, asked_to_stop() as stop:
+            outcome = Trainer(start, data, fabric, directory, display).run(stop)
     if not outcome.finished:
         directory.log(f"interrupted; checkpoint {outcome.checkpoint}")
-        stderr.print(f"\nInterrupted; saved {outcome.checkpoint}. {how_to_resume}", markup=False)
+        _tell_how_to_resume(directory)
     return RunResult(directory, outcome.checkpoint, outcome.finished)
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C (or SIGTERM) end the step under way and save; a second one interrupts at once."""
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -24,13 +24,8 @@ from rapa_dist.config import TrainConfig
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.errors import RunDirectoryError, UsageError
 
-_CONFIG, _ENVIRONMENT, _METRICS, _LOG, _LOCK = (
-    "config.toml",
-    "environment.json",
-    "metrics.jsonl",
-    "log",
-    ".lock",
-)
+_CONFIG, _ENVIRONMENT, _METRICS, _LOG, _LOCK = "config.toml", "environment.json", "metrics.jsonl", "log", ".lock"
+_CHECKPOINTS = "checkpoints"
 
 
 class RunDirectory:
@@ -57,16 +52,20 @@ class RunDirectory:
         directory = cls(path if path is not None else _fresh_path(config))
         try:
             directory.path.mkdir(parents=True, exist_ok=True)
-            if any(entry.name != _LOCK for entry in directory.path.iterdir()):
+            # what a process that was killed here before the last line leaves does not count
+            if {entry.name for entry in directory.path.iterdir()} - {_LOCK, _ENVIRONMENT, _CHECKPOINTS}:
                 raise RunDirectoryError(
                     f"The run directory {directory.path} is in use already. Give another --run-dir, "
                     f"or go on with that run: rapa-dist train --resume {directory.path}"
                 )
             directory.take()
-            (directory.path / "checkpoints").mkdir()
+            directory.checkpoint_folder.mkdir(exist_ok=True)
             directory._write_environment(data_dir)
             # the configuration comes last: with it the directory is one that can be resumed
             directory.write_config(config)
+        except RunDirectoryError:
+            directory.release()
+            raise
         except OSError as error:
             directory.release()
             raise RunDirectoryError(
@@ -125,7 +124,7 @@ class RunDirectory:
     @property
     def checkpoint_folder(self) -> Path:
         """Where the checkpoints are."""
-        return self.path / "checkpoints"
+        return self.path / _CHECKPOINTS
 
     def append_metrics(self, line: dict[str, Any]) -> int:
         """Append one line to metrics.jsonl and return the length of the file then, in bytes."""

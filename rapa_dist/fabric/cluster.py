@@ -10,11 +10,13 @@ from typing import Any
 
 from rapa_dist.errors import ClusterError, UsageError
 from rapa_dist.fabric.scratch import Scratch
+from rapa_dist.interrupts import uninterrupted
 
 NAMESPACE = "rapa-dist"
 RESOURCE = "analog_tile"
 _OBJECT_STORE_BYTES = 100_000_000  # rows never pass through it; Ray wants at least 75 MB
 _CONNECT_TIMEOUT_S = 5.0
+_RUNNING_HERE = "already running here"
 _HTTP2_SETTINGS = 4  # the kind of frame with which either side of HTTP/2, and so of gRPC, begins
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _HTTP2_SETTINGS, 0, 0, 0, 0, 0))
 
@@ -34,9 +36,10 @@ class Cluster:
         """Disconnect; stop the cluster if it was started for this run."""
         import ray
 
-        ray.shutdown()
-        if self.scratch is not None:
-            self.scratch.remove()
+        with uninterrupted():
+            ray.shutdown()
+            if self.scratch is not None:
+                self.scratch.remove()
 
     def keep_logs(self, folder: Path) -> None:
         """Copy Ray's logs of a cluster that was started for this run; for after a failure."""
@@ -64,6 +67,11 @@ def find_address(address: str | None) -> tuple[str, str] | None:
                     "node of the cluster, not behind Ray Client. Give host:port, and run it there "
                     "(for instance with `ray job submit`)."
                 )
+            if _endpoint(value) is None:
+                raise UsageError(
+                    f"{source} needs host:port of a Ray cluster's head, like 10.0.0.1:6379, or “local” to have one "
+                    f"started for the run; it is “{value}”."
+                )
             if not _answers(value):
                 raise ClusterError(
                     f"No Ray cluster answers at {value} ({source}). Start one with `ray start --head "
@@ -78,7 +86,7 @@ def find_address(address: str | None) -> tuple[str, str] | None:
         value = current.read_text().strip()
     except OSError:
         return None
-    return (value, "already running here") if value and _answers(value) else None
+    return (value, _RUNNING_HERE) if value and _answers(value) else None
 
 
 def connect(address: str | None, n_tiles: int) -> Cluster:
@@ -95,6 +103,8 @@ def connect(address: str | None, n_tiles: int) -> Cluster:
         # Processes that Ray starts at a time. By its default, one per core, 21 tiles take twice as long to
         # come up, and Ray warns, on stdout, of every four times as many processes.
         os.environ["RAY_worker_maximum_startup_concurrency"] = str(at_once)  # noqa: SIM112  Ray spells it so
+    elif found[1] == _RUNNING_HERE and _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as Ray itself joins a cluster that it finds
     import ray
 
     options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
@@ -112,8 +122,9 @@ def connect(address: str | None, n_tiles: int) -> Cluster:
                 **options,
             )
         except BaseException as error:
-            ray.shutdown()
-            scratch.remove()
+            with uninterrupted():
+                ray.shutdown()
+                scratch.remove()
             if isinstance(error, Exception):
                 raise ClusterError(f"Can't start Ray on this machine: {error}") from error
             raise
@@ -121,7 +132,10 @@ def connect(address: str | None, n_tiles: int) -> Cluster:
     try:
         ray.init(address=found[0], **options)
     except Exception as error:
-        raise ClusterError(f"Can't join the Ray cluster at {found[0]} ({found[1]}): {error}") from error
+        raise ClusterError(
+            f"Can't join the Ray cluster at {found[0]} ({found[1]}): {error}. If it wants a token, as one started by "
+            "`ray start` does where there is a token, set RAY_AUTH_MODE=token; else see that versions agree."
+        ) from error
     cluster = Cluster(found[1], found[0], None)
     try:
         check_capacity(n_tiles)
@@ -153,19 +167,35 @@ def check_capacity(n_tiles: int) -> None:
     )
 
 
+def _endpoint(address: str) -> tuple[str, int] | None:
+    """Return host and port of "host:port", or None where the address is something else."""
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
+        return None
+    return host.strip("[]"), int(port)
+
+
 def _answers(address: str) -> bool:
     """Return whether a gRPC server, as the head of a Ray cluster is one, listens there.
 
     Ray itself would wait for minutes, also behind a port that something else listens on.
     """
-    host, _, port = address.rpartition(":")
+    endpoint = _endpoint(address)
+    if endpoint is None:
+        return False
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S) as connection:
+        with socket.create_connection(endpoint, timeout=_CONNECT_TIMEOUT_S) as connection:
             connection.sendall(_HTTP2_GREETING)
             frame = connection.recv(9)
-    except (OSError, ValueError, OverflowError):
+    except (OSError, UnicodeError):  # the latter from a name that can't be one of a host
         return False
     return len(frame) == 9 and frame[3] == _HTTP2_SETTINGS
+
+
+def _has_token() -> bool:
+    """Return whether Ray would find a token of this user's."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (Path.home() / ".ray" / "auth_token").exists()
 
 
 def _short_temporary_folder() -> Path:

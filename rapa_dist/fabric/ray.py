@@ -13,6 +13,7 @@ from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.fabric.chip import Chip, tile_name
 from rapa_dist.fabric.cluster import NAMESPACE, RESOURCE, Cluster
 from rapa_dist.fabric.doorbell import Cycle, Ring
+from rapa_dist.interrupts import uninterrupted
 from rapa_dist.machine import Layer, Machine
 from rapa_dist.tile import Matrix, Update
 
@@ -181,10 +182,11 @@ class RayFabric(Fabric):
         """Ask the actors to leave, disconnect from Ray, and remove arena, cells and doorbells."""
         import ray
 
-        if ray.is_initialized():
-            leaving = [actor.__ray_terminate__.remote() for actor in self._actors]
-            if leaving and self.cluster.scratch is None:
-                ray.wait(leaving, num_returns=len(leaving), timeout=_STOP_TIMEOUT_S)
-        self._actors.clear()
-        self.cluster.close()
-        self._chip.close()
+        with uninterrupted():
+            if ray.is_initialized():
+                leaving = [actor.__ray_terminate__.remote() for actor in self._actors]
+                if leaving and self.cluster.scratch is None:
+                    ray.wait(leaving, num_returns=len(leaving), timeout=_STOP_TIMEOUT_S)
+            self._actors.clear()
+            self.cluster.close()
+            self._chip.close()

@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM: when they stop a run, and when they have to wait."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_Handler = Callable[[int, FrameType | None], None]
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether somebody wants to stop.
+
+    The first signal only answers it, so that the step under way can be finished and saved; a second one
+    raises KeyboardInterrupt at once.
+    """
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    with _handled_by(ask):
+        yield lambda: asked
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let signals wait until what is being cleaned up is clean; one that came is raised again at the end.
+
+    It may be nested: then the end is that of the outermost.
+    """
+    came = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+
+    with _handled_by(note):
+        yield
+    if came:
+        signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def _handled_by(handler: _Handler) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
