@@ -67,7 +67,7 @@ def first_results_table() -> str:
     return (
         table(head, rows)
         + f"\n\nCIFAR-10 (JPEG), {config['limit_train']:,} training and 10,000 test images, {config['epochs']} epochs, "
-        f"fabric `ray`, seed {config['seed']}, n = 1; {machine_of(result['environment'])}."
+        f"fabric `ray`, seed {config['seed']}, n = 1; {machine_of(result['environment'])}, shared with other work."
     )
 
 
