@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rapa_dist.console import work
+from rapa_dist.console import stderr, work
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.coordinator.checkpoint import Checkpoint
@@ -58,13 +58,17 @@ def retest(
     data = load_dataset(
         dataset or config.dataset,
         data_dir=data_dir or directory.data_dir,
-        limit_train=config.limit_train if dataset is None else None,
+        limit_train=config.limit_train if dataset is None else 1,  # none is used
         limit_test=limit_test if limit_test is not None or dataset is not None else config.limit_test,
     )
     if len(data.classes) != trained.classes:
         raise DataError(
             f"The network knows {trained.classes} classes, {data.name} has {len(data.classes)}. "
             "Give a --dataset with the same classes."
+        )
+    if dataset is None and limit_test is None and data.fingerprint != trained.data_fingerprint:
+        stderr.print(
+            f"warning: the images of {data.name} are not those that the run was trained and tested on", markup=False
         )
     machine = config.machine
     with (
@@ -94,13 +98,13 @@ def _find(directory: RunDirectory, which: str) -> tuple[str, Checkpoint]:
     folder = directory.checkpoint_folder
     newest = checkpoints.latest(folder)
     if which == "newest":
-        return newest.stem, checkpoints.read(newest)
+        return newest.stem, directory.read_checkpoint(newest)
     if which == "best":
-        epoch = checkpoints.read(newest).progress.best_epoch
+        epoch = directory.read_checkpoint(newest).progress.best_epoch
         found = [path for path in checkpoints.checkpoints(folder) if path.stem.endswith(f"-epoch-{epoch:05d}")]
         which = found[0].stem if epoch and found else which
     path = folder / f"{which}.safetensors"
     if path not in checkpoints.checkpoints(folder):
         names = ", ".join(p.stem for p in checkpoints.checkpoints(folder))
         raise CheckpointError(f"There is no checkpoint “{which}” in {folder}. There are: {names}.")
-    return which, checkpoints.read(path)
+    return which, directory.read_checkpoint(path)

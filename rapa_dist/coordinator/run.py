@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rapa_dist.config import TrainConfig, difference
+from rapa_dist.config import TrainConfig
 from rapa_dist.console import stderr
 from rapa_dist.coordinator import checkpoint as checkpoints
-from rapa_dist.coordinator.checkpoint import Checkpoint
+from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
 from rapa_dist.coordinator.display import RunDisplay
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.coordinator.trainer import Trainer, initial_checkpoint
 from rapa_dist.data import DataSet, load_dataset
-from rapa_dist.errors import CheckpointError
+from rapa_dist.errors import CheckpointError, UsageError
 from rapa_dist.footprint import images_per_batch
 from rapa_dist.interrupts import asked_to_stop, uninterrupted
 
@@ -80,6 +80,7 @@ def start_run(
     Raises:
         RapaError: with the cause, and what to do.
     """
+    RunDirectory.check_new(run_dir)
     data = _load(config, data_dir)
     config = replace(config, dataset=data.name)
     with ExitStack() as clean_up:
@@ -113,21 +114,16 @@ def resume_run(path: Path, *, epochs: int | None, fabric: str, address: str | No
     with ExitStack() as clean_up:
         clean_up.enter_context(_resumable(directory))
         found = checkpoints.checkpoints(directory.checkpoint_folder)
-        newest = checkpoints.read(found[-1]) if found else None
-        differs = difference(config, newest.config) if newest else []
-        if differs := [line for line in differs if not line.startswith("epochs:")]:
-            raise CheckpointError(
-                f"Checkpoint {found[-1]} is of another configuration than {path}/config.toml: "
-                f"{'; '.join(differs)}. Restore the file that was changed."
-            )
+        newest = directory.read_checkpoint(found[-1]) if found else None
+        if epochs is not None:
+            config = replace(config, epochs=epochs)
+        _check_progress(directory, config, newest)
         data = _load(config, data_dir or directory.data_dir)
         if newest and data.fingerprint != newest.data_fingerprint:
             raise CheckpointError(
                 f"The data set {data.name} is not the one that the run in {path} was trained on: its images differ. "
-                "Point --data-dir at the original one."
+                "Restore it, point --data-dir at the original one, or start a new run without --resume."
             )
-        if epochs is not None:
-            config = replace(config, epochs=epochs)
         start = newest or initial_checkpoint(config, data)  # none: it was killed before it wrote the first one
         place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), address)
         clean_up.callback(place.close)
@@ -137,6 +133,23 @@ def resume_run(path: Path, *, epochs: int | None, fabric: str, address: str | No
         directory.log(f"resumed from {origin}")
         stderr.print(f"Resuming {path} from {origin}", markup=False)
         return _train(replace(start, config=config), data, place, directory)
+
+
+def _check_progress(directory: RunDirectory, config: TrainConfig, newest: Checkpoint | None) -> None:
+    """Raise an error unless a run can go on from its newest checkpoint to the epochs that are wanted."""
+    progress = newest.progress if newest else Progress()
+    directory.check_metrics(progress.metrics_bytes)
+    if newest is None and directory.has_metrics:
+        raise CheckpointError(
+            f"The run in {directory.path} has trained at least one epoch, but its checkpoints are gone. "
+            "Restore one, or start a new run without --resume."
+        )
+    begun = progress.epoch + (progress.step_in_epoch > 0)
+    if config.epochs < begun:
+        raise UsageError(
+            f"The run in {directory.path} has begun {begun} epochs, it can't end after {config.epochs}. "
+            f"Use --epochs {begun} or more; for a shorter run, start a new one without --resume."
+        )
 
 
 @contextmanager

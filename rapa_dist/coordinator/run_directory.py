@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
@@ -20,12 +21,14 @@ from typing import Any
 
 import tomli_w
 
-from rapa_dist.config import TrainConfig
+from rapa_dist.config import TrainConfig, difference
 from rapa_dist.coordinator import checkpoint as checkpoints
-from rapa_dist.errors import RunDirectoryError, UsageError
+from rapa_dist.coordinator.checkpoint import Checkpoint
+from rapa_dist.errors import CheckpointError, RunDirectoryError, UsageError
 
 _CONFIG, _ENVIRONMENT, _METRICS, _LOG, _LOCK = "config.toml", "environment.json", "metrics.jsonl", "log", ".lock"
 _CHECKPOINTS = "checkpoints"
+_RUNS = Path("runs")
 
 
 class RunDirectory:
@@ -52,12 +55,7 @@ class RunDirectory:
         directory = cls(path if path is not None else _fresh_path(config))
         try:
             directory.path.mkdir(parents=True, exist_ok=True)
-            # what a process that was killed here before the last line leaves does not count
-            if {entry.name for entry in directory.path.iterdir()} - {_LOCK, _ENVIRONMENT, _CHECKPOINTS}:
-                raise RunDirectoryError(
-                    f"The run directory {directory.path} is in use already. Give another --run-dir, "
-                    f"or go on with that run: rapa-dist train --resume {directory.path}"
-                )
+            directory._refuse_if_used()
             directory.take()
             directory.checkpoint_folder.mkdir(exist_ok=True)
             directory._write_environment(data_dir)
@@ -68,10 +66,40 @@ class RunDirectory:
             raise
         except OSError as error:
             directory.release()
-            raise RunDirectoryError(
-                f"Can't make the run directory {directory.path}: {error.strerror}. Give another --run-dir."
-            ) from error
+            raise directory._not_made(error) from error
         return directory
+
+    @classmethod
+    def check_new(cls, path: Path | None) -> None:
+        """Look, and write nothing, whether `create` can make the directory of a new run.
+
+        Raises:
+            RunDirectoryError: it can't, or the directory is in use already.
+        """
+        directory = cls(path if path is not None else _RUNS / "new")
+        try:
+            if directory.path.is_dir():
+                directory._refuse_if_used()
+            above = directory.path.absolute()
+            while not above.exists():
+                above = above.parent
+            if not above.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(above, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise directory._not_made(error) from error
+
+    def _refuse_if_used(self) -> None:
+        # what a process that was killed in `create` before its last line leaves does not count
+        if {entry.name for entry in self.path.iterdir()} - {_LOCK, _ENVIRONMENT, _CHECKPOINTS}:
+            raise RunDirectoryError(
+                f"The run directory {self.path} is in use already. Give another --run-dir, "
+                f"or go on with that run: rapa-dist train --resume {self.path}"
+            )
+
+    def _not_made(self, error: OSError) -> RunDirectoryError:
+        return RunDirectoryError(f"Can't make the run directory {self.path}: {error.strerror}. Give another --run-dir.")
 
     def take(self) -> None:
         """Lock the directory until `release`.
@@ -112,10 +140,14 @@ class RunDirectory:
                 return TrainConfig.from_dict(tomllib.load(file))
         except OSError as error:
             raise RunDirectoryError(
-                f"{self.path} is no run directory: its {_CONFIG} can't be read ({error.strerror})."
+                f"{self.path} is no run directory: its {_CONFIG} can't be read ({error.strerror}). "
+                f"Give one that `rapa-dist train` made, like those in {_RUNS}/."
             ) from None
         except (ValueError, UsageError, TypeError) as error:  # no UTF-8, no TOML, or no configuration
-            raise RunDirectoryError(f"The {_CONFIG} in {self.path} can't be understood: {error}") from error
+            raise RunDirectoryError(
+                f"The {_CONFIG} in {self.path} can't be understood: {error} "
+                f"Restore it; the .json files in {_CHECKPOINTS}/ have its values, too."
+            ) from error
 
     def write_config(self, config: TrainConfig) -> None:
         """Record a configuration: a new run's, or one that was changed on resuming (more epochs)."""
@@ -126,6 +158,21 @@ class RunDirectory:
         """Where the checkpoints are."""
         return self.path / _CHECKPOINTS
 
+    def read_checkpoint(self, path: Path) -> Checkpoint:
+        """Read one of the run's checkpoints.
+
+        Raises:
+            CheckpointError: it can't be read, or is of another configuration than the run; the difference is shown.
+        """
+        found = checkpoints.read(path)
+        differs = [line for line in difference(self.config, found.config) if not line.startswith("epochs:")]
+        if differs:
+            raise CheckpointError(
+                f"Checkpoint {path} is of another configuration than {self.path / _CONFIG}: {'; '.join(differs)}. "
+                "Restore the file that was changed."
+            )
+        return found
+
     def append_metrics(self, line: dict[str, Any]) -> int:
         """Append one line to metrics.jsonl and return the length of the file then, in bytes."""
         with (self.path / _METRICS).open("ab") as file:
@@ -134,12 +181,8 @@ class RunDirectory:
             os.fsync(file.fileno())
             return file.tell()
 
-    def cut_metrics(self, n_bytes: int) -> None:
-        """Drop the metrics of epochs that will be trained again.
-
-        Raises:
-            RunDirectoryError: the file is shorter than it was when the checkpoint was written.
-        """
+    def check_metrics(self, n_bytes: int) -> None:
+        """Raise RunDirectoryError if the metrics are shorter than they were when the checkpoint was written."""
         path = self.path / _METRICS
         length = path.stat().st_size if path.exists() else 0
         if length < n_bytes:
@@ -147,8 +190,22 @@ class RunDirectory:
                 f"{path} has {length:,} bytes, but had {n_bytes:,} when the checkpoint was written. "
                 "It was damaged: restore it, or start a new run."
             )
-        if length > n_bytes:
+
+    def cut_metrics(self, n_bytes: int) -> None:
+        """Drop the metrics of epochs that will be trained again.
+
+        Raises:
+            RunDirectoryError: as `check_metrics` does.
+        """
+        self.check_metrics(n_bytes)
+        path = self.path / _METRICS
+        if path.exists():
             os.truncate(path, n_bytes)
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether an epoch has ever been finished."""
+        return (self.path / _METRICS).exists()
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl."""
@@ -208,7 +265,7 @@ def environment() -> dict[str, Any]:
 def _fresh_path(config: TrainConfig) -> Path:
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     kind = str(config.dataset).partition(":")[0]
-    path = Path("runs") / f"{stamp}-{kind}-{'x'.join(map(str, config.tiles))}"
+    path = _RUNS / f"{stamp}-{kind}-{'x'.join(map(str, config.tiles))}"
     candidate, number = path, 1
     while candidate.exists():  # two runs may start in one second
         number += 1
