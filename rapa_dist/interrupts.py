@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: when they stop a run, and when they have to wait."""
+"""Ctrl-C, SIGTERM and SIGHUP: when they stop a run, and when they have to wait."""
 
 import signal
 import threading
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last when its terminal is closed
 _Handler = Callable[[int, FrameType | None], None]
 
 

@@ -33,6 +33,7 @@ class Word(IntEnum):
     BUSY_NS = 8  # processor time, so that tiles that share a core do not count each other's
     BYTES_IN = 9
     BYTES_OUT = 10
+    ANSWERED = 11  # number of the last cycle that was done, whichever process did it
 
 
 class Cells:

@@ -554,7 +554,8 @@ def running_cluster(monkeypatch):
     monkeypatch.setattr(cluster, "_answers", lambda address: address == "10.0.0.1:6379")
     monkeypatch.setattr("ray.init", lambda **options: None)
     monkeypatch.setattr("ray.nodes", lambda: nodes)
-    monkeypatch.setattr("ray.available_resources", lambda: {"analog_tile": 4.0})
+    free = {"a": {"analog_tile": 2.0}, "b": {"analog_tile": 5.0}}
+    monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: free)
     monkeypatch.setattr("ray.get_runtime_context", Context)
     monkeypatch.setattr("ray.shutdown", lambda: left.append(True))
     yield nodes
@@ -562,14 +563,14 @@ def running_cluster(monkeypatch):
 
 
 def test_too_few_tiles_on_this_node(refused, running_cluster):
-    offer = "10.0.0.1 (this node): 3; 10.0.0.2: 5; 4 in all are free"
+    offer = "10.0.0.1 (this node): 3; 10.0.0.2: 5; 2 are free on this node"
     ways_out = ("--resources", '"analog_tile": 6', "fewer --tiles", "--address local")
     refused([*TRAIN, "--address", "10.0.0.1:6379"], 1, "needs 6 analog_tile on this node", offer, *ways_out)
 
 
 def test_too_few_tiles_that_are_free(refused, running_cluster):
     running_cluster[0]["Resources"]["analog_tile"] = 8.0
-    parts = ("needs 6 analog_tile", "(this node): 8", "4 in all are free", "wait for other runs to end")
+    parts = ("needs 6 analog_tile", "(this node): 8", "2 are free on this node", "wait for other runs to end")
     refused([*TRAIN, "--address", "10.0.0.1:6379"], 1, *parts)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+
+from rapa_dist.errors import ClusterError
+from rapa_dist.fabric.cluster import find_address
 
 COMMAND = [sys.executable, "-m", "rapa_dist"]
 TINY = ["--dataset", "builtin", "--limit-train", "120", "--limit-test", "60", "--tiles", "4,1,1", "--epochs", "3"]
@@ -129,6 +133,13 @@ class TestSerial:
         assert all(np.isfinite(value).all() for value in newest_weights(directory).values())
 
 
+def answers(address: str) -> bool:
+    try:
+        return find_address(address) is not None
+    except ClusterError:
+        return False
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(400)
 class TestRay:
@@ -175,30 +186,32 @@ class TestRay:
     def test_a_cluster_that_runs_already_is_used_and_left_running(self, tmp_path):
         """Start a cluster by hand with too few tiles for one run, and enough for another."""
         ray = [sys.executable, "-m", "ray.scripts.scripts"]
-        head = [*ray, "start", "--head", "--port=0", "--include-dashboard=false", "--num-cpus=2"]
-        options = ["--resources", '{"analog_tile": 3}', "--disable-usage-stats", "--temp-dir", os.environ["TMPDIR"]]
         token = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
-        started = subprocess.run(
-            [*head, *options, "--object-store-memory=100000000"],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        options = ["--num-cpus=2", "--include-dashboard=false", "--object-store-memory=100000000", "--block"]
+        resources = ["--resources", '{"analog_tile": 3}', "--disable-usage-stats", "--temp-dir", os.environ["TMPDIR"]]
+        head = subprocess.Popen(
+            [*ray, "start", "--head", f"--port={port}", "--node-ip-address=127.0.0.1", *options, *resources],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             env=token,
+            start_new_session=True,
         )
-        assert started.returncode == 0, started.stderr + started.stdout
-        port = re.search(r"--address='([\d.]+:\d+)'", started.stdout)
+        address = f"127.0.0.1:{port}"
         try:
-            assert port is not None, started.stdout
-            at = ["--address", port.group(1), "--epochs", "1", "--limit-train", "40"]
+            wait_for(lambda: answers(address), head, "head")
+            at = ["--address", address, "--epochs", "1", "--limit-train", "40"]
             refused = run("train", *TINY, *at, "--run-dir", tmp_path / "a", env=token)
             assert refused.returncode == 1
-            assert re.search(r"needs 6 analog_tile.*this node\): 3.*3 in all are free", refused.stderr, re.DOTALL)
+            assert re.search(r"needs 6 analog_tile.*this node\): 3.*3 are free on this node", refused.stderr, re.DOTALL)
             assert not (tmp_path / "a").exists()
             for _ in range(2):
                 arguments = [*TINY, *at, "--tiles", "1,1,1", "--scheme", "none"]
                 done = run("train", *arguments, "--run-dir", tmp_path / f"b{_}", env=token)
                 assert done.returncode == 0, done.stderr
-                assert f"{port.group(1)} (--address)" in done.stderr
+                assert f"{address} (--address)" in done.stderr
         finally:
-            subprocess.run([*ray, "stop", "--force"], capture_output=True, timeout=60, check=False, env=token)
+            os.killpg(head.pid, signal.SIGTERM)  # `ray stop` would stop every cluster on the machine
+            head.communicate(timeout=60)

@@ -16,7 +16,7 @@ from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.coordinator.trainer import Trainer, initial_checkpoint
 from rapa_dist.data import DataSet, load_dataset
-from rapa_dist.errors import CheckpointError, UsageError
+from rapa_dist.errors import CheckpointError, ClusterError, UsageError
 from rapa_dist.footprint import images_per_batch
 from rapa_dist.interrupts import asked_to_stop, uninterrupted
 
@@ -84,8 +84,9 @@ def start_run(
     data = _load(config, data_dir)
     config = replace(config, dataset=data.name)
     with ExitStack() as clean_up:
-        place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), address)
+        place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)))
         clean_up.callback(place.close)
+        place.connect(address)
         with uninterrupted():
             directory = RunDirectory.create(run_dir, config, data_dir)
             clean_up.enter_context(_resumable(directory))
@@ -124,9 +125,12 @@ def resume_run(path: Path, *, epochs: int | None, fabric: str, address: str | No
                 f"The data set {data.name} is not the one that the run in {path} was trained on: its images differ. "
                 "Restore it, point --data-dir at the original one, or start a new run without --resume."
             )
-        start = newest or initial_checkpoint(config, data)  # none: it was killed before it wrote the first one
-        place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), address)
+        place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)))
         clean_up.callback(place.close)
+        place.connect(address)
+        start = newest or initial_checkpoint(config, data)
+        if newest is None:  # it was killed before it wrote its first one
+            checkpoints.write(directory.checkpoint_folder, checkpoints.name_of(0, 0), start)
         directory.write_config(config)
         directory.cut_metrics(start.progress.metrics_bytes)
         origin = found[-1].stem if found else "its beginning"
@@ -154,12 +158,12 @@ def _check_progress(directory: RunDirectory, config: TrainConfig, newest: Checkp
 
 @contextmanager
 def _resumable(directory: RunDirectory) -> Iterator[None]:
-    """Hold a run directory; whatever ends the run early is logged, and who interrupts it is told how to resume."""
+    """Hold a run directory; whatever ends the run early is logged, and with it how to resume is told."""
     try:
         yield
     except BaseException as error:
         directory.log(f"stopped: {error!r}")
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt | ClusterError):
             _tell_how_to_resume(directory)
         raise
     finally:
@@ -183,14 +187,17 @@ def _train(start: Checkpoint, data: DataSet, place: Place, directory: RunDirecto
         directory.log(f"{tile}: its process died and was restarted; the cycle is repeated")
         stderr.print(f"{tile} died and is back; its cycle is repeated", markup=False)
 
-    with (
-        one_digital_thread(),
-        redirect_stdout(directory.log_stream()),  # Ray prints its warnings to stdout
-        place.open(start.kernels, directory.name, restarted) as fabric,
-    ):
-        display = RunDisplay(config, data, fabric.name)
-        with display, asked_to_stop() as stop:
-            outcome = Trainer(start, data, fabric, directory, display).run(stop)
+    with one_digital_thread(), redirect_stdout(directory.log_stream()):  # Ray prints its warnings to stdout
+        try:
+            fabric = place.open(start.kernels, directory.name, restarted)
+            display = RunDisplay(config, data, fabric.name)
+            with display, asked_to_stop() as stop:
+                outcome = Trainer(start, data, fabric, directory, display).run(stop)
+        except ClusterError:
+            place.keep_logs(directory.path / "ray-logs")
+            raise
+        finally:
+            place.close()
     if not outcome.finished:
         directory.log(f"interrupted; checkpoint {outcome.checkpoint}")
         _tell_how_to_resume(directory)

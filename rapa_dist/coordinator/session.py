@@ -1,14 +1,17 @@
 """Opening the machine of a run: the fabric that was asked for, with kernels in its tiles."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 
 from rapa_dist.console import stderr, work
 from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.fabric.chip import check_room
+from rapa_dist.fabric.cluster import Cluster, connect_to, find_address
 from rapa_dist.footprint import check_memory
+from rapa_dist.interrupts import uninterrupted
 from rapa_dist.machine import Machine
 
 
@@ -28,27 +31,41 @@ def one_digital_thread() -> Iterator[None]:
 
 
 class Place:
-    """Where a run's tiles will live: checked, and Ray connected, before anything is written."""
+    """Where a run's tiles live; owns the Ray cluster that was joined or started, and the tiles on it."""
 
-    def __init__(self, fabric: str, machine: Machine, images: int, address: str | None) -> None:
-        """Check memory; for the fabric "ray" find or start a cluster with enough tiles.
+    def __init__(self, kind: str, machine: Machine, images: int) -> None:
+        """Choose it; nothing is started yet.
+
+        Args:
+            kind: the fabric, "ray" or "serial".
+            machine: which tiles.
+            images: images in the largest mini-batch.
 
         Raises:
-            UsageError, ClusterError: the machine can't be had; nothing was started.
+            ClusterError: there is too little memory.
         """
-        self.fabric, self.machine, self.images = fabric, machine, images
-        self._cluster = None
-        if fabric == "ray":
+        self._kind, self._machine, self._images = kind, machine, images
+        self._cluster: Cluster | None = None
+        self._fabric: Fabric | None = None
+        if kind == "ray":
             check_room(machine, images)
-        check_memory(machine, images, fabric)
-        if fabric == "ray":
-            from rapa_dist.fabric.cluster import connect
+        check_memory(machine, images, kind)
 
-            self._cluster = connect(address, len(machine.tiles))
-            stderr.print(f"Ray cluster at {self._cluster.address} ({self._cluster.description})", markup=False)
+    def connect(self, address: str | None) -> None:
+        """Join the Ray cluster at `address`, or find or start one; for the fabric "serial" there is nothing to do.
+
+        Raises:
+            UsageError, ClusterError: there is none with enough tiles.
+        """
+        if self._kind != "ray":
+            return
+        found = find_address(address)
+        with uninterrupted() if found is None else nullcontext():  # half a cluster could not be stopped
+            self._cluster = connect_to(found, len(self._machine.tiles))
+        stderr.print(f"Ray cluster at {self._cluster.address} ({self._cluster.description})", markup=False)
 
     def open(self, kernels: Kernels, run: str, on_restart: Callable[[str], None]) -> Fabric:
-        """Bring the tiles up with the given kernels; closing the fabric closes this place, too.
+        """Bring the tiles up with the given kernels.
 
         Args:
             kernels: one array (n_t, k + 1, c_out) per layer.
@@ -58,21 +75,31 @@ class Place:
         if self._cluster is None:
             from rapa_dist.fabric.serial import SerialFabric
 
-            return SerialFabric(self.machine, self.images, kernels)
+            self._fabric = SerialFabric(self._machine, self._images, kernels)
+            return self._fabric
         from rapa_dist.fabric.ray import RayFabric
 
         with work("Starting tiles") as advance:
-            return RayFabric(
-                self.machine,
-                self.images,
+            self._fabric = RayFabric(
+                self._machine,
+                self._images,
                 kernels,
                 run=run,
                 cluster=self._cluster,
                 advance=advance,
                 on_restart=on_restart,
             )
+        return self._fabric
+
+    def keep_logs(self, folder: Path) -> None:
+        """Copy the logs of Ray and the tiles, before closing, if Ray was started for this run."""
+        if self._cluster is not None:
+            self._cluster.keep_logs(folder)
 
     def close(self) -> None:
-        """Let go of the cluster. Safe to call twice, and after the fabric was closed."""
-        if self._cluster is not None:
-            self._cluster.close()
+        """Stop the tiles, and what was started for them. Safe to call twice."""
+        with uninterrupted():
+            if self._fabric is not None:
+                self._fabric.close()
+            if self._cluster is not None:
+                self._cluster.close()

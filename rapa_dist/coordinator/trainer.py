@@ -90,6 +90,7 @@ class Trainer:
         self._batches = Batches(
             data.train, data.mean, batch_size=config.batch_size, seed=config.seed, augment=config.augment
         )
+        self._last = 0, 0, 0.0  # step and epoch under way, from 1, and λ in force
         self._newest = checkpoints.name_of(self.progress.step, self.progress.epoch)
         images = len(data.train.labels)
         self._device_time_s = training_epoch_s(self._assigner.loads, images, config.batch_size, CycleTimes())
@@ -124,6 +125,7 @@ class Trainer:
         scores = self._network(pixels, assignments, update)
         loss = F.cross_entropy(scores, labels)
         value = loss.item()
+        self._last = progress.step + 1, progress.epoch + 1, update.learning_rate
         if not math.isfinite(value):
             raise self._diverged(f"the loss is {value}")
         loss.backward()  # type: ignore[no-untyped-call]
@@ -190,11 +192,11 @@ class Trainer:
         }
 
     def _diverged(self, what: str) -> DivergedError:
-        progress = self.progress
+        step, epoch, learning_rate = self._last
         return DivergedError(
-            f"Training diverged: {what} in step {progress.step + 1} (epoch {progress.epoch + 1}), "
-            f"λ = {self.config.learning_rate(progress.epoch):g}. The last good checkpoint is {self._newest} in "
-            f"{self._directory.checkpoint_folder}. Start again with a smaller --lr or a longer --warmup-epochs."
+            f"Training diverged: {what} in step {step} (epoch {epoch}), λ = {learning_rate:g}. "
+            f"The last good checkpoint is {self._newest} in {self._directory.checkpoint_folder}. "
+            "Start again with a smaller --lr or a longer --warmup-epochs."
         )
 
     def _save(self) -> str:

@@ -7,14 +7,14 @@ import stat
 from pathlib import Path
 
 from rapa_dist.cgroup import cpu_limit
+from rapa_dist.config import PAPER_CHANNELS, PAPER_TILES
 from rapa_dist.doctor.check import Check, size
 from rapa_dist.errors import ClusterError
-from rapa_dist.footprint import COORDINATOR_BYTES, RAY_BYTES, TILE_BYTES, memory
+from rapa_dist.footprint import COORDINATOR_BYTES, RAY_BYTES, TILE_BYTES, images_per_batch, memory
 
-TILES = (16, 4, 1)
+TILES, CHANNELS = PAPER_TILES, PAPER_CHANNELS
 """The machine that a run has unless it is told otherwise; what is looked for is room for it."""
-CHANNELS = (32, 32, 64)
-IMAGES = 10
+IMAGES = images_per_batch(10)
 
 _OBJECT_STORE_BYTES = 100_000_000
 _FILES_OF_RAY = 1024

@@ -33,11 +33,15 @@ class Tile:
         site = self._site
         arena = site.open_arena()
         patches, outputs = arena.patches(site.layer_index), arena.outputs(site.layer_index)
+        words = self._cells.words
         tile, bell = AnalogTile(self._cells), TileDoorbell(site.directory, site.tile, site.token)
         bell.answer(0, Status.HELLO)
         while True:
             ring = bell.wait()
             number, cycle, first, last, learning_rate, weight_decay = ring
+            if number == words[Word.ANSWERED]:
+                bell.answer(number)  # by a process that was killed right after; its rows may be in use again
+                continue
             try:
                 if cycle == Cycle.FORWARD:
                     tile.forward(patches[first:last], outputs[first:last])
@@ -53,6 +57,7 @@ class Tile:
                 traceback.print_exc()
                 bell.answer(number, Status.FAILED)
             else:
+                words[Word.ANSWERED] = number
                 bell.answer(number)
 
     @ray.method(concurrency_group="inspect")
@@ -90,10 +95,9 @@ class Tile:
     def _kernel(self) -> Matrix:
         words = self._cells.words
         while True:
-            before = int(words[Word.COMMIT])
+            before = words[Word.COMMIT]
             kernel = self._cells.kernel.copy()
-            # one update writes only the other buffer; a second one might have overtaken the copy
-            if int(words[Word.COMMIT]) >> 2 == before >> 2:
+            if words[Word.COMMIT] == before:  # else an update may have overtaken the copy
                 return kernel
 
 

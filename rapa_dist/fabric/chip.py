@@ -135,7 +135,10 @@ class Chip:
             elif ring is not None and number == ring.number:
                 if status == Status.FAILED:
                     cycle = "forward" if ring.cycle == Cycle.FORWARD else "backward"
-                    raise ClusterError(f"{self.name_of(tile)} failed in its {cycle} cycle; its log has the cause.")
+                    raise ClusterError(
+                        f"{self.name_of(tile)} failed in its {cycle} cycle; the cause is in its log, below ray-logs in "
+                        "the run directory or with Ray."
+                    )
                 del owed[tile]
                 silence = 0.0
 

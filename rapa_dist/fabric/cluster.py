@@ -60,7 +60,12 @@ def find_address(address: str | None) -> tuple[str, str] | None:
     for value, source in ((address, "--address"), (os.environ.get("RAY_ADDRESS"), "RAY_ADDRESS")):
         if value and value != "local":
             if value == "auto":
-                break
+                if here := _running_here():
+                    return here
+                raise ClusterError(
+                    f"{source} is auto, and no Ray cluster runs on this machine. Start one with `ray start --head "
+                    f"--resources='{{\"{RESOURCE}\": 21}}'`, or leave it out to have one started for the run."
+                )
             if "://" in value:
                 raise UsageError(
                     f"{source} is {value}: the coordinator shares memory with its tiles, so it has to run on a "
@@ -81,6 +86,10 @@ def find_address(address: str | None) -> tuple[str, str] | None:
             return value, source
         if value == "local":
             return None
+    return _running_here()
+
+
+def _running_here() -> tuple[str, str] | None:
     current = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
     try:
         value = current.read_text().strip()
@@ -95,7 +104,11 @@ def connect(address: str | None, n_tiles: int) -> Cluster:
     Raises:
         UsageError, ClusterError: the cluster can't be used; nothing is left running.
     """
-    found = find_address(address)
+    return connect_to(find_address(address), n_tiles)
+
+
+def connect_to(found: tuple[str, str] | None, n_tiles: int) -> Cluster:
+    """Connect to the cluster that `find_address` found, or start one where it found none."""
     at_once = max(len(os.sched_getaffinity(0)), n_tiles // 4 + 1)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray reads it on import
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -152,8 +165,9 @@ def check_capacity(n_tiles: int) -> None:
     here = ray.get_runtime_context().get_node_id()
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     offers = {node["NodeID"]: int(node["Resources"].get(RESOURCE, 0)) for node in nodes}
-    free = int(ray.available_resources().get(RESOURCE, 0))  # type: ignore[no-untyped-call]
-    if offers.get(here, 0) >= n_tiles <= free:
+    per_node = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    free = int(per_node.get(here, {}).get(RESOURCE, 0))
+    if free >= n_tiles:
         return
     rows = "; ".join(
         f"{node['NodeManagerAddress']}{' (this node)' if node['NodeID'] == here else ''}: {offers[node['NodeID']]}"
@@ -161,7 +175,7 @@ def check_capacity(n_tiles: int) -> None:
     )
     raise ClusterError(
         f"The run needs {n_tiles} {RESOURCE} on this node, one for each tile. The cluster offers {rows}; "
-        f"{free} in all are free. Start this node with `ray start --resources='{{\"{RESOURCE}\": {n_tiles}}}' …`, "
+        f"{free} are free on this node. Start it with `ray start --resources='{{\"{RESOURCE}\": {n_tiles}}}' …`, "
         "use fewer --tiles, wait for other runs to end, or pass --address local to have a cluster started "
         "for this run."
     )

@@ -56,19 +56,16 @@ class RayFabric(Fabric):
         self._actors: list[Any] = []
         self._on_restart = on_restart
         self._started = False
-        try:
-            self._chip = Chip(machine, images, on_silence=self._look_after, on_hello=self._welcome)
-        except BaseException:
-            cluster.close()
-            raise
+        self._chip = Chip(machine, images, on_silence=self._look_after, on_hello=self._welcome)
+        self._first_tile = {layer.index: machine.tiles.index((layer.index, 0)) for layer in machine.layers}
         try:
             for tile, (layer, number) in enumerate(machine.tiles):
                 self._chip.program(tile, kernels[layer][number])
             self._start(run, advance)
         except BaseException:
-            self.close()
+            with uninterrupted():
+                self._stop_tiles()
             raise
-        self._first_tile = {layer.index: machine.tiles.index((layer.index, 0)) for layer in machine.layers}
 
     def _start(self, run: str, advance: Advance) -> None:
         import ray
@@ -87,8 +84,13 @@ class RayFabric(Fabric):
                 resources={RESOURCE: 1},
                 scheduling_strategy=here,
                 max_restarts=_MAX_RESTARTS,
-            ).remote(self._chip.site(tile))
-            self._actors.append(actor)
+            )
+            try:
+                self._actors.append(actor.remote(self._chip.site(tile)))
+            except ray.exceptions.ActorAlreadyExistsError as error:
+                raise ClusterError(
+                    f"A run named {run} has its tiles on this cluster already. Give the run directory another name."
+                ) from error
         total = len(self._actors)
         waiting = [actor.ready.remote() for actor in self._actors]
         last_start = time.monotonic()
@@ -180,13 +182,16 @@ class RayFabric(Fabric):
 
     def close(self) -> None:
         """Ask the actors to leave, disconnect from Ray, and remove arena, cells and doorbells."""
+        with uninterrupted():
+            self._stop_tiles()
+            self.cluster.close()
+
+    def _stop_tiles(self) -> None:
         import ray
 
-        with uninterrupted():
-            if ray.is_initialized():
-                leaving = [actor.__ray_terminate__.remote() for actor in self._actors]
-                if leaving and self.cluster.scratch is None:
-                    ray.wait(leaving, num_returns=len(leaving), timeout=_STOP_TIMEOUT_S)
-            self._actors.clear()
-            self.cluster.close()
-            self._chip.close()
+        if ray.is_initialized():
+            leaving = [actor.__ray_terminate__.remote() for actor in self._actors]
+            if leaving and self.cluster.scratch is None:
+                ray.wait(leaving, num_returns=len(leaving), timeout=_STOP_TIMEOUT_S)
+        self._actors.clear()
+        self._chip.close()
