@@ -38,12 +38,12 @@ def evaluate(
     seed: int | None,
     as_json: bool,
 ) -> None:
-    r"""Print the test error of the run in RUN_DIR.
+    """Print the test error of the run in RUN_DIR.
 
     \b
     Examples:
       rapa-dist evaluate runs/20261123T120000Z-builtin-16x4x1 --votes 5
-    """
+    """  # noqa: D301 — click wants the backspace itself
     from rapa_dist.coordinator.retest import retest
 
     result = retest(

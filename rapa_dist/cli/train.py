@@ -73,14 +73,14 @@ def train(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    r"""Train a RAPA ConvNet; every tile is a Ray actor in a process of its own.
+    """Train a RAPA ConvNet; every tile is a Ray actor in a process of its own.
 
     \b
     Examples:
       rapa-dist train --tiles 16,4,1
       rapa-dist train --dataset images:photos --limit-train 10000 --epochs 20
       rapa-dist train --resume runs/20261123T120000Z-builtin-16x4x1
-    """
+    """  # noqa: D301 — click wants the backspace itself
     from rapa_dist.config import check_fabric, parse_list
 
     check_fabric(fabric)
