@@ -710,3 +710,8 @@ def test_a_process_ends_with_one_object_a_message_and_nothing_else(here, argumen
     assert f"Error: {part}" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(here.iterdir())
+
+
+def test_a_cluster_for_a_fabric_that_uses_none(refused):
+    parts = ("--address is for the fabric ray", "--fabric serial", "Leave one of them out")
+    refused([*TRAIN, "--fabric", "serial", "--address", "10.0.0.1:6379"], 2, *parts)

@@ -92,6 +92,8 @@ def train(
         from rapa_dist.data.load import check_name
 
         given["dataset"] = check_name(given["dataset"])
+    if address is not None and fabric != "ray":
+        raise UsageError(f"--address is for the fabric ray; --fabric {fabric} uses no cluster. Leave one of them out.")
     if resume is not None and run_dir is not None:
         raise UsageError("--run-dir and --resume exclude each other: a resumed run stays in its directory.")
 
