@@ -51,6 +51,32 @@ class CycleTimes:
         return forward * self.forward_ns + backward * self.backward_ns + update * self.update_ns
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long a tile holds its answer, so that it takes the time that an array would, slowed down.
+
+    A waiting tile costs no core: as many tiles as one likes then work truly at once, on any number of cores.
+
+    Raises:
+        UsageError: the dilation is no finite number above 0.
+    """
+
+    cycles: CycleTimes
+    dilation: float
+    """F: an array's nanosecond takes F nanoseconds here."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.dilation) and self.dilation > 0):
+            raise UsageError(
+                f"--time-dilation needs a factor above 0, like 2000: how much slower than the hardware the emulation "
+                f"is to run; it is {self.dilation}."
+            )
+
+    def row_ns(self, *, forward: bool = False, backward: bool = False, update: bool = False) -> float:
+        """Return the nanoseconds that one row takes in a ring for these cycles."""
+        return self.dilation * self.cycles.tile_ns(forward=forward, backward=backward, update=update)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """The rows that the tiles of one layer compute for some images: planned, or counted by the tiles.

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 Matrix = NDArray[np.float32]
 
 _PAGE = 4096
-_MAGIC = 0x52415041_43454C31  # "RAPACEL1"
+_BUFFERS = 3  # the kernel in force, the one to be, and one to write the next part of an update into
 
 
 class Word(IntEnum):
     """The 64-bit words at the head of the cells: what a tile remembers besides its kernel."""
 
-    MAGIC = 0
-    COMMIT = 1  # cycle << 2 | prepared << 1 | which buffer holds the kernel
+    STATE = 0  # what it is doing, one of `State`
+    COMMIT = 1  # cycle << 5 | prepared << 4 | buffer of the kernel to be << 2 | buffer of the kernel in force
     PID = 2  # of the process that owns the tile now
     STARTS = 3  # processes that have owned it so far
     ROWS_FORWARD = 4
@@ -34,13 +34,25 @@ class Word(IntEnum):
     BYTES_IN = 9
     BYTES_OUT = 10
     ANSWERED = 11  # number of the last cycle that was done, whichever process did it
+    STEP = 12  # training steps up to the last update, those before a resume included
+    SINCE_NS = 13  # time.monotonic_ns() when the process that owns the tile began to serve
+
+
+class State:
+    """What a tile is doing, in `Word.STATE`. Plain integers, as an enum's take microseconds."""
+
+    IDLE = 0
+    FORWARD = 1
+    BACKWARD = 2
+    HOLDING = 3  # done, and holding its answer until an array would be
 
 
 class Cells:
-    """The non-volatile memory of a tile: two kernel buffers and a page of words.
+    """The non-volatile memory of a tile: three kernel buffers and a page of words.
 
-    Which buffer holds the kernel, and how far an update has come, is one 64-bit word, written in one
-    store: a process killed at any instruction leaves either the old kernel or the new one.
+    Which buffers hold the kernel in force and the one to be, and how far an update has come, is one
+    64-bit word, written in one store: a process killed at any instruction leaves either the old kernel
+    or the new one.
     """
 
     __slots__ = ("kernels", "words")
@@ -49,14 +61,14 @@ class Cells:
         """Lay the cells over `buffer` (at least `Cells.size(kernel_shape)` bytes, page-aligned)."""
         self.words = memoryview(buffer)[:_PAGE].cast("Q")  # plain integers: quicker than NumPy's
         floats = _padded_floats(kernel_shape)
-        raw = np.frombuffer(buffer, np.float32, 2 * floats, offset=_PAGE).reshape(2, floats)
+        raw = np.frombuffer(buffer, np.float32, _BUFFERS * floats, offset=_PAGE).reshape(_BUFFERS, floats)
         rows, columns = kernel_shape
-        self.kernels: NDArray[np.float32] = raw[:, : rows * columns].reshape(2, rows, columns)
+        self.kernels: NDArray[np.float32] = raw[:, : rows * columns].reshape(_BUFFERS, rows, columns)
 
     @staticmethod
     def size(kernel_shape: tuple[int, int]) -> int:
         """Return the bytes that the cells of one tile take, a whole number of pages."""
-        needed = _PAGE + 2 * 4 * _padded_floats(kernel_shape)
+        needed = _PAGE + _BUFFERS * 4 * _padded_floats(kernel_shape)
         return -(-needed // _PAGE) * _PAGE
 
     @classmethod
@@ -64,21 +76,16 @@ class Cells:
         """Return cells in anonymous memory, laid out like those in a file."""
         return cls(mmap.mmap(-1, cls.size(kernel_shape)), kernel_shape)
 
-    def program(self, kernel: Matrix) -> None:
-        """Write a kernel (k + 1, c_out) and forget all cycles: how a run starts or resumes."""
+    def program(self, kernel: Matrix, step: int = 0) -> None:
+        """Write a kernel (k + 1, c_out), as after `step` steps, and forget all cycles: how a run starts or resumes."""
         self.words[Word.COMMIT] = 0
+        self.words[Word.STEP] = step
         self.kernels[0] = kernel
-        self.words[Word.MAGIC] = _MAGIC
-
-    @property
-    def programmed(self) -> bool:
-        """Whether a kernel has been written."""
-        return int(self.words[Word.MAGIC]) == _MAGIC
 
     @property
     def kernel(self) -> Matrix:
         """The kernel in force, (k + 1, c_out): a view, valid until the next update."""
-        kernel: Matrix = self.kernels[int(self.words[Word.COMMIT]) & 1]
+        kernel: Matrix = self.kernels[self.words[Word.COMMIT] & 3]
         return kernel
 
 
@@ -95,10 +102,12 @@ class Update:
 class AnalogTile:
     """One kernel matrix K (k + 1, c_out), last row the bias, and the three cycles that touch it."""
 
-    __slots__ = ("_gradient", "cells")
+    __slots__ = ("_biases", "_gradient", "_weights", "cells")
 
     def __init__(self, cells: Cells) -> None:
         self.cells = cells
+        self._weights = [kernel[:-1] for kernel in cells.kernels]  # views, made once
+        self._biases = [kernel[-1] for kernel in cells.kernels]
         self._gradient = np.empty(cells.kernels.shape[1:], np.float32)
 
     def forward(self, patches: Matrix, outputs: Matrix) -> None:
@@ -109,9 +118,9 @@ class AnalogTile:
             outputs: (rows, c_out) M, overwritten.
         """
         started = thread_time_ns()
-        kernel = self.cells.kernel
-        np.matmul(patches, kernel[:-1], out=outputs)
-        outputs += kernel[-1]
+        active = self.cells.words[Word.COMMIT] & 3
+        np.matmul(patches, self._weights[active], out=outputs)
+        outputs += self._biases[active]
         self._count(Word.ROWS_FORWARD, patches, outputs, started)
 
     def backward(
@@ -122,11 +131,14 @@ class AnalogTile:
         cycle: int,
         update: Update | None,
         input_error: bool,
+        commit: bool = True,
     ) -> None:
         """Compute dI = D Kᵀ over the patches and update K, so that it may be killed and repeated anywhere.
 
-        The order makes the repetition exact: Iᵀ D and the new kernel first (*prepared*), then the input
-        error, from the old kernel and over I, then the switch to the new kernel (*committed*).
+        A mini-batch may come in parts: each adds its share to the kernel to be, the last one puts that in
+        force; until then every part is computed with the old kernel. The order makes a repetition exact:
+        Iᵀ D and the new kernel first (*prepared*), then the input error, from the old kernel and over I,
+        then the switch to the new kernel (*committed*).
 
         Args:
             patches: (rows, k) I; holds dI afterwards if `input_error`.
@@ -134,32 +146,43 @@ class AnalogTile:
             cycle: number of this cycle, larger than every earlier one; the same again for a repetition.
             update: λ and decay of the local update, or None to leave K as it is.
             input_error: whether dI is wanted (the first layer needs none).
+            commit: whether this is the last part of the mini-batch.
         """
         started = thread_time_ns()
-        words, kernels = self.cells.words, self.cells.kernels
-        done, state = divmod(int(words[Word.COMMIT]), 4)
-        prepared, active = divmod(state, 2)
+        words = self.cells.words
+        done, state = divmod(words[Word.COMMIT], 32)
+        prepared, upcoming, active = state >> 4, state >> 2 & 3, state & 3
         if update is not None:
             if done == cycle and not prepared:
-                return  # committed before the process was killed; only the answer was lost
+                return  # done before the process was killed; only the answer was lost
             if done != cycle:
-                self._write_updated(kernels[active], kernels[1 - active], patches, errors, update)
-                words[Word.COMMIT] = cycle << 2 | 2 | active
+                spare = (active + 1) % 3 if upcoming == active else 3 - active - upcoming
+                self._add_update(upcoming, spare, patches, errors, update, first=upcoming == active)
+                upcoming = spare
+                words[Word.COMMIT] = cycle << 5 | 16 | upcoming << 2 | active
         if input_error:
-            np.matmul(errors, kernels[active, :-1].T, out=patches)
+            np.matmul(errors, self._weights[active].T, out=patches)
         if update is not None:
-            words[Word.COMMIT] = cycle << 2 | (1 - active)
-            words[Word.UPDATES] += 1
+            words[Word.COMMIT] = cycle << 5 | upcoming << 2 | (upcoming if commit else active)
             words[Word.ROWS_UPDATE] += len(patches)
+            if commit:
+                words[Word.UPDATES] += 1
+                words[Word.STEP] += 1
         self._count(Word.ROWS_BACKWARD, errors, patches if input_error else patches[:0], started)
 
-    def _write_updated(self, kernel: Matrix, updated: Matrix, patches: Matrix, errors: Matrix, update: Update) -> None:
-        gradient = self._gradient
+    def _add_update(
+        self, source: int, target: int, patches: Matrix, errors: Matrix, update: Update, *, first: bool
+    ) -> None:
+        gradient, kernels = self._gradient, self.cells.kernels
         np.matmul(patches.T, errors, out=gradient[:-1])
         np.add.reduce(errors, axis=0, out=gradient[-1])
         gradient *= np.float32(update.learning_rate)
-        np.multiply(kernel, np.float32(1 - update.learning_rate * update.weight_decay), out=updated)
-        updated -= gradient
+        if first:
+            decay = np.float32(1 - update.learning_rate * update.weight_decay)
+            np.multiply(kernels[source], decay, out=kernels[target])
+            kernels[target] -= gradient
+        else:
+            np.subtract(kernels[source], gradient, out=kernels[target])
 
     def _count(self, rows: Word, incoming: Matrix, outgoing: Matrix, started: int) -> None:
         words = self.cells.words

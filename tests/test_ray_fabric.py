@@ -15,6 +15,7 @@ from rapa_dist.fabric.base import Fabric
 from rapa_dist.fabric.cluster import NAMESPACE, connect
 from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.fabric.serial import SerialFabric
+from rapa_dist.hardware import CycleTimes, Pace
 from rapa_dist.machine import Machine
 from rapa_dist.network.model import initial_kernels
 from rapa_dist.streams import Purpose, stream
@@ -52,7 +53,7 @@ def run_cycles(fabric: Fabric, steps: Iterable[int]) -> list[np.ndarray]:
     out = []
     for step in steps:
         rng = np.random.default_rng(step)
-        for layer in MACHINE.layers:
+        for layer in fabric.machine.layers:
             assignment = assign_random(
                 layer.n_tiles, layer.n_patches, IMAGES, stream(0, Purpose.ASSIGN_TRAIN, layer.index, step)
             )
@@ -176,3 +177,37 @@ def test_a_dead_ring_and_a_foreign_message_do_no_harm(ray_fabric, serial_fabric)
         for target in [*folder.glob("bell-*"), folder / "answers"]:
             stranger.sendto(b"nonsense", str(target))
     assert_same_bits(run_cycles(ray_fabric, range(400, 402)), run_cycles(serial_fabric, range(400, 402)))
+
+
+def test_part_of_a_machine_is_used_like_one_of_its_own(ray_fabric):
+    smaller = Machine.build(channels=(8, 8, 4), tiles=(3, 1, 1))
+    kernels = initial_kernels(smaller, 7)
+    ray_fabric.use(smaller, kernels)
+    with SerialFabric(smaller, IMAGES, kernels) as serial:
+        assert_same_bits(run_cycles(ray_fabric, range(3)), run_cycles(serial, range(3)))
+    with pytest.raises(ValueError, match="is not part of"):
+        ray_fabric.use(Machine.build(channels=(8, 8, 4), tiles=(5, 1, 1)), kernels)
+
+
+def test_tiles_that_are_paced_take_an_arrays_time_and_change_no_bit(ray_fabric):
+    kernels = initial_kernels(MACHINE, 0)
+    ray_fabric.use(MACHINE, kernels)
+    ray_fabric.pace = Pace(CycleTimes(), 1000.0)
+    layer = MACHINE.layers[0]
+    offsets = np.linspace(0, IMAGES * layer.n_patches, layer.n_tiles + 1).astype(np.int64)
+    try:
+        started = time.monotonic()
+        ray_fabric.forward(layer, offsets)
+        once = time.monotonic() - started
+        first, second = ray_fabric.begin_forward(layer, offsets), ray_fabric.begin_forward(layer, offsets)
+        started = time.monotonic()
+        ray_fabric.finish(second)
+        twice = time.monotonic() - started
+        ray_fabric.finish(first)
+        with SerialFabric(MACHINE, IMAGES, kernels) as serial:
+            assert_same_bits(run_cycles(ray_fabric, range(2)), run_cycles(serial, range(2)))
+    finally:
+        ray_fabric.pace = None
+    hold = max(np.diff(offsets)) * 80e-9 * 1000
+    assert once >= hold  # never earlier; how much later is the machine's business
+    assert twice >= 1.9 * hold  # an array does one cycle after the other

@@ -119,6 +119,38 @@ def test_a_tile_writes_to_no_rows_but_its_own():
         assert_array_equal(outputs[others], outputs_before[others])
 
 
+# --- a mini-batch in parts
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 4])
+def test_parts_of_a_mini_batch_add_up_to_one_update(parts):
+    kernel, patches, errors = matrix(*SHAPE), matrix(ROWS, K, seed=1), matrix(ROWS, C_OUT, seed=2)
+    with_bias = np.hstack([wide(patches), np.ones((ROWS, 1))])
+    expected = (1 - 0.1 * 0.02) * wide(kernel) - 0.1 * with_bias.T @ wide(errors)
+    input_errors = wide(errors) @ wide(kernel)[:K].T
+    tile, edges = a_tile(kernel), np.linspace(0, ROWS, parts + 1).astype(int)
+    for number, (first, last) in enumerate(pairwise(edges), 1):
+        assert_array_equal(tile.cells.kernel, kernel)  # the old one is in force to the end
+        mine = slice(first, last)
+        tile.backward(
+            patches[mine], errors[mine], cycle=number, update=UPDATE, input_error=True, commit=number == parts
+        )
+    assert_allclose(tile.cells.kernel, expected, **FLOAT32)
+    assert_allclose(patches, input_errors, **FLOAT32)
+    words = tile.cells.words
+    assert (words[Word.UPDATES], words[Word.STEP], words[Word.ROWS_UPDATE]) == (1, 1, ROWS)
+
+
+def test_the_step_goes_on_from_where_the_kernel_was_programmed():
+    cells = Cells.volatile(SHAPE)
+    cells.program(matrix(*SHAPE), step=17)
+    tile = AnalogTile(cells)
+    tile.backward(matrix(ROWS, K), matrix(ROWS, C_OUT), cycle=1, update=UPDATE, input_error=False, commit=False)
+    assert cells.words[Word.STEP] == 17
+    tile.backward(matrix(ROWS, K), matrix(ROWS, C_OUT), cycle=2, update=UPDATE, input_error=False)
+    assert cells.words[Word.STEP] == 18
+
+
 # --- counters
 
 
@@ -143,13 +175,6 @@ def test_counters_count_rows_updates_and_bytes():
 # --- cells
 
 
-def test_fresh_cells_are_not_programmed():
-    cells = Cells.volatile(SHAPE)
-    assert not cells.programmed
-    cells.program(matrix(*SHAPE))
-    assert cells.programmed
-
-
 def test_programming_forgets_earlier_cycles():
     tile, patches, errors = a_tile(), matrix(ROWS, K), matrix(ROWS, C_OUT)
     tile.backward(patches.copy(), errors, cycle=5, update=UPDATE, input_error=False)
@@ -161,17 +186,17 @@ def test_programming_forgets_earlier_cycles():
 
 
 @pytest.mark.parametrize("shape", [(76, 32), (801, 64), (2, 1), (13, 5)])
-def test_words_and_both_kernels_have_memory_of_their_own(shape):
+def test_words_and_all_kernels_have_memory_of_their_own(shape):
     size = Cells.size(shape)
     assert size % 4096 == 0
     buffer = memoryview(bytearray(size))
     cells = Cells(buffer, shape)
     cells.words[:] = memoryview(array("Q", [7] * len(cells.words)))
-    cells.kernels[0], cells.kernels[1] = 1, 2
+    for number, kernel in enumerate(cells.kernels):
+        kernel[:] = number + 1
     assert set(cells.words) == {7}
-    assert (cells.kernels[0] == 1).all()
-    assert (cells.kernels[1] == 2).all()
-    assert np.count_nonzero(np.frombuffer(buffer, np.uint8)) <= 4096 + 2 * 4 * shape[0] * shape[1]
+    assert [set(kernel.ravel().tolist()) for kernel in cells.kernels] == [{1}, {2}, {3}]
+    assert np.count_nonzero(np.frombuffer(buffer, np.uint8)) <= 4096 + 3 * 4 * shape[0] * shape[1]
 
 
 # --- a kill at any instruction, and the cycle rung again
@@ -191,19 +216,29 @@ class Body:
         cells.program(matrix(*SHAPE))
         AnalogTile(cells).backward(self.patches.copy(), self.errors, cycle=3, update=UPDATE, input_error=False)
 
+    def after_a_part(self):
+        """Let the mini-batch have had a first part already, which the next cycle adds to."""
+        tile = AnalogTile(Cells(self.memory, SHAPE))
+        first, errors = matrix(ROWS, K, seed=3), matrix(ROWS, C_OUT, seed=4)
+        tile.backward(first, errors, cycle=4, update=UPDATE, input_error=True, commit=False)
+        return self
+
     def state(self):
         return bytes(self.memory), self.patches.copy(), self.errors.copy()
 
     def restore(self, state):
         self.memory[:], self.patches[:], self.errors[:] = state
 
-    def ring(self, *, cycle=4, update=UPDATE, input_error):
+    def ring(self, *, cycle=5, update=UPDATE, input_error, commit=True):
         """Run a backward cycle on a tile in a process that has just come up."""
         tile = AnalogTile(Cells(self.memory, SHAPE))
-        tile.backward(self.patches, self.errors, cycle=cycle, update=update, input_error=input_error)
+        tile.backward(self.patches, self.errors, cycle=cycle, update=update, input_error=input_error, commit=commit)
 
     def result(self):
-        return Cells(self.memory, SHAPE).kernel.tobytes(), self.patches.tobytes(), self.errors.tobytes()
+        """Return the bits that count: the kernel, that after one more part of the mini-batch, and the rows."""
+        kernel, patches, errors = Cells(self.memory, SHAPE).kernel.tobytes(), self.patches.copy(), self.errors.copy()
+        self.ring(cycle=6, input_error=False)
+        return kernel, Cells(self.memory, SHAPE).kernel.tobytes(), patches.tobytes(), errors.tobytes()
 
 
 def states_between_instructions(body, **cycle):
@@ -253,19 +288,28 @@ def moments(body, generator, **cycle):
     return states + inside
 
 
+PARTS = [
+    pytest.param(lambda: (Body(), True), id="the whole mini-batch"),
+    pytest.param(lambda: (Body(), False), id="its first part"),
+    pytest.param(lambda: (Body().after_a_part(), False), id="a part between"),
+    pytest.param(lambda: (Body().after_a_part(), True), id="its last part"),
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("input_error", [True, False])
-def test_a_cycle_that_is_killed_at_any_instruction_and_repeated_has_the_same_bits(input_error):
-    body = Body()
+def test_a_cycle_that_is_killed_at_any_instruction_and_repeated_has_the_same_bits(input_error, part):
+    body, commit = part()
     start = body.state()
-    body.ring(input_error=input_error)
+    body.ring(input_error=input_error, commit=commit)
     undisturbed = body.result()
 
     body.restore(start)
-    killed = moments(body, rng(), input_error=input_error)
+    killed = moments(body, rng(), input_error=input_error, commit=commit)
     assert len(killed) > 100
     for number, state in enumerate(killed):
         body.restore(state)
-        body.ring(input_error=input_error)
+        body.ring(input_error=input_error, commit=commit)
         assert body.result() == undisturbed, f"killed at moment {number} of {len(killed)}"
 
 
@@ -322,9 +366,9 @@ def test_a_cycle_that_was_committed_changes_nothing_when_it_is_repeated(input_er
 
 def test_the_next_cycle_is_not_mistaken_for_a_repetition():
     body = Body()
-    body.ring(cycle=4, input_error=False)
-    once = Cells(body.memory, SHAPE).kernel.copy()
     body.ring(cycle=5, input_error=False)
+    once = Cells(body.memory, SHAPE).kernel.copy()
+    body.ring(cycle=6, input_error=False)
     assert not np.array_equal(Cells(body.memory, SHAPE).kernel, once)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 import traceback
 from typing import Any
 
@@ -10,8 +11,9 @@ import ray
 
 from rapa_dist.fabric.blas import one_blas_thread
 from rapa_dist.fabric.chip import Site, tile_name
+from rapa_dist.fabric.clock import sharp_sleep
 from rapa_dist.fabric.doorbell import Cycle, Status, TileDoorbell
-from rapa_dist.tile import AnalogTile, Matrix, Update, Word
+from rapa_dist.tile import AnalogTile, Matrix, State, Update, Word
 
 
 class Tile:
@@ -25,8 +27,9 @@ class Tile:
         one_blas_thread()
         self._site = site
         self._cells = site.open_cells()
-        self._cells.words[Word.PID] = os.getpid()
-        self._cells.words[Word.STARTS] += 1
+        words = self._cells.words
+        words[Word.PID], words[Word.SINCE_NS], words[Word.STATE] = os.getpid(), time.monotonic_ns(), State.IDLE
+        words[Word.STARTS] += 1
         threading.Thread(target=self._serve, name="doorbell", daemon=True).start()
 
     def _serve(self) -> None:
@@ -35,30 +38,39 @@ class Tile:
         patches, outputs = arena.patches(site.layer_index), arena.outputs(site.layer_index)
         words = self._cells.words
         tile, bell = AnalogTile(self._cells), TileDoorbell(site.directory, site.tile, site.token)
+        sharp_sleep()
+        free_ns = 0  # when the array that this tile stands for is done with its last cycle
         bell.answer(0, Status.HELLO)
         while True:
-            ring = bell.wait()
-            number, cycle, first, last, learning_rate, weight_decay = ring
-            if number == words[Word.ANSWERED]:
+            number, cycle, first, last, learning_rate, weight_decay, hold_ns, rung_ns = bell.wait()
+            if number <= words[Word.ANSWERED]:
                 bell.answer(number)  # by a process that was killed right after; its rows may be in use again
                 continue
             try:
                 if cycle == Cycle.FORWARD:
+                    words[Word.STATE] = State.FORWARD
                     tile.forward(patches[first:last], outputs[first:last])
                 elif cycle != Cycle.EMPTY:
+                    words[Word.STATE] = State.BACKWARD
                     tile.backward(
                         patches[first:last],
                         outputs[first:last],
                         cycle=number,
                         update=Update(learning_rate, weight_decay) if cycle & Cycle.UPDATE else None,
                         input_error=bool(cycle & Cycle.INPUT_ERROR),
+                        commit=bool(cycle & Cycle.COMMIT),
                     )
             except Exception:  # noqa: BLE001  whatever it is, the coordinator has to hear of it
                 traceback.print_exc()
                 bell.answer(number, Status.FAILED)
-            else:
-                words[Word.ANSWERED] = number
-                bell.answer(number)
+                continue
+            words[Word.ANSWERED] = number
+            if hold_ns:
+                words[Word.STATE] = State.HOLDING
+                free_ns = max(free_ns, rung_ns) + hold_ns
+                time.sleep(max(0, free_ns - time.monotonic_ns()) * 1e-9)
+            words[Word.STATE] = State.IDLE
+            bell.answer(number)
 
     @ray.method(concurrency_group="inspect")
     def ready(self) -> int:

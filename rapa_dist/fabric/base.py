@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapa_dist.machine import Layer, Machine
-from rapa_dist.tile import Matrix, Update
+from rapa_dist.tile import Cells, Matrix, Update
 
 _PAGE = 4096
 
@@ -71,16 +71,53 @@ class Fabric(ABC):
         """Return the output region of a layer, (rows, c_out), in tile order; D in a backward cycle."""
 
     @abstractmethod
+    def begin_forward(self, layer: Layer, offsets: NDArray[np.int64]) -> int:
+        """Have every tile compute M = I K for its rows offsets[j] … offsets[j + 1] − 1.
+
+        Returns:
+            A number to `finish` the cycle with. Until then its rows belong to the tiles. Several cycles may
+            be under way, on different rows; a tile does them in the order in which they were begun.
+        """
+
+    @abstractmethod
+    def begin_backward(
+        self,
+        layer: Layer,
+        offsets: NDArray[np.int64],
+        *,
+        update: Update | None,
+        input_error: bool,
+        commit: bool = True,
+    ) -> int:
+        """Have every tile compute dI = D Kᵀ, if wanted, and its update; see `begin_forward`.
+
+        Args:
+            layer: whose tiles.
+            offsets: (n_t + 1,) which rows are whose.
+            update: λ and decay, or None to leave the kernels alone.
+            input_error: whether dI is wanted.
+            commit: False for all parts of a mini-batch but the last, which puts the new kernels in force.
+        """
+
+    @abstractmethod
+    def finish(self, cycle: int) -> None:
+        """Return when a cycle that was begun is done by all tiles."""
+
     def forward(self, layer: Layer, offsets: NDArray[np.int64]) -> None:
-        """Have every tile compute M = I K for its rows offsets[j] … offsets[j + 1] − 1; return when done."""
+        """Run a forward cycle from beginning to end."""
+        self.finish(self.begin_forward(layer, offsets))
 
-    @abstractmethod
     def backward(self, layer: Layer, offsets: NDArray[np.int64], *, update: Update | None, input_error: bool) -> None:
-        """Have every tile compute dI = D Kᵀ, if wanted, and update its kernel; return when done."""
+        """Run a backward cycle with its update from beginning to end."""
+        self.finish(self.begin_backward(layer, offsets, update=update, input_error=input_error))
 
     @abstractmethod
+    def cells(self, layer: int) -> list[Cells]:
+        """Return the cells of a layer's tiles, to look into."""
+
     def kernels(self, layer: Layer) -> Matrix:
-        """Return a copy of the kernels of a layer, (n_t, k + 1, c_out). Between cycles only."""
+        """Return a copy of the kernels of a layer, (n_t, k + 1, c_out). Between steps only."""
+        return np.stack([cells.kernel for cells in self.cells(layer.index)])
 
     @abstractmethod
     def close(self) -> None:

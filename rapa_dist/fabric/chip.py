@@ -1,6 +1,7 @@
 """A chip: the tiles of one node, the memory they share, and the doorbells that start their cycles."""
 
 import secrets
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +92,8 @@ class Chip:
         except BaseException:
             self.scratch.remove()
             raise
-        self._owed: dict[int, Ring] = {}  # tiles that have been rung and have not answered
+        self._owed: dict[int, deque[Ring]] = defaultdict(deque)  # by tile: rings without an answer, oldest first
+        self._missing: dict[int, int] = defaultdict(int)  # by number: tiles that have not answered
 
     def site(self, tile: int) -> Site:
         """Return what the process of tile number `tile` has to know."""
@@ -103,43 +105,50 @@ class Chip:
             tile=tile,
         )
 
-    def program(self, tile: int, kernel: Matrix) -> None:
-        """Write a kernel (k + 1, c_out) into the cells of a tile that is not at work."""
-        self.cells[tile].program(kernel)
+    def program(self, tile: int, kernel: Matrix, step: int = 0) -> None:
+        """Write a kernel (k + 1, c_out), as after `step` steps, into the cells of a tile that is not at work."""
+        self.cells[tile].program(kernel, step)
 
     def ring(self, rings: Iterable[tuple[int, Ring]]) -> None:
-        """Start a cycle on some tiles, given as (tile, ring)."""
+        """Start a cycle on some tiles, given as (tile, ring); one that is busy does it afterwards."""
+        bell, owed, missing = self._bell, self._owed, self._missing
         for tile, ring in rings:
-            self._owed[tile] = ring
-            self._bell.ring(tile, ring)
+            owed[tile].append(ring)
+            missing[ring.number] += 1
+            bell.ring(tile, ring)
 
-    def wait(self) -> None:
-        """Return when every tile that was rung has answered; ring again those that had to be restarted.
+    def wait(self, number: int | None = None) -> None:
+        """Return when all tiles that were rung with this number have answered, or all that were rung at all.
+
+        Tiles that had to be restarted are rung again with everything they owe.
 
         Raises:
             ClusterError: a tile reports that it failed, or `on_silence` gave up.
         """
-        owed, silence = self._owed, 0.0
-        while owed:
+        missing, silence = self._missing, 0.0
+        while number in missing if number is not None else missing:
             answer = self._bell.hear()
             if answer is None:
                 silence += PATIENCE_S
-                self.on_silence(list(owed), silence)
+                self.on_silence([tile for tile, rings in self._owed.items() if rings], silence)
                 continue
-            tile, number, status = answer
-            ring = owed.get(tile)
+            tile, answered, status = answer
+            owed = self._owed[tile]
             if status == Status.HELLO:
                 self.on_hello(tile)
-                if ring is not None:
+                for ring in owed:
                     self._bell.ring(tile, ring)
-            elif ring is not None and number == ring.number:
+            elif owed and answered == owed[0].number:
+                ring = owed.popleft()
                 if status == Status.FAILED:
                     cycle = "forward" if ring.cycle == Cycle.FORWARD else "backward"
                     raise ClusterError(
                         f"{self.name_of(tile)} failed in its {cycle} cycle; the cause is in its log, below ray-logs in "
                         "the run directory or with Ray."
                     )
-                del owed[tile]
+                missing[answered] -= 1
+                if not missing[answered]:
+                    del missing[answered]
                 silence = 0.0
 
     def name_of(self, tile: int) -> str:

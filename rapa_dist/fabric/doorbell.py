@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 from rapa_dist.errors import ClusterError
 
-_RING = struct.Struct("<QQIIIdd")
+_RING = struct.Struct("<QQIIIddQQ")
 _ANSWER = struct.Struct("<QQIi")
 _TIMEVAL = struct.Struct("@ll")
 _SEND_TIMEOUT_S = 30.0
+_LONGEST_MESSAGE = _RING.size + 1  # one byte more: what is longer shows
 _LONGEST_NAME = 107  # bytes that Linux allows in the name of a Unix socket
 
 
@@ -29,7 +30,7 @@ class Cycle:
     FORWARD = 1
     INPUT_ERROR = 2
     UPDATE = 4
-    STOP = 8
+    COMMIT = 8  # the update's last part: put the new kernel in force
 
 
 class Status:
@@ -53,6 +54,10 @@ class Ring(NamedTuple):
     """One past the last row."""
     learning_rate: float = 0.0
     weight_decay: float = 0.0
+    hold_ns: int = 0
+    """Nanoseconds that an array would be busy, slowed down; the answer waits for them. 0: it comes at once."""
+    rung_ns: int = 0
+    """time.monotonic_ns() of the ring, from when `hold_ns` counts."""
 
 
 class TileDoorbell:
@@ -61,7 +66,7 @@ class TileDoorbell:
     def __init__(self, directory: Path, tile: int, token: int) -> None:
         """Bind the socket of tile number `tile` in the run's directory, in place of an earlier one."""
         self._tile, self._token = tile, token
-        self._answered = 0  # number of the last ring that was answered
+        self._answered = 0  # number of the last ring that this process answered
         self._answer_to = str(answers_path(directory))
         path = bell_path(directory, tile)
         path.unlink(missing_ok=True)
@@ -72,16 +77,17 @@ class TileDoorbell:
     def wait(self) -> Ring:
         """Sleep until the coordinator rings for a cycle that this process has not answered yet.
 
-        A first ring and this tile's HELLO may cross; the coordinator then rings for the cycle again, and
-        would find rows change under its hands if it were done again.
+        Rings come in the order of their numbers. A first ring and this tile's HELLO may cross; the
+        coordinator then rings for the cycle again, and would find rows change under its hands if it were
+        done again.
         """
         while True:
-            message = self._socket.recv(64)
+            message = self._socket.recv(_LONGEST_MESSAGE)
             if len(message) != _RING.size:
                 continue
-            token, number, cycle, first, last, learning_rate, weight_decay = _RING.unpack(message)
-            if token == self._token and number != self._answered:
-                return Ring(number, cycle, first, last, learning_rate, weight_decay)
+            token, *ring = _RING.unpack(message)
+            if token == self._token and ring[0] > self._answered:
+                return Ring(*ring)
 
     def answer(self, number: int, status: int = Status.DONE) -> None:
         """Tell the coordinator; raises OSError when there is none any more."""
@@ -117,11 +123,8 @@ class NodeDoorbell:
 
     def ring(self, tile: int, ring: Ring) -> None:
         """Ring one tile. A tile that is down misses it; it says HELLO when it is back."""
-        message = _RING.pack(
-            self._token, ring.number, ring.cycle, ring.first, ring.last, ring.learning_rate, ring.weight_decay
-        )
         try:  # noqa: SIM105
-            self._socket.sendto(message, self._paths[tile])
+            self._socket.sendto(_RING.pack(self._token, *ring), self._paths[tile])
         except (ConnectionRefusedError, FileNotFoundError, ConnectionResetError):
             pass  # suppress() would cost as much as the call
 
@@ -129,7 +132,7 @@ class NodeDoorbell:
         """Return (tile, number, status) of the next answer, or None when patience runs out."""
         while True:
             try:
-                message = self._socket.recv(64)
+                message = self._socket.recv(_LONGEST_MESSAGE)
             except BlockingIOError:
                 return None
             if len(message) != _ANSWER.size:

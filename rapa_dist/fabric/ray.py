@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,10 @@ from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.fabric.chip import Chip, tile_name
 from rapa_dist.fabric.cluster import NAMESPACE, RESOURCE, Cluster
 from rapa_dist.fabric.doorbell import Cycle, Ring
+from rapa_dist.hardware import Pace
 from rapa_dist.interrupts import uninterrupted
 from rapa_dist.machine import Layer, Machine
-from rapa_dist.tile import Matrix, Update
+from rapa_dist.tile import Cells, Matrix, Update
 
 _START_TIMEOUT_S = 60.0  # for the next tile to come up, not for all of them
 _RESTART_TIMEOUT_S = 60.0
@@ -38,6 +41,8 @@ class RayFabric(Fabric):
         cluster: Cluster,
         advance: Advance = lambda done, total: None,
         on_restart: Callable[[str], None] = lambda tile: None,
+        step: int = 0,
+        pace: Pace | None = None,
     ) -> None:
         """Start an actor per tile and program `kernels`, one array (n_t, k + 1, c_out) per layer, into them.
 
@@ -49,9 +54,12 @@ class RayFabric(Fabric):
             cluster: where; closed together with the fabric.
             advance: told how many tiles are up.
             on_restart: told the name of a tile whose process died and is back.
+            step: steps that the kernels have been trained for.
+            pace: how long tiles hold their answers; None: not at all. May be set anew between cycles.
         """
         super().__init__(machine, images)
         self.cluster = cluster
+        self.pace = pace
         self._number = 0
         self._actors: list[Any] = []
         self._on_restart = on_restart
@@ -59,13 +67,28 @@ class RayFabric(Fabric):
         self._chip = Chip(machine, images, on_silence=self._look_after, on_hello=self._welcome)
         self._first_tile = {layer.index: machine.tiles.index((layer.index, 0)) for layer in machine.layers}
         try:
-            for tile, (layer, number) in enumerate(machine.tiles):
-                self._chip.program(tile, kernels[layer][number])
+            self.use(machine, kernels, step)
             self._start(run, advance)
         except BaseException:
             with uninterrupted():
                 self._stop_tiles()
             raise
+
+    def use(self, machine: Machine, kernels: Kernels, step: int = 0) -> None:
+        """Work with the first tiles of every layer only, as a smaller machine; the others sleep.
+
+        Args:
+            machine: the one that was started, with as many tiles per layer or fewer.
+            kernels: what to program into them.
+            step: steps that the kernels have been trained for.
+        """
+        started = self._chip.machine
+        for layer, ours in zip(machine.layers, started.layers, strict=True):
+            if layer.n_tiles > ours.n_tiles or replace(layer, n_tiles=ours.n_tiles) != ours:
+                raise ValueError(f"{layer} is not part of {ours}")
+        self.machine = machine
+        for layer_index, number in machine.tiles:
+            self._chip.program(self._first_tile[layer_index] + number, kernels[layer_index][number], step)
 
     def _start(self, run: str, advance: Advance) -> None:
         import ray
@@ -76,7 +99,7 @@ class RayFabric(Fabric):
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         as_actor: Any = ray.remote(concurrency_groups={"inspect": 1})  # type: ignore[call-overload]
         actor_class = as_actor(Tile)
-        for tile, (layer, number) in enumerate(self.machine.tiles):
+        for tile, (layer, number) in enumerate(self._chip.machine.tiles):
             actor = actor_class.options(
                 name=f"{run}/{tile_name(layer, number)}",
                 namespace=NAMESPACE,
@@ -123,33 +146,61 @@ class RayFabric(Fabric):
         """Return the output region of a layer."""
         return self._chip.arena.outputs(layer)
 
-    def forward(self, layer: Layer, offsets: NDArray[np.int64]) -> None:
-        """Ring every tile of the layer for a forward cycle, and wait for their answers."""
-        self._run(layer, offsets, Cycle.FORWARD, None)
+    def begin_forward(self, layer: Layer, offsets: NDArray[np.int64]) -> int:
+        """Ring every tile of the layer for a forward cycle."""
+        return self._ring(layer, offsets, Cycle.FORWARD, None)
 
-    def backward(self, layer: Layer, offsets: NDArray[np.int64], *, update: Update | None, input_error: bool) -> None:
-        """Ring every tile of the layer for backward and update cycles, and wait for their answers."""
-        cycle = (Cycle.INPUT_ERROR if input_error else 0) | (Cycle.UPDATE if update else 0)
-        self._run(layer, offsets, cycle, update)
+    def begin_backward(
+        self,
+        layer: Layer,
+        offsets: NDArray[np.int64],
+        *,
+        update: Update | None,
+        input_error: bool,
+        commit: bool = True,
+    ) -> int:
+        """Ring every tile of the layer for backward and update cycles."""
+        cycle = Cycle.INPUT_ERROR if input_error else 0
+        if update is not None:
+            cycle |= Cycle.UPDATE | (Cycle.COMMIT if commit else 0)
+        return self._ring(layer, offsets, cycle, update)
 
-    def empty(self, layer: Layer) -> None:
-        """Ring every tile of the layer for nothing, and wait for their answers: the data plane's cost."""
-        self._run(layer, np.zeros(layer.n_tiles + 1, np.int64), Cycle.EMPTY, None)
+    def begin_empty(self, layer: Layer) -> int:
+        """Ring every tile of the layer for nothing: the data plane's cost."""
+        return self._ring(layer, np.zeros(layer.n_tiles + 1, np.int64), Cycle.EMPTY, None)
 
-    def _run(self, layer: Layer, offsets: NDArray[np.int64], cycle: int, update: Update | None) -> None:
+    def finish(self, cycle: int) -> None:
+        """Wait for the tiles' answers."""
+        self._chip.wait(cycle)
+
+    def _ring(self, layer: Layer, offsets: NDArray[np.int64], cycle: int, update: Update | None) -> int:
         self._number += 1
-        number, first_tile = self._number, self._first_tile[layer.index]
+        number, first_tile, pace = self._number, self._first_tile[layer.index], self.pace
         rates = (update.learning_rate, update.weight_decay) if update else (0.0, 0.0)
-        edges = offsets.tolist()
-        self._chip.ring(
-            (first_tile + j, Ring(number, cycle, edges[j], edges[j + 1], *rates)) for j in range(layer.n_tiles)
+        row_ns = (
+            0.0
+            if pace is None
+            else pace.row_ns(
+                forward=bool(cycle & Cycle.FORWARD),
+                backward=bool(cycle & Cycle.INPUT_ERROR),
+                update=bool(cycle & Cycle.UPDATE),
+            )
         )
-        self._chip.wait()
+        self._chip.ring(
+            (
+                tile,
+                Ring(number, cycle, first, last, *rates, int((last - first) * row_ns), time.monotonic_ns())
+                if row_ns
+                else Ring(number, cycle, first, last, *rates),
+            )
+            for tile, (first, last) in enumerate(pairwise(offsets.tolist()), first_tile)
+        )
+        return number
 
-    def kernels(self, layer: Layer) -> Matrix:
-        """Return a copy of the kernels of a layer, read from the tiles' cells."""
-        first = self._first_tile[layer.index]
-        return np.stack([cells.kernel for cells in self._chip.cells[first : first + layer.n_tiles]])
+    def cells(self, layer: int) -> list[Cells]:
+        """Return the cells of a layer's tiles."""
+        first = self._first_tile[layer]
+        return self._chip.cells[first : first + self.machine.layers[layer].n_tiles]
 
     def _welcome(self, tile: int) -> None:
         if self._started:
