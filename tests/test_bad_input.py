@@ -551,7 +551,7 @@ def running_cluster(monkeypatch):
         for name, address, tiles in (("a", "10.0.0.1", 3.0), ("b", "10.0.0.2", 5.0))
     ]
     left = []
-    monkeypatch.setattr(cluster, "_answers", lambda address: address == "10.0.0.1:6379")
+    monkeypatch.setattr(cluster, "answers", lambda address: address == "10.0.0.1:6379")
     monkeypatch.setattr("ray.init", lambda **options: None)
     monkeypatch.setattr("ray.nodes", lambda: nodes)
     free = {"a": {"analog_tile": 2.0}, "b": {"analog_tile": 5.0}}

@@ -6,13 +6,14 @@ import time
 import traceback
 from typing import Any
 
-import numpy as np
 import ray
 
 from rapa_dist.fabric.blas import one_blas_thread
-from rapa_dist.fabric.chip import Site, tile_name
+from rapa_dist.fabric.chip import Site
 from rapa_dist.fabric.clock import sharp_sleep
 from rapa_dist.fabric.doorbell import Cycle, Status, TileDoorbell
+from rapa_dist.fabric.inspector import Inspector
+from rapa_dist.inspection import read_kernel
 from rapa_dist.tile import AnalogTile, Matrix, State, Update, Word
 
 
@@ -27,6 +28,7 @@ class Tile:
         one_blas_thread()
         self._site = site
         self._cells = site.open_cells()
+        self._inspector = Inspector(site, ray.get_runtime_context().get_node_id())
         words = self._cells.words
         words[Word.PID], words[Word.SINCE_NS], words[Word.STATE] = os.getpid(), time.monotonic_ns(), State.IDLE
         words[Word.STARTS] += 1
@@ -79,40 +81,15 @@ class Tile:
 
     @ray.method(concurrency_group="inspect")
     def stats(self) -> dict[str, Any]:
-        """Return what the tile is and has done so far; answers while the tile works."""
-        layer, tile = self._site.machine.tiles[self._site.tile]
-        words = self._cells.words
-        context = ray.get_runtime_context()
-        return {
-            "tile": tile_name(layer, tile),
-            "node": context.get_node_id(),
-            "pid": os.getpid(),
-            "restarts": int(words[Word.STARTS]) - 1,
-            "rows_forward": int(words[Word.ROWS_FORWARD]),
-            "rows_backward": int(words[Word.ROWS_BACKWARD]),
-            "rows_update": int(words[Word.ROWS_UPDATE]),
-            "updates": int(words[Word.UPDATES]),
-            "busy_s": int(words[Word.BUSY_NS]) / 1e9,
-            "bytes_in": int(words[Word.BYTES_IN]),
-            "bytes_out": int(words[Word.BYTES_OUT]),
-            "kernel_norm": float(np.linalg.norm(self._kernel())),
-            "resident_bytes": _resident_bytes(),
-        }
+        """Return what the tile is and has done so far (`TileStats`); answers while the tile works."""
+        return self._inspector.own().as_dict()
+
+    @ray.method(concurrency_group="inspect")
+    def chip_stats(self) -> list[dict[str, Any]]:
+        """Return the stats of all tiles that share this one's node: one call to a node shows them all."""
+        return [stats.as_dict() for stats in self._inspector.chip()]
 
     @ray.method(concurrency_group="inspect")
     def weights(self) -> Matrix:
         """Return a copy of the kernel matrix, (k + 1, c_out), as after some whole number of updates."""
-        return self._kernel()
-
-    def _kernel(self) -> Matrix:
-        words = self._cells.words
-        while True:
-            before = words[Word.COMMIT]
-            kernel = self._cells.kernel.copy()
-            if words[Word.COMMIT] == before:  # else an update may have overtaken the copy
-                return kernel
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return read_kernel(self._cells)

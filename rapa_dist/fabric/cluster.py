@@ -1,5 +1,6 @@
 """Finding a Ray cluster, or starting one for the run; whether it has room for the tiles."""
 
+import logging
 import os
 import shutil
 import socket
@@ -77,7 +78,7 @@ def find_address(address: str | None) -> tuple[str, str] | None:
                     f"{source} needs host:port of a Ray cluster's head, like 10.0.0.1:6379, or “local” to have one "
                     f"started for the run; it is “{value}”."
                 )
-            if not _answers(value):
+            if not answers(value):
                 raise ClusterError(
                     f"No Ray cluster answers at {value} ({source}). Start one with `ray start --head "
                     f"--resources='{{\"{RESOURCE}\": 21}}'`, correct the address, or leave it out to have one "
@@ -95,7 +96,7 @@ def _running_here() -> tuple[str, str] | None:
         value = current.read_text().strip()
     except OSError:
         return None
-    return (value, _RUNNING_HERE) if value and _answers(value) else None
+    return (value, _RUNNING_HERE) if value and answers(value) else None
 
 
 def connect(address: str | None, n_tiles: int) -> Cluster:
@@ -158,6 +159,36 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int) -> Cluster:
     return cluster
 
 
+def attach(found: tuple[str, str], auth_mode: str | None = None) -> Cluster:
+    """Connect to a cluster to look into it, as `find_address` found it; nothing is asked of it but answers.
+
+    Args:
+        found: its address, and how it was found.
+        auth_mode: RAY_AUTH_MODE of a run that registered there; None where none did.
+
+    Raises:
+        ClusterError: it can't be joined.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if auth_mode is not None:
+        os.environ["RAY_AUTH_MODE"] = auth_mode
+    elif found[1] == _RUNNING_HERE and _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    try:
+        ray.init(address=found[0], namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
+    except Exception as error:
+        token = (
+            "It wants the token that it was started with: give it in RAY_AUTH_TOKEN or ~/.ray/auth_token."
+            if auth_mode == "token"
+            else "If it wants a token, as one started by `ray start` does where there is a token, set "
+            "RAY_AUTH_MODE=token; if this machine is no node of it, run this on one."
+        )
+        raise ClusterError(f"Can't join the Ray cluster at {found[0]} ({found[1]}): {error}. {token}") from error
+    return Cluster(found[1], found[0], None)
+
+
 def check_capacity(n_tiles: int) -> None:
     """Raise ClusterError unless this node of the cluster offers `n_tiles` free tiles."""
     import ray
@@ -189,7 +220,7 @@ def _endpoint(address: str) -> tuple[str, int] | None:
     return host.strip("[]"), int(port)
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
     """Return whether a gRPC server, as the head of a Ray cluster is one, listens there.
 
     Ray itself would wait for minutes, also behind a port that something else listens on.

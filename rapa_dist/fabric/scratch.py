@@ -18,7 +18,7 @@ from pathlib import Path
 from rapa_dist.errors import ClusterError
 
 PREFIX = "rapa-dist-"
-_LOCK = "lock"
+LOCK = "lock"
 _HALF_MADE_S = 60.0
 
 
@@ -52,7 +52,7 @@ class Scratch:
             with contextlib.ExitStack() as undo:
                 unlocked.mkdir(mode=0o700)
                 undo.callback(shutil.rmtree, unlocked, ignore_errors=True)
-                self._lock = _lock(unlocked / _LOCK)
+                self._lock = _lock(unlocked / LOCK)
                 undo.callback(os.close, self._lock)
                 self.path = unlocked.rename(self.root / name)  # under its final name it is locked, always
                 undo.pop_all()
@@ -128,7 +128,7 @@ def sweep(root: Path) -> None:
     name = f"{PREFIX}{os.getuid()}-*"
     for path in root.glob(name):
         with contextlib.suppress(OSError):
-            lock = _lock(path / _LOCK)
+            lock = _lock(path / LOCK)
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
     for path in root.glob(f".{name}"):  # not locked yet: age tells whether its maker was killed

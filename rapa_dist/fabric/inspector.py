@@ -1,0 +1,41 @@
+"""Looking into the tiles of a chip from one of their processes: their cells are files on the node."""
+
+import time
+from pathlib import Path
+
+from rapa_dist.fabric.chip import Site, cells_name, tile_name
+from rapa_dist.fabric.scratch import map_existing
+from rapa_dist.inspection import TileStats, read_tile
+from rapa_dist.tile import Cells
+
+
+class Inspector:
+    """Reads the stats of all tiles that share a chip's directory. Maps their cells once, when first asked."""
+
+    def __init__(self, site: Site, node: str) -> None:
+        """Look from the place of one tile, on the node of that id."""
+        self._site, self._node = site, node
+        self._cells: dict[int, Cells] = {}
+
+    def own(self) -> TileStats:
+        """Return the stats of the tile itself."""
+        return self._read(self._site.tile)
+
+    def chip(self) -> list[TileStats]:
+        """Return the stats of every tile on the chip."""
+        stats = []
+        for number in range(len(self._site.machine.tiles)):
+            if number in self._cells or self._file(number).exists():
+                stats.append(self._read(number))
+                time.sleep(0)  # lets the thread that serves this tile's doorbell go first
+        return stats
+
+    def _read(self, number: int) -> TileStats:
+        machine = self._site.machine
+        layer, tile = machine.tiles[number]
+        if number not in self._cells:
+            self._cells[number] = Cells(map_existing(self._file(number)), machine.layers[layer].kernel_shape)
+        return read_tile(self._cells[number], name=tile_name(layer, tile), layer=layer, node=self._node)
+
+    def _file(self, number: int) -> Path:
+        return self._site.directory / cells_name(number)

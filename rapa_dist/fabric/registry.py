@@ -1,0 +1,96 @@
+"""Runs register on their node, so that `rapa-dist stats` finds them without being told where they are.
+
+A registration is a file in the scratch directory of the run's chip: it is there while the run is, and a run
+that was killed is known by its lock, which nobody holds any more.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from rapa_dist.fabric.scratch import LOCK, PREFIX
+
+_FILE = "run.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """A run that trains on this node now."""
+
+    run: str
+    """Its name, the first part of its actors' names."""
+    address: str
+    """host:port of its Ray cluster."""
+    auth_mode: str | None
+    """RAY_AUTH_MODE as the coordinator had it when it joined or started the cluster."""
+    pid: int
+    """The coordinator's process."""
+    run_dir: str
+    started: str
+    """When, in UTC."""
+    folder: Path
+    """The scratch directory that the registration is in."""
+
+    @classmethod
+    def of_this_process(cls, *, run: str, address: str, run_dir: Path, folder: Path) -> Self:
+        """Return the registration of a run that this process is about to train."""
+        return cls(
+            run=run,
+            address=address,
+            auth_mode=os.environ.get("RAY_AUTH_MODE"),
+            pid=os.getpid(),
+            run_dir=str(run_dir.absolute()),
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            folder=folder,
+        )
+
+    def write(self) -> None:
+        """Register the run."""
+        facts = {name: value for name, value in asdict(self).items() if name != "folder"}
+        partial = self.folder / f".{_FILE}"
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w") as file:
+            json.dump(facts, file)
+        partial.replace(self.folder / _FILE)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the coordinator still has its run."""
+        return (self.folder / _FILE).exists() and is_held(self.folder)
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether the coordinator was killed: a run that ends removes its registration."""
+        return (self.folder / _FILE).exists() and not is_held(self.folder)
+
+
+def registrations(root: Path) -> list[Registration]:
+    """Return the runs of this user that train on this node now and have their scratch below `root`, oldest first."""
+    found = []
+    for path in root.glob(f"{PREFIX}{os.getuid()}-*/{_FILE}"):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # it may end while it is read
+            facts: dict[str, Any] = json.loads(path.read_text())
+            registration = Registration(**facts, folder=path.parent)
+            if registration.alive:
+                found.append(registration)
+    return sorted(found, key=lambda registration: (registration.started, registration.run))
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a living process owns a scratch directory."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

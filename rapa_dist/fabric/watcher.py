@@ -1,0 +1,214 @@
+"""Looking into a run from outside: finding it, joining its cluster, asking one tile per node for all of them."""
+
+import re
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from rapa_dist.errors import ClusterError, UsageError
+from rapa_dist.fabric.cluster import NAMESPACE, Cluster, answers, attach, find_address
+from rapa_dist.fabric.registry import Registration, registrations
+from rapa_dist.fabric.scratch import shared_memory_root
+from rapa_dist.inspection import RunStats, TileStats
+
+_TILE = re.compile(r"(?P<run>.+)/(?P<tile>L(?P<layer>\d+)/T\d+)")
+_NEXT_S = 0.5  # after which another tile is asked beside one that does not answer
+_PATIENCE_S = 15.0  # for tiles to answer at all
+_ENDING_S = 10.0  # for a run whose tiles are gone to remove its registration
+
+
+class RunEndedError(Exception):
+    """The run that is watched has ended."""
+
+
+class Watcher:
+    """One run on the cluster that this process has joined. Costs the run one call per node and reading."""
+
+    def __init__(self, run: str, cluster: Cluster, registration: Registration | None) -> None:
+        self.run = run
+        self._cluster = cluster
+        self._registration = registration
+        self._actors: dict[str, Any] = {}
+        self._leaders: list[str] = []  # tiles that answered last time, one per node
+
+    def read(self) -> RunStats:
+        """Return the stats of all tiles.
+
+        Raises:
+            RunEndedError: the run has ended.
+            ClusterError: the cluster went away, or no tile answers.
+        """
+        found: dict[str, TileStats] = {}
+        deadline = time.monotonic() + _PATIENCE_S
+        while not found:
+            if not self._actors:
+                self._actors = dict.fromkeys(tiles_of(self.run))
+            found = self._ask() if self._actors else {}
+            if found:
+                break
+            self._leaders, self._actors = [], {}
+            self._raise_if_gone()
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"No tile of the run {self.run} answers for {_PATIENCE_S:.0f} s, though it has not ended. "
+                    "Look at its log, and at its node."
+                )
+            time.sleep(_NEXT_S)
+        return RunStats.of(self.run, found.values(), silent=sorted(self._actors.keys() - found.keys()))
+
+    def close(self) -> None:
+        """Leave the cluster."""
+        self._cluster.close()
+
+    def _ask(self) -> dict[str, TileStats]:
+        """Return stats by tile, asking further tiles until all are covered or nobody is left to ask."""
+        import ray
+
+        found: dict[str, TileStats] = {}
+        asked: dict[Any, str] = {}
+        untried = dict.fromkeys([*self._leaders, *self._actors])
+        leaders, self._leaders = self._leaders, []
+        for tile in leaders:
+            self._ask_tile(tile, asked, untried)
+        while missing := [tile for tile in self._actors if tile not in found]:
+            done = ray.wait(list(asked), timeout=_NEXT_S)[0] if asked else []
+            if not done:
+                ask_next = next((tile for tile in missing if tile in untried), None)
+                if ask_next is not None:
+                    self._ask_tile(ask_next, asked, untried)
+                    continue
+                if not asked or not self._wait_long(asked):
+                    break
+                continue
+            tile = asked.pop(done[0])
+            try:
+                stats = [TileStats.from_dict(values) for values in ray.get(done[0])]
+            except (ray.exceptions.RayError, OSError):
+                continue  # it is being restarted, or leaves
+            self._leaders.append(tile)
+            found |= {entry.tile: entry for entry in stats}
+        return found
+
+    def _ask_tile(self, tile: str, asked: dict[Any, str], untried: dict[str, None]) -> None:
+        import ray
+
+        untried.pop(tile, None)
+        try:
+            if self._actors[tile] is None:
+                self._actors[tile] = ray.get_actor(f"{self.run}/{tile}", namespace=NAMESPACE)
+            asked[self._actors[tile].chip_stats.remote()] = tile
+        except (ValueError, ray.exceptions.RayError):  # it has gone
+            return
+
+    @staticmethod
+    def _wait_long(asked: Iterable[Any]) -> bool:
+        import ray
+
+        return bool(ray.wait(list(asked), timeout=2 * _NEXT_S)[0])
+
+    def _raise_if_gone(self) -> None:
+        """Raise what explains that no tile answers, if the run or its cluster has gone."""
+        registration, until = self._registration, time.monotonic() + _ENDING_S
+        while reachable := answers(self._cluster.address):
+            if tiles_of(self.run):
+                return
+            if registration is None or not registration.alive:  # the last that a run does is to remove it
+                break
+            if time.monotonic() > until:
+                return
+            time.sleep(0.1)
+        if registration is not None and registration.left_behind:
+            raise ClusterError(
+                f"The run {self.run} was killed: its coordinator (process {registration.pid}) is gone. "
+                f"Go on with: rapa-dist train --resume {registration.run_dir}"
+            )
+        if reachable or (registration is not None and not registration.alive):
+            raise RunEndedError(f"The run {self.run} has ended.")
+        raise ClusterError(
+            f"The Ray cluster at {self._cluster.address} went away, and with it the tiles of the run {self.run}. "
+            "Its newest checkpoint is in its run directory; go on with rapa-dist train --resume."
+        )
+
+
+def find_run(run: str | None, address: str | None) -> Watcher:
+    """Find a run that trains now, and join its cluster.
+
+    Without an address these are the runs that registered on this node; where none fits, those on the cluster that
+    `find_address` finds.
+
+    Args:
+        run: its name; None for the only one.
+        address: the cluster; None to look around.
+
+    Raises:
+        UsageError: there are several runs and none is named, or none has this name; those that there are are listed.
+        ClusterError: there is no run, or no cluster.
+    """
+    here = registrations(shared_memory_root())
+    if address is None:
+        chosen = _choose_registered(run, here)
+        if chosen is not None:
+            return Watcher(chosen.run, attach((chosen.address, f"of the run {chosen.run}"), _mode(chosen)), chosen)
+    found = find_address(address)
+    if found is None:
+        if here:
+            raise _unknown(run, [entry.run for entry in here], "on this node")
+        raise ClusterError(
+            "No run trains on this node, and no Ray cluster runs here. Start one with rapa-dist train; for a run on "
+            "another machine, give --address on a node of its cluster."
+        )
+    registered = [entry for entry in here if entry.address == found[0]]
+    cluster = attach(found, _mode(registered[0]) if registered else None)
+    try:
+        names = runs_here()
+        if run is None and len(names) == 1:
+            run = names[0]
+        if run is None or run not in names:
+            raise _unknown(run, names, f"on the cluster at {found[0]} ({found[1]})")
+    except BaseException:
+        cluster.close()
+        raise
+    return Watcher(run, cluster, next((entry for entry in registered if entry.run == run), None))
+
+
+def _choose_registered(run: str | None, here: list[Registration]) -> Registration | None:
+    """Return the run that is meant among those that registered on this node; None if it must be elsewhere."""
+    fitting = [entry for entry in here if run in (None, entry.run)]
+    if len(fitting) < 2:
+        return fitting[0] if fitting else None
+    if run is None:
+        raise _unknown(None, [entry.run for entry in here], "on this node")
+    places = "; ".join(f"{entry.run_dir} on {entry.address}" for entry in fitting)
+    raise UsageError(f"Several runs are named {run}: {places}. Name the cluster with --address.")
+
+
+def _unknown(run: str | None, names: list[str], where: str) -> ClusterError | UsageError:
+    listed = "".join(f"\n  {name}" for name in names)
+    if not names:
+        wanted = "No run trains" if run is None else f"There is no run {run}, nor any other,"
+        return ClusterError(f"{wanted} {where}. Start one with rapa-dist train, or name its cluster with --address.")
+    if run is None:
+        return UsageError(f"{len(names)} runs train {where}. Name one with --run:{listed}")
+    return UsageError(f"No run named {run} trains {where}. There {'are' if len(names) > 1 else 'is'}:{listed}")
+
+
+def _mode(registration: Registration) -> str:
+    return registration.auth_mode or "disabled"
+
+
+def runs_here() -> list[str]:
+    """Return the names of the runs on the cluster that this process has joined."""
+    return sorted({match["run"] for match in _tile_names()})
+
+
+def tiles_of(run: str) -> list[str]:
+    """Return the tiles of a run on the cluster that this process has joined, by their names within the run."""
+    return sorted((match["tile"] for match in _tile_names() if match["run"] == run), key=lambda name: (len(name), name))
+
+
+def _tile_names() -> list[re.Match[str]]:
+    import ray.util
+
+    named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+    matches = (_TILE.fullmatch(actor["name"]) for actor in named if actor["namespace"] == NAMESPACE)
+    return [match for match in matches if match is not None]

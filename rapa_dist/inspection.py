@@ -1,0 +1,307 @@
+"""What tiles have done so far: read from their cells, summed per layer, sorted. No Ray, no torch, no rich.
+
+Reading takes nothing from a tile that works: its counters are single words, and its kernel is copied
+between two looks at the word that says which buffer is in force.
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from rapa_dist.errors import UsageError
+from rapa_dist.hardware import CycleTimes
+from rapa_dist.tile import Cells, Matrix, State, Word
+
+RESTARTING = "restarting"
+_STATES = {
+    State.IDLE: "idle",
+    State.FORWARD: "forward",
+    State.BACKWARD: "backward",
+    State.HOLDING: "holding",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileStats:
+    """What one tile is, and what it has done since the run was started or resumed."""
+
+    tile: str
+    """Its name within the run: "L0/T003"."""
+    layer: int
+    """Its layer, from 0."""
+    node: str
+    """Ray's id of the node that it lives on; empty without Ray."""
+    pid: int
+    """Its process; 0 before it has one."""
+    state: str
+    """idle, forward, backward, holding (done, and waiting until an array would be), or restarting."""
+    restarts: int
+    """How often its process was replaced."""
+    rows_forward: int
+    """Rows of M = I K computed."""
+    rows_backward: int
+    """Rows of dI = D Kᵀ computed; none in the first layer."""
+    rows_update: int
+    """Rows that went into updates of K."""
+    updates: int
+    """Updates of K, one per training step."""
+    busy_s: float
+    """Processor time that it took in its cycles."""
+    waiting_s: float
+    """Wall time since its process began to serve in which it was not busy."""
+    device_time_s: float
+    """What an array would have taken for these rows."""
+    utilisation: float
+    """busy / (busy + waiting), from 0 to 1."""
+    bytes_in: int
+    """Bytes of patches and errors that it read."""
+    bytes_out: int
+    """Bytes of outputs and input errors that it wrote."""
+    kernel_norm: float
+    """‖K‖, Frobenius, bias included."""
+    last_step: int
+    """Number of the last training step whose update it has committed."""
+    resident_bytes: int
+    """Resident memory of its process; 0 if it has none."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all cycles: proportional to its device time if all cycles take the same."""
+        return self.rows_forward + self.rows_backward + self.rows_update
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the stats as plain values."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TileStats":
+        """Return the stats that `as_dict` made values of."""
+        return cls(**values)
+
+
+_SUMMED = (
+    "restarts",
+    "rows_forward",
+    "rows_backward",
+    "rows_update",
+    "updates",
+    "busy_s",
+    "waiting_s",
+    "bytes_in",
+    "bytes_out",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TotalStats:
+    """Tiles summed up: those of a layer, or all."""
+
+    layer: int | None
+    """The layer, from 0; None for the whole machine."""
+    tiles: int
+    states: dict[str, int]
+    """How many tiles are in which state."""
+    restarts: int
+    rows_forward: int
+    rows_backward: int
+    rows_update: int
+    updates: int
+    busy_s: float
+    """Sum over the tiles, as all that follow unless they say otherwise."""
+    waiting_s: float
+    device_time_s: float
+    """Of a layer: that of its slowest tile, as its tiles work at once. Of the machine: the sum over its layers."""
+    utilisation: float
+    """busy / (busy + waiting) of all tiles together."""
+    bytes_in: int
+    bytes_out: int
+    load_imbalance: float | None
+    """Rows of the busiest tile over the mean of the tiles, 1 if all have the same; None without rows, and for the
+    whole machine, whose layers differ by design."""
+    kernel_norm: float
+    """Mean over the tiles."""
+    last_step: int
+    """The last training step that all tiles have committed."""
+    resident_bytes: int
+    """Sum over the processes: tiles that share one count once."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the sums as plain values."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStats:
+    """All tiles of a run at one moment."""
+
+    run: str
+    tiles: tuple[TileStats, ...]
+    layers: tuple[TotalStats, ...]
+    total: TotalStats
+    silent: tuple[str, ...] = ()
+    """Tiles that nobody on their node answered for."""
+
+    @classmethod
+    def of(cls, run: str, tiles: Iterable[TileStats], silent: Iterable[str] = ()) -> "RunStats":
+        """Sum up the tiles of a run, layer by layer; they stay in the order of their names."""
+        ordered = tuple(sorted(tiles, key=_place))
+        layers = tuple(
+            _total(index, [tile for tile in ordered if tile.layer == index])
+            for index in sorted({tile.layer for tile in ordered})
+        )
+        return cls(run=run, tiles=ordered, layers=layers, total=_whole(ordered, layers), silent=tuple(silent))
+
+    def only(self, layer: int | None) -> "RunStats":
+        """Return the part of one layer; all of it for None.
+
+        Raises:
+            UsageError: there is no such layer.
+        """
+        if layer is None:
+            return self
+        known = [total.layer for total in self.layers]
+        if layer not in known:
+            raise UsageError(
+                f"--layer is one of {', '.join(map(str, known))} (the tiles of layer 0 are L0/…); it is {layer}."
+            )
+        return RunStats.of(self.run, [tile for tile in self.tiles if tile.layer == layer])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return {
+            "run": self.run,
+            "tiles": [tile.as_dict() for tile in self.tiles],
+            "layers": [layer.as_dict() for layer in self.layers],
+            "total": self.total.as_dict(),
+            "silent": list(self.silent),
+        }
+
+
+SORT_KEYS: dict[str, Callable[[TileStats], Any]] = {
+    "tile": lambda tile: _place(tile),
+    "node": lambda tile: tile.node,
+    "pid": lambda tile: tile.pid,
+    "state": lambda tile: tile.state,
+    "restarts": lambda tile: -tile.restarts,
+    "forward": lambda tile: -tile.rows_forward,
+    "backward": lambda tile: -tile.rows_backward,
+    "updates": lambda tile: -tile.updates,
+    "busy": lambda tile: -tile.busy_s,
+    "waiting": lambda tile: -tile.waiting_s,
+    "device": lambda tile: -tile.device_time_s,
+    "utilisation": lambda tile: -tile.utilisation,
+    "in": lambda tile: -tile.bytes_in,
+    "out": lambda tile: -tile.bytes_out,
+    "norm": lambda tile: -tile.kernel_norm,
+    "step": lambda tile: -tile.last_step,
+    "memory": lambda tile: -tile.resident_bytes,
+}
+"""Columns that tiles can be sorted by: names upwards, quantities from the largest down."""
+
+
+def sort_tiles(tiles: Sequence[TileStats], column: str) -> list[TileStats]:
+    """Return tiles sorted by a column of `SORT_KEYS`; those that are equal in it stay in order."""
+    return sorted(tiles, key=SORT_KEYS[column])
+
+
+def check_sort(column: str) -> None:
+    """Raise UsageError unless tiles can be sorted by a column of this name."""
+    if column not in SORT_KEYS:
+        raise UsageError(f"--sort is one of {', '.join(SORT_KEYS)}; not “{column}”.")
+
+
+def read_tile(cells: Cells, *, name: str, layer: int, node: str = "") -> TileStats:
+    """Return the stats of a tile, given its cells; it may be at work.
+
+    Args:
+        cells: its memory, mapped on the node that it lives on.
+        name: its name within the run.
+        layer: its layer, from 0.
+        node: the node's id.
+    """
+    words = cells.words
+    pid = int(words[Word.PID])
+    resident = _resident_bytes(pid)
+    rows_forward, rows_backward, rows_update = (
+        int(words[word]) for word in (Word.ROWS_FORWARD, Word.ROWS_BACKWARD, Word.ROWS_UPDATE)
+    )
+    since = int(words[Word.SINCE_NS])
+    busy_s = words[Word.BUSY_NS] / 1e9
+    served_s = (time.monotonic_ns() - since) / 1e9 if since else 0.0
+    elapsed_s = max(busy_s, served_s)  # what its earlier processes did counts as busy, but not as elapsed
+    device_ns = CycleTimes().tile_ns(forward=rows_forward, backward=rows_backward, update=rows_update)
+    return TileStats(
+        tile=name,
+        layer=layer,
+        node=node,
+        pid=pid,
+        state=_STATES.get(int(words[Word.STATE]), "idle") if resident else RESTARTING,
+        restarts=max(0, int(words[Word.STARTS]) - 1),
+        rows_forward=rows_forward,
+        rows_backward=rows_backward,
+        rows_update=rows_update,
+        updates=int(words[Word.UPDATES]),
+        busy_s=busy_s,
+        waiting_s=elapsed_s - busy_s,
+        device_time_s=device_ns * 1e-9,
+        utilisation=busy_s / elapsed_s if elapsed_s else 0.0,
+        bytes_in=int(words[Word.BYTES_IN]),
+        bytes_out=int(words[Word.BYTES_OUT]),
+        kernel_norm=float(np.linalg.norm(read_kernel(cells))),
+        last_step=int(words[Word.STEP]),
+        resident_bytes=resident,
+    )
+
+
+def read_kernel(cells: Cells) -> Matrix:
+    """Return a copy of the kernel, (k + 1, c_out), as after some whole number of updates."""
+    words = cells.words
+    while True:
+        before = words[Word.COMMIT]
+        kernel = cells.kernel.copy()
+        if words[Word.COMMIT] == before:  # else an update may have overtaken the copy
+            return kernel
+
+
+def _total(layer: int | None, tiles: Sequence[TileStats]) -> TotalStats:
+    sums = {name: sum(getattr(tile, name) for tile in tiles) for name in _SUMMED}
+    elapsed_s = sums["busy_s"] + sums["waiting_s"]
+    rows = [tile.rows for tile in tiles]
+    return TotalStats(
+        layer=layer,
+        tiles=len(tiles),
+        states=dict(Counter(tile.state for tile in tiles)),
+        device_time_s=max((tile.device_time_s for tile in tiles), default=0.0),
+        utilisation=sums["busy_s"] / elapsed_s if elapsed_s else 0.0,
+        load_imbalance=max(rows) * len(rows) / sum(rows) if any(rows) else None,
+        kernel_norm=sum(tile.kernel_norm for tile in tiles) / len(tiles) if tiles else 0.0,
+        last_step=min((tile.last_step for tile in tiles), default=0),
+        resident_bytes=sum({(tile.node, tile.pid): tile.resident_bytes for tile in tiles}.values()),
+        **sums,
+    )
+
+
+def _whole(tiles: Sequence[TileStats], layers: Sequence[TotalStats]) -> TotalStats:
+    values = _total(None, tiles).as_dict()
+    return TotalStats(
+        **values | {"load_imbalance": None, "device_time_s": sum(layer.device_time_s for layer in layers)}
+    )
+
+
+def _place(tile: TileStats) -> tuple[int, int, str]:
+    """Return what sorts tiles by layer and number, also where numbers have more digits than usual."""
+    return tile.layer, len(tile.tile), tile.tile
+
+
+def _resident_bytes(pid: int) -> int:
+    """Return the resident memory of a process; 0 if there is none, or a dead one that nobody has buried."""
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
