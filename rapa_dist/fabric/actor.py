@@ -10,9 +10,9 @@ import ray
 
 from rapa_dist.fabric.blas import one_blas_thread
 from rapa_dist.fabric.chip import Site
-from rapa_dist.fabric.clock import sharp_sleep
 from rapa_dist.fabric.doorbell import Cycle, Status, TileDoorbell
 from rapa_dist.fabric.inspector import Inspector
+from rapa_dist.fabric.quiet import die_at_once, sharp_sleep, stop_polling
 from rapa_dist.inspection import read_kernel
 from rapa_dist.tile import AnalogTile, Matrix, State, Update, Word
 
@@ -26,6 +26,7 @@ class Tile:
 
     def __init__(self, site: Site) -> None:
         one_blas_thread()
+        die_at_once()
         self._site = site
         self._cells = site.open_cells()
         self._inspector = Inspector(site, ray.get_runtime_context().get_node_id())
@@ -40,6 +41,7 @@ class Tile:
         patches, outputs = arena.patches(site.layer_index), arena.outputs(site.layer_index)
         words = self._cells.words
         tile, bell = AnalogTile(self._cells), TileDoorbell(site.directory, site.tile, site.token)
+        stop_polling()
         sharp_sleep()
         free_ns = 0  # when the array that this tile stands for is done with its last cycle
         bell.answer(0, Status.HELLO)
