@@ -23,8 +23,11 @@ Advance = Callable[[int, int], None]
 
 
 @contextmanager
-def work(description: str, unit: str = "") -> Iterator[Advance]:
-    """Show the progress of some work on stderr: a bar on a terminal, a line every 10 s elsewhere."""
+def work(description: str, unit: str = "", *, auto_refresh: bool = True) -> Iterator[Advance]:
+    """Show the progress of some work on stderr: a bar on a terminal, a line every 10 s elsewhere.
+
+    Without `auto_refresh` it is redrawn only as the work goes on: no second thread beside what is being timed.
+    """
     if stderr.is_terminal:
         columns = (
             TextColumn("{task.description}"),
@@ -33,9 +36,9 @@ def work(description: str, unit: str = "") -> Iterator[Advance]:
             TextColumn(unit),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=stderr, transient=True) as progress:
+        with Progress(*columns, console=stderr, transient=True, auto_refresh=auto_refresh) as progress:
             task = progress.add_task(description, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
+            yield lambda done, total: progress.update(task, completed=done, total=total, refresh=not auto_refresh)
         return
     last = time.monotonic()
 

@@ -1,0 +1,259 @@
+"""`rapa-dist scale`: what more tiles gain, measured on this machine."""
+
+import sys
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rapa_dist.cli.output import emit, json_option
+from rapa_dist.errors import UsageError
+
+_DEFAULT = ("1,1,1", "2,1,1", "4,1,1", "8,2,1", "16,4,1", "32,8,2", "64,16,4", "128,32,8")
+_TURNS, _STEPS, _BUDGET_S = 5, 20, 4.0
+_TABLE_WIDTH = 140  # a cut-off number is worse than a broken line
+
+
+@click.command()
+@click.option(
+    "--tiles",
+    multiple=True,
+    metavar="N,N,N",
+    help=f"Tiles per layer, a configuration; repeat it.  [default: {'  '.join(_DEFAULT)}]",
+)
+@click.option(
+    "--time-dilation",
+    "dilations",
+    type=float,
+    multiple=True,
+    metavar="F",
+    help="Measure paced, too: tiles take the arrays' time, slowed down F times. May be repeated.",
+)
+@click.option("--forward-ns", type=float, default=80.0, show_default=True, help="An array's time for a forward cycle.")
+@click.option("--backward-ns", type=float, default=80.0, show_default=True, help="… for a backward cycle.")
+@click.option("--update-ns", type=float, default=80.0, show_default=True, help="… for an update cycle.")
+@click.option("--batch-size", type=int, default=10, show_default=True, help="Images in a mini-batch.")
+@click.option("--turns", type=int, default=_TURNS, show_default=True, help="Turns that each configuration has.")
+@click.option(
+    "--steps",
+    type=int,
+    default=_STEPS,
+    show_default=True,
+    help=f"Steps of a turn, at most; it ends after {_BUDGET_S:g} s, but with one step at least.",
+)
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    help="Ray cluster to use, or “local” to start one.  "
+    "[default: RAY_ADDRESS, else a cluster already running here, else one started for this]",
+)
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to write.  [default: scaling-<utc>]")
+@click.option("--details", is_flag=True, help="Also print a line for each layer and cycle.")
+@json_option
+def scale(
+    tiles: tuple[str, ...],
+    dilations: tuple[float, ...],
+    forward_ns: float,
+    backward_ns: float,
+    update_ns: float,
+    batch_size: int,
+    turns: int,
+    steps: int,
+    address: str | None,
+    out: Path | None,
+    details: bool,
+    as_json: bool,
+) -> None:
+    """Measure how much faster training steps get with more tiles, and where their time goes.
+
+    Every tile is a Ray actor. They are started once, for the largest configuration; then the configurations
+    take turns with a few training steps each, the untiled one (1,1,1) always among them. There are two ways of
+    measuring, never mixed:
+
+    \b
+      compute  tiles work as fast as this machine's cores let them; more tiles than
+               cores can't be faster for it
+      paced    (--time-dilation F) a tile holds its answer until its rows × cycle
+               time × F have passed, as an array would, slowed down F times; a
+               waiting tile costs no core, so that all of them truly work at once
+
+    A cycle's wall time is from just before the first ring to after the last answer; speed-up is the untiled
+    machine's wall time over this one's, for the same layer and cycle; efficiency is speed-up / n_t. Of a
+    step, the coordinator has everything outside cycles; the data plane what the tiles' work does not explain of
+    the cycles (compute: the longest busy time, or all busy time / cores; paced: the longest hold); the tiles the
+    rest. The real-time factor is the smallest F with an efficiency of 0.9: for layer 1's cycles, and for all of them.
+
+    Writes DIR/scaling.json, with all numbers and their definitions, and DIR/scaling.svg.
+
+    \b
+    Examples:
+      rapa-dist scale
+      rapa-dist scale --time-dilation 2000 --time-dilation 10000
+      rapa-dist scale --tiles 4,1,1 --tiles 16,4,1 --time-dilation 2000 --details
+    """  # noqa: D301 — click wants the backspace itself
+    plan = _plan(
+        tiles or _DEFAULT,
+        dilations,
+        {"forward_ns": forward_ns, "backward_ns": backward_ns, "update_ns": update_ns},
+        batch_size,
+        {"turns": turns, "steps": steps},
+    )
+    from rapa_dist.scaling.run import run
+
+    folder = out or Path(time.strftime("scaling-%Y%m%dT%H%M%SZ", time.gmtime()))
+    with redirect_stdout(sys.stderr):  # Ray prints its warnings to stdout
+        report = run(plan, folder, address)
+    if as_json:
+        emit(report)
+    else:
+        _show(report, details)
+    if not report["finished"]:
+        raise click.exceptions.Exit(130)
+
+
+def _plan(
+    tiles: tuple[str, ...],
+    dilations: tuple[float, ...],
+    cycle_times: dict[str, float],
+    batch_size: int,
+    effort: dict[str, int],
+) -> Any:
+    """Return what is to be measured.
+
+    Raises:
+        UsageError: a value can't work.
+    """
+    from rapa_dist.config import parse_list, resolve
+    from rapa_dist.hardware import CycleTimes, Pace
+
+    cycles = CycleTimes(**cycle_times)
+    paces = tuple(Pace(cycles, dilation) for dilation in dict.fromkeys(dilations))
+    for name, value in effort.items():
+        if value < 1:
+            raise UsageError(f"--{name} needs at least 1; it is {value}.")
+    lists = [parse_list("--tiles", text) for text in tiles]
+    rest: dict[str, Any] = {
+        "pooling": "max",
+        "dataset": None,
+        "limit_train": None,
+        "limit_test": None,
+        "epochs": 1,
+        "batch_size": batch_size,
+        "lr_decay_every": 1,
+        "warmup_epochs": 0,
+        "weight_decay": 1e-4,
+        "augment": False,
+        "seed": 0,
+    }
+    configurations = [resolve(tiles=numbers, **rest) for numbers in dict.fromkeys(((1, 1, 1), *lists))]
+    from rapa_dist.scaling.measure import Effort
+    from rapa_dist.scaling.run import Plan
+
+    return Plan(
+        configurations=tuple(configurations), cycles=cycles, paces=paces, effort=Effort(budget_s=_BUDGET_S, **effort)
+    )
+
+
+def _show(report: dict[str, Any], details: bool) -> None:
+    from rich.console import Console
+
+    from rapa_dist.console import stdout
+
+    wide = Console(highlight=False, width=max(stdout.width, _TABLE_WIDTH))
+    factors = {tuple(factor["tiles"]): factor for factor in report["real_time_factors"]}
+    for block in report["blocks"]:
+        for table in (_table(block, factors), *([_details(block)] if details else [])):
+            wide.print(table)
+            wide.print()
+    start = report["start"]
+    stdout.print(
+        f"{start['actors']} actors, up after {start['actors_up_s']:.1f} s; memory of its own: at most "
+        f"{start['own_memory_per_actor_mb']['max']:.1f} MB each; {report['cores']} cores; mini-batches of "
+        f"{report['batch_size']:,}\nwritten to {report['out']}",
+        markup=False,
+    )
+
+
+def _table(block: dict[str, Any], factors: dict[tuple[int, ...], Any]) -> Any:
+    from rich.table import Table
+
+    from rapa_dist.scaling.plot import block_title
+    from rapa_dist.scaling.report import PARTS
+
+    paced = block["mode"] == "paced" and bool(factors)
+    table = Table(
+        title=block_title(block["time_dilation"]),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
+    names = [
+        "tiles",
+        "n",
+        "step ms",
+        "layer 1 ms",
+        "speed-up",
+        "efficiency",
+        "coordinator %",
+        "data plane %",
+        "tiles %",
+    ]
+    for name in [*names, *(["F, layer 1", "F, machine"] if paced else [])]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for configuration in block["configurations"]:
+        first, shares = configuration["layers"][0]["cycles"]["all"], configuration["shares_percent"]
+        cells = [
+            ",".join(map(str, configuration["tiles"])),
+            str(configuration["step"]["wall_ms"]["n"]),
+            f"{configuration['step']['wall_ms']['median']:,.1f}",
+            f"{first['wall_ms']['median']:,.2f}",
+            f"{first['speed_up']:.2f}",
+            f"{first['efficiency']:.3f}",
+            *(f"{shares[part]:.1f}" for part in PARTS),
+        ]
+        if paced:
+            factor = factors.get(tuple(configuration["tiles"]))
+            cells += [_factor(factor[name]) if factor else "" for name in ("layer_1", "machine")]
+        table.add_row(*cells)
+    return table
+
+
+def _factor(found: dict[str, Any]) -> str:
+    return f"{found['time_dilation']:,g}" if found["time_dilation"] is not None else "not reached"
+
+
+def _details(block: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    names = ("tiles", "layer", "cycle", "n", "wall ms", "quartiles", "ideal ms", "speed-up", "efficiency")
+    for name in (*names, "data plane ms", "busy ms: longest", "all"):
+        table.add_column(name, justify="left" if name == "cycle" else "right", no_wrap=True)
+    for configuration in block["configurations"]:
+        for layer in configuration["layers"]:
+            for kind, cycle in layer["cycles"].items():
+                if kind != "all":
+                    table.add_row(*_detail(configuration, layer, kind, cycle))
+    return table
+
+
+def _detail(configuration: dict[str, Any], layer: dict[str, Any], kind: str, cycle: dict[str, Any]) -> list[str]:
+    wall = cycle["wall_ms"]
+    return [
+        ",".join(map(str, configuration["tiles"])),
+        str(layer["layer"] + 1),
+        kind.replace("_", " + "),
+        str(wall["n"]),
+        f"{wall['median']:,.2f}",
+        f"{wall['q25']:,.2f} to {wall['q75']:,.2f}",
+        f"{cycle['ideal_ms']:,.2f}",
+        f"{cycle['speed_up']:.2f}",
+        f"{cycle['efficiency']:.3f}",
+        f"{cycle['data_plane_ms']['median']:,.2f}",
+        f"{cycle['busy_ms']['longest']['median']:,.2f}",
+        f"{cycle['busy_ms']['total']['median']:,.2f}",
+    ]
