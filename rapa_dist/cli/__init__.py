@@ -22,8 +22,10 @@ from rapa_dist.errors import RapaError
 
 COMMANDS = {
     "train": "rapa_dist.cli.train:train",
+    "stats": "rapa_dist.cli.stats:stats",
     "evaluate": "rapa_dist.cli.evaluate:evaluate",
     "plan": "rapa_dist.cli.plan:plan",
+    "scale": "rapa_dist.cli.scale:scale",
     "doctor": "rapa_dist.cli.doctor:doctor",
 }
 

@@ -4,20 +4,51 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+from rich.console import Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rapa_dist.config import TrainConfig
 from rapa_dist.console import stderr
 from rapa_dist.coordinator.checkpoint import Progress as RunProgress
+from rapa_dist.coordinator.own_tiles import OwnTiles
+from rapa_dist.coordinator.telemetry import RayMetrics
+from rapa_dist.coordinator.tiles_table import tiles_table
 from rapa_dist.data import DataSet
+from rapa_dist.inspection import RunStats
 
 _REFRESH_S = 0.25
+_TABLE_S = 1.0
+_METRICS_S = 5.0
 
 
 class RunDisplay:
-    """Shows a training run on stderr. Costs a clock reading per step, and a redraw four times a second."""
+    """Shows a training run on stderr, and its tiles to Ray's metrics.
 
-    def __init__(self, config: TrainConfig, data: DataSet, fabric: str) -> None:
+    Costs a clock reading per step, and a redraw four times a second; with the table of the tiles, once a second;
+    with metrics, a look at the tiles every five seconds.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: DataSet,
+        fabric: str,
+        tiles: OwnTiles,
+        *,
+        live: bool = False,
+        metrics: RayMetrics | None = None,
+    ) -> None:
+        """Say what is about to be trained.
+
+        Args:
+            config: what.
+            data: on what.
+            fabric: the fabric's name.
+            tiles: its tiles.
+            live: whether to show the table of the tiles, too; needs a terminal.
+            metrics: where to keep the tiles' numbers.
+        """
         self._config = config
         machine = config.machine
         stderr.print(
@@ -30,20 +61,32 @@ class RunDisplay:
         )
         self._last_draw = self._last_step = 0.0
         self._step_s = 0.0
-        self._live: Progress | None = None
+        self._tiles, self._metrics = tiles, metrics
+        self._last_table = self._last_metrics = 0.0
+        self._refresh_s = _TABLE_S if live else _REFRESH_S
+        self._table: RenderableType = ""
+        self._progress: Progress | None = None
+        self._live: Live | None = None
+        if live and not stderr.is_terminal:
+            stderr.print("warning: --live needs a terminal on stderr; a line per epoch is printed instead.")
         if stderr.is_terminal:
-            self._live = Progress(
+            self._progress = Progress(
                 TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]} {task.fields[doing]}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[figures]}"),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[left]}"),
+                auto_refresh=False,
+            )
+            self._task = self._progress.add_task("", epoch=1, epochs=config.epochs, doing="train", figures="", left="")
+            self._with_table = live
+            self._live = Live(
+                get_renderable=self._draw,
                 console=stderr,
                 transient=True,
                 auto_refresh=False,  # no second thread next to the training loop
             )
-            self._task = self._live.add_task("", epoch=1, epochs=config.epochs, doing="train", figures="", left="")
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -63,11 +106,12 @@ class RunDisplay:
         if progress.step_in_epoch > 1 and self._last_step:
             self._step_s = step_s if not self._step_s else 0.95 * self._step_s + 0.05 * step_s
         self._last_step = now
-        if self._live is None or now - self._last_draw < _REFRESH_S or not self._step_s:
+        self._look(now)
+        if self._live is None or self._progress is None or now - self._last_draw < self._refresh_s or not self._step_s:
             return
         self._last_draw = now
         to_do = self._config.epochs * steps_per_epoch - progress.step
-        self._live.update(
+        self._progress.update(
             self._task,
             completed=progress.step_in_epoch,
             total=steps_per_epoch,
@@ -84,10 +128,35 @@ class RunDisplay:
         """Show how a test goes."""
         now = time.perf_counter()
         self._last_step = 0.0
-        if self._live is not None and now - self._last_draw >= _REFRESH_S:
+        self._look(now)
+        if self._live is not None and self._progress is not None and now - self._last_draw >= self._refresh_s:
             self._last_draw = now
-            self._live.update(self._task, completed=done, total=total, doing="test", left="")
+            self._progress.update(self._task, completed=done, total=total, doing="test", left="")
             self._live.refresh()
+
+    def last_look(self) -> RunStats:
+        """Return what the tiles have done, and bring the metrics up to it."""
+        stats = self._tiles.read()
+        if self._metrics is not None:
+            self._metrics.record(stats)
+        return stats
+
+    def _look(self, now: float) -> None:
+        """Look at the tiles, if it is time to: for the table, for the metrics."""
+        for_table = self._live is not None and self._with_table and now - self._last_table >= _TABLE_S
+        if not for_table and (self._metrics is None or now - self._last_metrics < _METRICS_S):
+            return
+        stats = self._tiles.read()
+        if for_table:
+            self._last_table = now
+            self._table = tiles_table(stats, width=stderr.width, height=stderr.height - 1)  # below it: the progress
+        if self._metrics is not None and now - self._last_metrics >= _METRICS_S:
+            self._last_metrics = now
+            self._metrics.record(stats)
+
+    def _draw(self) -> RenderableType:
+        assert self._progress is not None
+        return Group(self._table, self._progress) if self._table else self._progress
 
     def finished_epoch(self, metrics: dict[str, Any]) -> None:
         """Print one line about an epoch; it stays."""

@@ -12,8 +12,10 @@ from rapa_dist.console import stderr
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
 from rapa_dist.coordinator.display import RunDisplay
+from rapa_dist.coordinator.own_tiles import OwnTiles
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.session import Place, one_digital_thread
+from rapa_dist.coordinator.telemetry import RayMetrics
 from rapa_dist.coordinator.trainer import Trainer, initial_checkpoint
 from rapa_dist.data import DataSet, load_dataset
 from rapa_dist.errors import CheckpointError, ClusterError, UsageError
@@ -66,7 +68,13 @@ class RunResult:
 
 
 def start_run(
-    config: TrainConfig, *, fabric: str, address: str | None, data_dir: Path | None, run_dir: Path | None
+    config: TrainConfig,
+    *,
+    fabric: str,
+    address: str | None,
+    data_dir: Path | None,
+    run_dir: Path | None,
+    live: bool = False,
 ) -> RunResult:
     """Train a new run. Everything that can be wrong is looked at before anything is written or started.
 
@@ -76,6 +84,7 @@ def start_run(
         address: the Ray cluster; None to look for one, or start one.
         data_dir: where data sets are; None for the usual places.
         run_dir: the run's directory; None for one below `runs/`.
+        live: whether to show what every tile does.
 
     Raises:
         RapaError: with the cause, and what to do.
@@ -93,10 +102,18 @@ def start_run(
             start = initial_checkpoint(config, data)
             checkpoints.write(directory.checkpoint_folder, checkpoints.name_of(0, 0), start)
         directory.log(f"new run: {config}")
-        return _train(start, data, place, directory)
+        return _train(start, data, place, directory, live)
 
 
-def resume_run(path: Path, *, epochs: int | None, fabric: str, address: str | None, data_dir: Path | None) -> RunResult:
+def resume_run(
+    path: Path,
+    *,
+    epochs: int | None,
+    fabric: str,
+    address: str | None,
+    data_dir: Path | None,
+    live: bool = False,
+) -> RunResult:
     """Go on with a run from its newest checkpoint, as if it had never stopped.
 
     Args:
@@ -105,6 +122,7 @@ def resume_run(path: Path, *, epochs: int | None, fabric: str, address: str | No
         fabric: "ray" or "serial"; need not be the one it was started with.
         address: as for `start_run`.
         data_dir: as for `start_run`; None for where the run found its data.
+        live: as for `start_run`.
 
     Raises:
         RapaError: with the cause, and what to do.
@@ -136,7 +154,7 @@ def resume_run(path: Path, *, epochs: int | None, fabric: str, address: str | No
         origin = found[-1].stem if found else "its beginning"
         directory.log(f"resumed from {origin}")
         stderr.print(f"Resuming {path} from {origin}", markup=False)
-        return _train(replace(start, config=config), data, place, directory)
+        return _train(replace(start, config=config), data, place, directory, live)
 
 
 def _check_progress(directory: RunDirectory, config: TrainConfig, newest: Checkpoint | None) -> None:
@@ -180,7 +198,7 @@ def _load(config: TrainConfig, data_dir: Path | None) -> DataSet:
     return load_dataset(config.dataset, data_dir=data_dir, limit_train=config.limit_train, limit_test=config.limit_test)
 
 
-def _train(start: Checkpoint, data: DataSet, place: Place, directory: RunDirectory) -> RunResult:
+def _train(start: Checkpoint, data: DataSet, place: Place, directory: RunDirectory, live: bool) -> RunResult:
     config = start.config
 
     def restarted(tile: str) -> None:
@@ -189,10 +207,13 @@ def _train(start: Checkpoint, data: DataSet, place: Place, directory: RunDirecto
 
     with one_digital_thread(), redirect_stdout(directory.log_stream()):  # Ray prints its warnings to stdout
         try:
-            fabric = place.open(start.kernels, directory.name, restarted)
-            display = RunDisplay(config, data, fabric.name)
+            fabric = place.open(start.kernels, directory.name, directory.path, restarted, step=start.progress.step)
+            tiles = OwnTiles(fabric, directory.name)
+            metrics = RayMetrics() if fabric.name == "ray" else None
+            display = RunDisplay(config, data, fabric.name, tiles, live=live, metrics=metrics)
             with display, asked_to_stop() as stop:
                 outcome = Trainer(start, data, fabric, directory, display).run(stop)
+            directory.write_tiles(display.last_look().as_dict())
         except ClusterError:
             place.keep_logs(directory.path / "ray-logs")
             raise

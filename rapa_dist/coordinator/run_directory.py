@@ -27,7 +27,7 @@ from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.errors import CheckpointError, RunDirectoryError, UsageError
 
 _CONFIG, _ENVIRONMENT, _METRICS, _LOG, _LOCK = "config.toml", "environment.json", "metrics.jsonl", "log", ".lock"
-_CHECKPOINTS = "checkpoints"
+_CHECKPOINTS, _TILES = "checkpoints", "tiles.json"
 _RUNS = Path("runs")
 
 
@@ -211,6 +211,11 @@ class RunDirectory:
         """Return the lines of metrics.jsonl."""
         path = self.path / _METRICS
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def write_tiles(self, stats: dict[str, Any]) -> None:
+        """Record what the tiles did since the run was started or resumed, unless that was nothing."""
+        if stats["total"]["rows_forward"]:
+            checkpoints.write_whole(self.path / _TILES, (json.dumps(stats, indent=1) + "\n").encode())
 
     def log(self, message: str) -> None:
         """Append a line with the time to the log; a log that can't be written stops nothing."""

@@ -64,23 +64,33 @@ class Place:
             self._cluster = connect_to(found, len(self._machine.tiles))
         stderr.print(f"Ray cluster at {self._cluster.address} ({self._cluster.description})", markup=False)
 
-    def open(self, kernels: Kernels, run: str, on_restart: Callable[[str], None]) -> Fabric:
+    def open(
+        self,
+        kernels: Kernels,
+        run: str,
+        run_dir: Path,
+        on_restart: Callable[[str], None],
+        *,
+        step: int = 0,
+    ) -> Fabric:
         """Bring the tiles up with the given kernels.
 
         Args:
             kernels: one array (n_t, k + 1, c_out) per layer.
             run: the run's name.
+            run_dir: its directory, for those who find the run on this node.
             on_restart: told the name of a tile whose process died and is back.
+            step: training steps that the kernels have been through.
         """
         if self._cluster is None:
             from rapa_dist.fabric.serial import SerialFabric
 
-            self._fabric = SerialFabric(self._machine, self._images, kernels)
+            self._fabric = SerialFabric(self._machine, self._images, kernels, step=step)
             return self._fabric
         from rapa_dist.fabric.ray import RayFabric
 
         with work("Starting tiles") as advance:
-            self._fabric = RayFabric(
+            self._fabric = fabric = RayFabric(
                 self._machine,
                 self._images,
                 kernels,
@@ -88,8 +98,10 @@ class Place:
                 cluster=self._cluster,
                 advance=advance,
                 on_restart=on_restart,
+                step=step,
             )
-        return self._fabric
+        fabric.register(run, run_dir)
+        return fabric
 
     def keep_logs(self, folder: Path) -> None:
         """Copy the logs of Ray and the tiles, before closing, if Ray was started for this run."""

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.fabric.chip import Chip, tile_name
 from rapa_dist.fabric.cluster import NAMESPACE, RESOURCE, Cluster
 from rapa_dist.fabric.doorbell import Cycle, Ring
+from rapa_dist.fabric.registry import Registration
 from rapa_dist.hardware import Pace
 from rapa_dist.interrupts import uninterrupted
 from rapa_dist.machine import Layer, Machine
@@ -246,3 +249,10 @@ class RayFabric(Fabric):
                 ray.wait(leaving, num_returns=len(leaving), timeout=_STOP_TIMEOUT_S)
         self._actors.clear()
         self._chip.close()
+
+    def register(self, run: str, run_dir: Path) -> None:
+        """Let `rapa-dist stats` find the run on this node, for as long as the chip is there."""
+        with suppress(OSError):  # it can still be found through its cluster
+            Registration.of_this_process(
+                run=run, address=self.cluster.address, run_dir=run_dir, folder=self._chip.scratch.path
+            ).write()

@@ -1,5 +1,6 @@
 """Looking into a run from outside: finding it, joining its cluster, asking one tile per node for all of them."""
 
+import os
 import re
 import time
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from rapa_dist.inspection import RunStats, TileStats
 _TILE = re.compile(r"(?P<run>.+)/(?P<tile>L(?P<layer>\d+)/T\d+)")
 _NEXT_S = 0.5  # after which another tile is asked beside one that does not answer
 _PATIENCE_S = 15.0  # for tiles to answer at all
-_ENDING_S = 10.0  # for a run whose tiles are gone to remove its registration
+_PAUSE_S = 0.1
 
 
 class RunEndedError(Exception):
@@ -38,23 +39,22 @@ class Watcher:
             RunEndedError: the run has ended.
             ClusterError: the cluster went away, or no tile answers.
         """
-        found: dict[str, TileStats] = {}
         deadline = time.monotonic() + _PATIENCE_S
-        while not found:
+        while True:
+            self._raise_if_gone()  # before anything is asked of Ray, which would wait for a lost cluster for a minute
             if not self._actors:
                 self._actors = dict.fromkeys(tiles_of(self.run))
-            found = self._ask() if self._actors else {}
-            if found:
-                break
+            if self._actors and (found := self._ask()):
+                return RunStats.of(self.run, found.values(), silent=sorted(self._actors.keys() - found.keys()))
+            if not self._actors and self._registration is None:
+                raise RunEndedError(f"The run {self.run} has ended.")
             self._leaders, self._actors = [], {}
-            self._raise_if_gone()
             if time.monotonic() > deadline:
                 raise ClusterError(
                     f"No tile of the run {self.run} answers for {_PATIENCE_S:.0f} s, though it has not ended. "
                     "Look at its log, and at its node."
                 )
-            time.sleep(_NEXT_S)
-        return RunStats.of(self.run, found.values(), silent=sorted(self._actors.keys() - found.keys()))
+            time.sleep(_PAUSE_S)
 
     def close(self) -> None:
         """Leave the cluster."""
@@ -107,27 +107,20 @@ class Watcher:
         return bool(ray.wait(list(asked), timeout=2 * _NEXT_S)[0])
 
     def _raise_if_gone(self) -> None:
-        """Raise what explains that no tile answers, if the run or its cluster has gone."""
-        registration, until = self._registration, time.monotonic() + _ENDING_S
-        while reachable := answers(self._cluster.address):
-            if tiles_of(self.run):
-                return
-            if registration is None or not registration.alive:  # the last that a run does is to remove it
-                break
-            if time.monotonic() > until:
-                return
-            time.sleep(0.1)
-        if registration is not None and registration.left_behind:
-            raise ClusterError(
-                f"The run {self.run} was killed: its coordinator (process {registration.pid}) is gone. "
-                f"Go on with: rapa-dist train --resume {registration.run_dir}"
-            )
-        if reachable or (registration is not None and not registration.alive):
+        """Raise what explains it if the run or its cluster is there no more."""
+        registration = self._registration
+        if registration is not None and not registration.alive:  # the last that a run does is to remove it
+            if registration.left_behind:
+                raise ClusterError(
+                    f"The run {self.run} was killed: its coordinator (process {registration.pid}) is gone. "
+                    f"Go on with: rapa-dist train --resume {registration.run_dir}"
+                )
             raise RunEndedError(f"The run {self.run} has ended.")
-        raise ClusterError(
-            f"The Ray cluster at {self._cluster.address} went away, and with it the tiles of the run {self.run}. "
-            "Its newest checkpoint is in its run directory; go on with rapa-dist train --resume."
-        )
+        if not answers(self._cluster.address):
+            raise ClusterError(
+                f"The Ray cluster at {self._cluster.address} went away, and with it the tiles of the run {self.run}. "
+                "Its newest checkpoint is in its run directory; go on with rapa-dist train --resume."
+            )
 
 
 def find_run(run: str | None, address: str | None) -> Watcher:
@@ -149,7 +142,7 @@ def find_run(run: str | None, address: str | None) -> Watcher:
         chosen = _choose_registered(run, here)
         if chosen is not None:
             return Watcher(chosen.run, attach((chosen.address, f"of the run {chosen.run}"), _mode(chosen)), chosen)
-    found = find_address(address)
+    found = _find_cluster(address)
     if found is None:
         if here:
             raise _unknown(run, [entry.run for entry in here], "on this node")
@@ -171,6 +164,16 @@ def find_run(run: str | None, address: str | None) -> Watcher:
     return Watcher(run, cluster, next((entry for entry in registered if entry.run == run), None))
 
 
+def _find_cluster(address: str | None) -> tuple[str, str] | None:
+    try:
+        return find_address(address)
+    except ClusterError:
+        where = f"{address} (--address)" if address else f"{os.environ.get('RAY_ADDRESS')} (RAY_ADDRESS)"
+        raise ClusterError(
+            f"No Ray cluster answers at {where}. Correct it, or leave it out to look into runs that train on this node."
+        ) from None
+
+
 def _choose_registered(run: str | None, here: list[Registration]) -> Registration | None:
     """Return the run that is meant among those that registered on this node; None if it must be elsewhere."""
     fitting = [entry for entry in here if run in (None, entry.run)]
@@ -189,7 +192,7 @@ def _unknown(run: str | None, names: list[str], where: str) -> ClusterError | Us
         return ClusterError(f"{wanted} {where}. Start one with rapa-dist train, or name its cluster with --address.")
     if run is None:
         return UsageError(f"{len(names)} runs train {where}. Name one with --run:{listed}")
-    return UsageError(f"No run named {run} trains {where}. There {'are' if len(names) > 1 else 'is'}:{listed}")
+    return UsageError(f"No run named {run} trains {where}, but:{listed}")
 
 
 def _mode(registration: Registration) -> str:

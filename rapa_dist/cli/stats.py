@@ -1,0 +1,133 @@
+"""`rapa-dist stats`: what every tile of a training does, from any terminal."""
+
+import math
+import sys
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING
+
+import click
+
+from rapa_dist.cli.output import emit, json_option
+from rapa_dist.errors import ClusterError, UsageError
+
+if TYPE_CHECKING:
+    from rapa_dist.fabric.watcher import Watcher
+    from rapa_dist.inspection import RunStats
+
+_INTERVAL_S = 2.0
+
+
+@click.command()
+@click.option("--run", metavar="NAME", help="Name of the run, as of its directory.  [default: the only one]")
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    help="Ray cluster that it is on.  [default: that of a run which trains on this machine, else RAY_ADDRESS, else one "
+    "that runs here]",
+)
+@click.option("--layer", metavar="N", help="Only the tiles of one layer: 0, 1, … as in L0/T003.")
+@click.option("--sort", default="tile", show_default=True, metavar="COLUMN", help="Sort tiles by a column.")
+@click.option("--watch", is_flag=True, help="Go on showing it until Ctrl-C, or until the run ends.")
+@click.option(
+    "--interval", type=float, metavar="SECONDS", help=f"Between looks with --watch.  [default: {_INTERVAL_S:g}]"
+)
+@json_option
+def stats(
+    run: str | None,
+    address: str | None,
+    layer: str | None,
+    sort: str,
+    watch: bool,
+    interval: float | None,
+    as_json: bool,
+) -> None:
+    """Show what every tile of a training does: rows, updates, busy and device time, bytes, ‖K‖, memory.
+
+    Attaches to a running training and disturbs it in nothing: a look costs one call per node. Totals per layer
+    come first; imbalance is the rows of a layer's busiest tile over the mean.
+
+    \b
+    Examples:
+      rapa-dist stats
+      rapa-dist stats --run 20261123T120000Z-builtin-16x4x1 --layer 0 --sort busy
+      rapa-dist stats --watch --interval 5
+      rapa-dist stats --json
+    """  # noqa: D301 — click wants the backspace itself
+    from rapa_dist.inspection import check_sort
+
+    check_sort(sort)
+    only = _parse_layer(layer)
+    if watch and as_json:
+        raise UsageError("--watch and --json exclude each other: --json prints one object. Leave one of them out.")
+    if interval is not None and not watch:
+        raise UsageError("--interval is for --watch: without it there is one look only. Add --watch, or leave it out.")
+    if interval is not None and not (math.isfinite(interval) and interval > 0):
+        raise UsageError(f"--interval needs seconds above 0, like 2; it is {interval:g}.")
+
+    from rapa_dist.fabric.watcher import RunEndedError, find_run
+
+    with redirect_stdout(sys.stderr):  # Ray prints its warnings to stdout
+        watcher = find_run(run, address)
+    try:
+        try:
+            first = watcher.read().only(only)
+        except RunEndedError as error:
+            raise ClusterError(f"{error} Its last numbers are in tiles.json in its run directory.") from None
+        if as_json:
+            emit(first.as_dict())
+        elif watch:
+            _watch(watcher, first, only, sort, interval or _INTERVAL_S)
+        else:
+            _show(first, sort)
+    finally:
+        watcher.close()
+
+
+def _parse_layer(layer: str | None) -> int | None:
+    if layer is None:
+        return None
+    digits = layer.removeprefix("L")
+    if not (digits.isascii() and digits.isdigit()):
+        raise UsageError(f"--layer needs the number of a layer, from 0, like 0 for the tiles L0/…; it is “{layer}”.")
+    return int(digits)
+
+
+def _show(stats: "RunStats", sort: str) -> None:
+    from rapa_dist.console import stdout
+    from rapa_dist.coordinator.tiles_table import tiles_table
+
+    stdout.print(tiles_table(stats, sort=sort, width=stdout.width if stdout.is_terminal else None))
+
+
+def _watch(watcher: "Watcher", first: "RunStats", layer: int | None, sort: str, interval_s: float) -> None:
+    """Show stats again and again, in place on a terminal, one table after the other elsewhere."""
+    import time
+    from contextlib import ExitStack
+
+    from rich.live import Live
+
+    from rapa_dist.console import stderr, stdout
+    from rapa_dist.coordinator.tiles_table import tiles_table
+    from rapa_dist.fabric.watcher import RunEndedError
+
+    latest = first
+    with ExitStack() as clean_up:
+        live = None
+        if stdout.is_terminal:
+            live = clean_up.enter_context(Live(console=stdout, auto_refresh=False, redirect_stdout=False))
+        due = time.monotonic()
+        while True:
+            if live is not None:
+                live.update(tiles_table(latest, sort=sort, width=stdout.width, height=stdout.height), refresh=True)
+            else:
+                _show(latest, sort)
+                sys.stdout.write("\n")
+                sys.stdout.flush()
+            due = max(due + interval_s, time.monotonic())
+            time.sleep(due - time.monotonic())
+            try:
+                latest = watcher.read().only(layer)
+            except RunEndedError as error:
+                ended = str(error)
+                break
+    stderr.print(f"{ended} These were its last numbers.", markup=False)

@@ -1,0 +1,164 @@
+"""The table of a run's tiles as text: totals per layer first, then the tiles, as many as there is room for.
+
+Laid out by hand: rich's own table takes ten times as long, and a live one is drawn by the very process that
+trains.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.text import Text
+
+from rapa_dist.inspection import RESTARTING, RunStats, TileStats, TotalStats, sort_tiles
+
+_GAP = "  "
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    heading: str
+    keep: int
+    """Which columns go first where the terminal is too narrow: those with the lowest number."""
+    left: bool = False
+
+
+_COLUMNS = (
+    _Column("tile", 99, left=True),
+    _Column("node", 1, left=True),
+    _Column("pid", 3),
+    _Column("state", 90, left=True),
+    _Column("restarts", 6),
+    _Column("rows fwd", 12),
+    _Column("rows bwd", 9),
+    _Column("updates", 7),
+    _Column("busy s", 13),
+    _Column("waiting s", 4),
+    _Column("device s", 11),
+    _Column("util %", 15),
+    _Column("in", 5),
+    _Column("out", 2),
+    _Column("‖K‖", 10),
+    _Column("step", 14),
+    _Column("memory", 8),
+    _Column("imbalance", 16),
+)
+
+
+def tiles_table(stats: RunStats, *, sort: str = "tile", width: int | None = None, height: int | None = None) -> Text:
+    """Return the table of a run.
+
+    Args:
+        stats: what its tiles have done.
+        sort: the column of `SORT_KEYS` that tiles are sorted by.
+        width: columns of the terminal; None: as many as it takes.
+        height: lines of the terminal; None: as many as it takes.
+    """
+    tiles = sort_tiles(stats.tiles, sort)
+    totals = [*stats.layers, stats.total] if len(stats.layers) > 1 else list(stats.layers)
+    heading = f"{stats.run}: {_plural(len(tiles), 'tile')} on {_plural(len({tile.node for tile in tiles}), 'node')}"
+    notes = [f"no answer for {', '.join(stats.silent[:5])}{' …' * (len(stats.silent) > 5)}"] if stats.silent else []
+    shown = tiles
+    if height is not None:
+        room = max(0, height - 3 - len(totals) - len(notes))  # heading, names of the columns, cursor
+        if len(tiles) > room:
+            shown = tiles[: max(0, room - 1)]
+            notes.append(f"{len(tiles) - len(shown):,} more tiles, sorted by {sort}, do not fit here")
+    rows = [_total_row(total) for total in totals] + [_tile_row(tile) for tile in shown]
+    columns, widths = _fit(rows, width)
+    if dropped := len(_COLUMNS) - len(columns):
+        heading += f" (--json has {_plural(dropped, 'more column')})"
+    table = Text(no_wrap=True, overflow="crop")
+    table.append(heading[:width] + "\n")
+    table.append(_line([column.heading for column in _COLUMNS], columns, widths) + "\n", style="bold")
+    for number, row in enumerate(rows):
+        style = "cyan" if number < len(totals) else "red" if row[3] == RESTARTING else ""
+        table.append(_line(row, columns, widths) + "\n", style=style)
+    for note in notes:
+        table.append(note[:width] + "\n", style="yellow")
+    table.rstrip()
+    return table
+
+
+def _fit(rows: Sequence[Sequence[str]], width: int | None) -> tuple[list[int], list[int]]:
+    """Return which columns to show, and how wide each of all is."""
+    widths = [max(len(column.heading), *(len(row[at]) for row in rows)) for at, column in enumerate(_COLUMNS)]
+    columns = list(range(len(_COLUMNS)))
+    while width is not None and len(columns) > 1 and _total_width(columns, widths) > width:
+        columns.remove(min(columns, key=lambda at: _COLUMNS[at].keep))
+    return columns, widths
+
+
+def _total_width(columns: Sequence[int], widths: Sequence[int]) -> int:
+    return sum(widths[at] for at in columns) + len(_GAP) * (len(columns) - 1)
+
+
+def _line(cells: Sequence[str], columns: Sequence[int], widths: Sequence[int]) -> str:
+    return _GAP.join(
+        cells[at].ljust(widths[at]) if _COLUMNS[at].left else cells[at].rjust(widths[at]) for at in columns
+    ).rstrip()
+
+
+def _tile_row(tile: TileStats) -> list[str]:
+    return [
+        tile.tile,
+        tile.node[:6] or "–",
+        str(tile.pid),
+        tile.state,
+        str(tile.restarts),
+        *_figures(tile),
+        "",
+    ]
+
+
+def _total_row(total: TotalStats) -> list[str]:
+    name = "all" if total.layer is None else f"L{total.layer}"
+    restarting = total.states.get(RESTARTING, 0)
+    return [
+        f"{name} ×{total.tiles}",
+        "",
+        "",
+        f"{restarting} {RESTARTING}" if restarting else "",
+        str(total.restarts),
+        *_figures(total),
+        "" if total.load_imbalance is None else f"{total.load_imbalance:.3f}",
+    ]
+
+
+def _figures(stats: TileStats | TotalStats) -> list[str]:
+    return [
+        count(stats.rows_forward),
+        count(stats.rows_backward),
+        count(stats.updates),
+        seconds(stats.busy_s),
+        seconds(stats.waiting_s),
+        seconds(stats.device_time_s),
+        f"{100 * stats.utilisation:.1f}",
+        f"{count(stats.bytes_in)}B",
+        f"{count(stats.bytes_out)}B",
+        f"{stats.kernel_norm:.4g}",
+        str(stats.last_step),
+        f"{count(stats.resident_bytes)}B",
+    ]
+
+
+def count(number: int) -> str:
+    """Return a number in a few characters: 9999, 12.3 k, 1.23 M."""
+    if number < 10_000:
+        return str(number)
+    scaled = float(number)
+    for unit in "kMGT":
+        scaled /= 1000
+        if scaled < 999.5:
+            return f"{scaled:.3g} {unit}"
+    return f"{scaled / 1000:,.3g} P"
+
+
+def seconds(time_s: float) -> str:
+    """Return a time to three digits, without an exponent where that is short: 0.0213, 1.20, 123, 12345."""
+    if 0 < time_s < 1e-4:
+        return f"{time_s:.1e}"
+    return f"{time_s:.0f}" if time_s >= 100 else f"{time_s:#.3g}"
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
