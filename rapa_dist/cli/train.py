@@ -61,6 +61,7 @@ _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 1
     metavar="RUN_DIR",
     help="Go on with a run from its newest checkpoint.",
 )
+@click.option("--live", is_flag=True, help="Show in place what every tile does; needs a terminal.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and start nothing.")
 @json_option
 def train(
@@ -69,6 +70,7 @@ def train(
     data_dir: Path | None,
     run_dir: Path | None,
     resume: Path | None,
+    live: bool,
     dry_run: bool,
     as_json: bool,
     **settings: Any,
@@ -112,11 +114,11 @@ def train(
     with redirect_stdout(sys.stderr):  # Ray prints its warnings to stdout
         if resume is None:
             config = _resolve(given)
-            result = start_run(config, fabric=fabric, address=address, data_dir=data_dir, run_dir=run_dir)
+            result = start_run(config, fabric=fabric, address=address, data_dir=data_dir, run_dir=run_dir, live=live)
         else:
             _resumed(resume, given)  # a contradiction is an error before anything else is touched
             epochs = given.get("epochs")
-            result = resume_run(resume, epochs=epochs, fabric=fabric, address=address, data_dir=data_dir)
+            result = resume_run(resume, epochs=epochs, fabric=fabric, address=address, data_dir=data_dir, live=live)
     if as_json:
         emit(result.as_dict())
     else:
