@@ -1,12 +1,19 @@
 #!/usr/bin/env python
-"""Write the tables of README.md anew from results/. With --check only say whether they are up to date."""
+"""Write the tables of README.md and results/scaling.svg anew from results/.
+
+With --check only say whether they are up to date. With --scaling DIR first keep the scaling.json that
+`rapa-dist scale` has written there.
+"""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
+from rapa_dist.scaling.plot import block_title, digest, draw, layer_1
+
 ROOT = Path(__file__).resolve().parent.parent
+FIGURE = ROOT / "results" / "scaling.svg"
 
 
 def read(name: str) -> dict:
@@ -71,21 +78,77 @@ def first_results_table() -> str:
     )
 
 
-TABLES = {"step": step_table, "first-results": first_results_table}
+def scaling_table() -> str:
+    if not (ROOT / "results" / "scaling.json").exists():
+        return "Not measured yet."
+    report = read("scaling.json")
+    blocks, start = report["blocks"], report["start"]
+    factors = {tuple(factor["tiles"]): factor["layer_1"]["time_dilation"] for factor in report["real_time_factors"]}
+    head = ["tiles", "actors", "step, compute, ms"]
+    head += [f"layer 1’s cycles, {block_title(block['time_dilation'])}" for block in blocks]
+    rows = []
+    for configuration in blocks[0]["configurations"]:
+        tiles = configuration["tiles"]
+        row = [",".join(map(str, tiles)), str(configuration["actors"])]
+        row.append(f"{configuration['step']['wall_ms']['median']:.1f}")
+        for block in blocks:
+            ours = next(layer_1(other) for other in block["configurations"] if other["tiles"] == tiles)
+            low, high = ours["speed_up_range"]
+            row.append(f"{ours['speed_up']:.2f} × ({low:.2f} to {high:.2f})")
+        found = factors.get(tuple(tiles), 0)
+        row += [f"{found:,g}" if found else "not reached"] if factors else []
+        rows.append(row)
+    steps = [c["step"]["wall_ms"]["n"] for block in blocks for c in block["configurations"]]
+    own = start["own_memory_per_actor_mb"]
+    return (
+        "![Speed-up of layer 1 over its tiles, and where a step’s time goes](results/scaling.svg)\n\n"
+        + table([*head, *(["F for an efficiency of 0.9, layer 1"] if factors else [])], rows)
+        + f"\n\nSpeed-up over one tile (smallest to largest of {blocks[0]['turns']} turns; n = {min(steps)} to "
+        f"{max(steps)} steps), mini-batches of {report['batch_size']}; cycle times of "
+        f"{report['cycle_times']['forward_ns']:g} ns. {machine_of(report['environment'])}. {start['actors']} actors up "
+        f"after {start['actors_up_s']:.0f} s, with {own['median']:.1f} MB of memory of their own each "
+        f"(at most {own['max']:.1f})."
+    )
+
+
+def keep_scaling(folder: Path) -> None:
+    report = json.loads((folder / "scaling.json").read_text())
+    del report["environment"]["argv"]  # paths are nobody's concern
+    (ROOT / "results" / "scaling.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+
+def update_figure(*, check: bool) -> bool:
+    """Draw the figure unless it is of these numbers already; return whether it was not."""
+    if not (ROOT / "results" / "scaling.json").exists():
+        return False
+    report = read("scaling.json")
+    if FIGURE.exists() and digest(report) in FIGURE.read_text():  # its curves may differ with matplotlib's version
+        return False
+    if not check:
+        FIGURE.write_bytes(draw(report))
+    return True
+
+
+TABLES = {"step": step_table, "scaling": scaling_table, "first-results": first_results_table}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
+    parser.add_argument("--scaling", type=Path, metavar="DIR")
+    arguments = parser.parse_args()
+    if arguments.scaling and not arguments.check:
+        keep_scaling(arguments.scaling)
+    changed = update_figure(check=arguments.check)
     path = ROOT / "README.md"
     before = after = path.read_text()
     for name, make in TABLES.items():
         begin, end = f"<!-- table {name} -->\n", f"<!-- end of table {name} -->"
         head, _, rest = after.partition(begin)
         after = f"{head}{begin}{make()}\n{end}{rest.partition(end)[2]}"
-    if check:
-        sys.exit("README.md is not what results/ say: run scripts/update_readme.py" if after != before else 0)
+    if arguments.check:
+        stale = changed or after != before
+        sys.exit("README.md is not what results/ say: run scripts/update_readme.py" if stale else 0)
     path.write_text(after)
 
 

@@ -179,8 +179,7 @@ def _show(report: dict[str, Any], details: bool) -> None:
 def _table(block: dict[str, Any], factors: dict[tuple[int, ...], Any]) -> Any:
     from rich.table import Table
 
-    from rapa_dist.scaling.plot import block_title
-    from rapa_dist.scaling.report import PARTS
+    from rapa_dist.scaling.plot import PARTS, block_title
 
     paced = block["mode"] == "paced" and bool(factors)
     table = Table(

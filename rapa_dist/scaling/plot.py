@@ -5,7 +5,8 @@ import io
 import json
 from typing import Any
 
-from rapa_dist.scaling.report import PARTS
+PARTS = ("coordinator", "data_plane", "tiles")
+"""What has the time of a step."""
 
 _SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe & Ito: safe for the colour-blind
 _MARKERS = "osD^vP"

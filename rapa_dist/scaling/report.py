@@ -9,10 +9,10 @@ import numpy as np
 from rapa_dist.hardware import Pace
 from rapa_dist.machine import Layer, Machine
 from rapa_dist.scaling.measure import Block, Cycle, Factors, Step, kinds_of, wall_ns
+from rapa_dist.scaling.plot import PARTS
 from rapa_dist.scaling.stopwatch import CycleTime
 
 FORMAT = 1
-PARTS = ("coordinator", "data_plane", "tiles")
 DEFINITIONS = {
     "wall_ms": "of a cycle: from just before the first ring to after the last answer; of a step: from the drawing of "
     "its assignments to the update of the digital side. No two cycles of a step overlap.",
