@@ -100,24 +100,44 @@ def assign_random(n_tiles: int, n_patches: int, images: int, rng: np.random.Gene
         images: images in the mini-batch.
         rng: the layer's stream for this mini-batch.
     """
+    (assignment,) = assign_random_in_parts(n_tiles, n_patches, (images,), rng)
+    return assignment
+
+
+def assign_random_in_parts(
+    n_tiles: int, n_patches: int, images: tuple[int, ...], rng: np.random.Generator
+) -> list[Assignment]:
+    """Assign a mini-batch as `assign_random` does, and return it cut into parts of so many images each.
+
+    Every patch goes to the same tile however the mini-batch is cut; patches are numbered within their part.
+    """
     if n_tiles == 1:
-        return _one_tile(n_patches * images)
-    slots = _random_slots(n_tiles, n_patches, images)
-    pixels, first = _pixels_of_images(n_patches, images)
-    patches = (rng.permuted(pixels, axis=1) + first).ravel()  # (images · n_p,), shuffled within each image
-    return Assignment(patches[slots.order], slots.offsets, images * n_patches)
+        return [_one_tile(n_patches * size) for size in images]
+    pixels = rng.permuted(_pixels_of_images(n_patches, sum(images)), axis=1)  # shuffled within each image
+    parts, first = [], 0
+    for size in images:
+        slots = _random_slots(n_tiles, n_patches, first, size)
+        patches = (pixels[first : first + size] + _first_patches(n_patches, size)).ravel()
+        parts.append(Assignment(patches[slots.order], slots.offsets, size * n_patches))
+        first += size
+    return parts
+
+
+@lru_cache(maxsize=256)
+def _random_slots(n_tiles: int, n_patches: int, first: int, images: int) -> Assignment:
+    """Return which places of the shuffled patches, from image `first` on, go to which tile: dealt in turn."""
+    place = first * n_patches + np.arange(images * n_patches)
+    return _by_tile(place % n_tiles, n_tiles)
 
 
 @lru_cache(maxsize=64)
-def _random_slots(n_tiles: int, n_patches: int, images: int) -> Assignment:
-    """Return which places of the shuffled patches go to which tile: dealt in turn, tile by tile."""
-    return _by_tile(np.arange(images * n_patches) % n_tiles, n_tiles)
+def _pixels_of_images(n_patches: int, images: int) -> NDArray[np.int32]:
+    return np.tile(np.arange(n_patches, dtype=np.int32), (images, 1))
 
 
 @lru_cache(maxsize=64)
-def _pixels_of_images(n_patches: int, images: int) -> tuple[NDArray[np.int32], Indices]:
-    pixels = np.tile(np.arange(n_patches, dtype=np.int32), (images, 1))
-    return pixels, np.arange(images, dtype=np.int64)[:, None] * n_patches
+def _first_patches(n_patches: int, images: int) -> Indices:
+    return np.arange(images, dtype=np.int64)[:, None] * n_patches
 
 
 @lru_cache(maxsize=64)

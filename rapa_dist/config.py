@@ -18,6 +18,8 @@ POOLING_NAMES = ("max", "average")
 """The pooling methods by their names on the command line."""
 PAPER_CHANNELS = (32, 32, 64)
 PAPER_TILES = (16, 4, 1)
+MICRO_BATCHES = 2
+"""Parts of a mini-batch, unless something else is wanted."""
 WARMUP_FACTOR = 50
 """λ is divided by this in the warm-up epochs (§3)."""
 _LARGEST_FLOAT32 = 3.4e38
@@ -45,6 +47,8 @@ class TrainConfig:
     """Passes over the training images."""
     batch_size: int
     """Images in a mini-batch."""
+    micro_batches: int
+    """Parts that a mini-batch is cut into, so that tiles and coordinator work at the same time."""
     lr: float
     """λ after the warm-up, before any decay."""
     lr_decay: float
@@ -78,7 +82,7 @@ class TrainConfig:
         _check_choice("--pooling", self.pooling, POOLING_NAMES)
         for layer in self.machine.layers:
             _check_tiles(self.scheme, layer)
-        for name in ("epochs", "batch_size", "lr_decay_every"):
+        for name in ("epochs", "batch_size", "micro_batches", "lr_decay_every"):
             _check_at_least(name, getattr(self, name), 1)
         for name in ("warmup_epochs", "seed"):
             _check_at_least(name, getattr(self, name), 0)
@@ -119,6 +123,7 @@ class TrainConfig:
         """
         kind = {field.name: field.type for field in fields(cls)}
         known = kind.keys()
+        values = {"micro_batches": 1} | values  # in configurations from before there were any
         optional = {"dataset", "limit_train", "limit_test"}
         if unknown := values.keys() - known:
             raise UsageError(f"Unknown setting in the configuration: {', '.join(sorted(unknown))}.")
@@ -138,6 +143,7 @@ def resolve(
     channels: tuple[int, ...] = PAPER_CHANNELS,
     lr: float | None = None,
     lr_decay: float | None = None,
+    micro_batches: int = MICRO_BATCHES,
     **rest: Any,
 ) -> TrainConfig:
     """Return a configuration in which whatever is None has been derived.
@@ -154,7 +160,9 @@ def resolve(
         lr = 0.05 if tiled else 0.005
     if lr_decay is None:
         lr_decay = 0.75 if tiled else 0.5
-    return TrainConfig(tiles=tiles, scheme=scheme, channels=channels, lr=lr, lr_decay=lr_decay, **rest)
+    return TrainConfig(
+        tiles=tiles, scheme=scheme, channels=channels, lr=lr, lr_decay=lr_decay, micro_batches=micro_batches, **rest
+    )
 
 
 def parse_list(option: str, text: str) -> tuple[int, ...]:

@@ -168,6 +168,7 @@ def test_a_name_that_is_like_none_gets_the_list_alone():
         ("epochs", 0, ("--epochs", "at least 1", "it is 0")),
         ("epochs", -3, ("--epochs", "it is -3")),
         ("batch_size", 0, ("--batch-size", "at least 1", "it is 0")),
+        ("micro_batches", 0, ("--micro-batches", "at least 1", "it is 0")),
         ("lr_decay_every", 0, ("--lr-decay-every", "at least 1")),
         ("warmup_epochs", -1, ("--warmup-epochs", "at least 0", "it is -1")),
         ("seed", -1, ("--seed", "at least 0", "it is -1")),

@@ -51,7 +51,7 @@ class Bench:
         self.convolution = TiledConvolution(self.layer, self.fabric)
 
     def assignment(self, scheme="random", images=IMAGES, step=0):
-        return Assigner(self.machine, scheme, seed=3).for_training(step, images)[0]
+        return Assigner(self.machine, scheme, seed=3).for_training(step, images)[0].assignments[0]
 
     @property
     def kernels(self):
@@ -219,11 +219,13 @@ def test_a_sequence_of_steps_under_new_assignments_follows_the_sum_over_patches(
 def test_the_fabric_gets_the_same_parts_in_all_cycles(bench, monkeypatch):
     many = bench(distinct_kernels(5))
     parts = []
-    forward, backward = many.fabric.forward, many.fabric.backward
-    monkeypatch.setattr(many.fabric, "forward", lambda layer, offsets: (parts.append(offsets), forward(layer, offsets)))
-    monkeypatch.setattr(
-        many.fabric, "backward", lambda layer, offsets, **how: (parts.append(offsets), backward(layer, offsets, **how))
-    )
+    for name in ("begin_forward", "begin_backward"):
+        begin = getattr(many.fabric, name)
+        monkeypatch.setattr(
+            many.fabric,
+            name,
+            lambda layer, offsets, b=begin, **how: (parts.append(offsets), b(layer, offsets, **how))[1],
+        )
     assignment = many.assignment()
     train(many, planes_of(), errors_of(), assignment)
     assert len(parts) == 2

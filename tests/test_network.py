@@ -13,6 +13,7 @@ from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.machine import Machine
 from rapa_dist.network.model import Network, initial_digital, initial_kernels
 from rapa_dist.network.normalisation import normalise
+from rapa_dist.network.pipeline import train_step
 from rapa_dist.network.pooling import POOLINGS, average_pool, max_pool
 from rapa_dist.tile import Update
 
@@ -181,19 +182,18 @@ class Pair:
         self.plain = PlainNetwork(kernels, digital, pooling)
         self.assigner = Assigner(UNTILED, "none", seed=0)
 
-    def step(self, number, update, scale=0.3):
+    def step(self, number, update, scale=0.3, micro_batches=1):
         """Train both on one mini-batch; return both losses."""
         images, labels = a_batch(number, scale)
-        loss = F.cross_entropy(self.network(images, self.assigner.for_training(number, IMAGES), update), labels)
-        loss.backward()
-        self.network.update_digital(update)
+        parts = self.assigner.for_training(number, IMAGES, micro_batches)
+        loss, _ = train_step(self.network, images, labels, parts, update)
 
         optimiser = torch.optim.SGD(self.plain.parameters(), update.learning_rate, weight_decay=update.weight_decay)
         optimiser.zero_grad()
         plain_loss = F.cross_entropy(self.plain(images), labels)
         plain_loss.backward()
         optimiser.step()
-        return loss.detach().double(), plain_loss.detach()
+        return loss, plain_loss.item()
 
     def assert_same_weights(self, **tolerance):
         for layer, expected in zip(UNTILED.layers, self.plain.kernels(), strict=True):
@@ -215,13 +215,15 @@ both_poolings = pytest.mark.parametrize("pair", POOLING_NAMES, indirect=True)
 @both_poolings
 def test_scores_of_the_untiled_network_are_those_of_plain_pytorch(pair):
     images, _ = a_batch(scale=300)  # so large that normalisation shows
-    scores = pair.network(images, pair.assigner.for_training(0, IMAGES), None)
+    scores = pair.network(images, pair.assigner.for_training(0, IMAGES)[0].assignments, None)
     assert_close(scores.double(), pair.plain(images), rtol=1e-4, atol=1e-3)
 
 
 @both_poolings
-def test_one_step_of_the_untiled_network_is_that_of_plain_pytorch(pair):
-    loss, expected = pair.step(0, Update(learning_rate=1.0, weight_decay=0.1), scale=3)  # so that gradients show
+@pytest.mark.parametrize("micro_batches", [1, 2, 3])
+def test_one_step_of_the_untiled_network_is_that_of_plain_pytorch(pair, micro_batches):
+    update = Update(learning_rate=1.0, weight_decay=0.1)  # so that gradients show
+    loss, expected = pair.step(0, update, scale=3, micro_batches=micro_batches)
     assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     pair.assert_same_weights(rtol=1e-4, atol=1e-5)
 
@@ -229,7 +231,7 @@ def test_one_step_of_the_untiled_network_is_that_of_plain_pytorch(pair):
 @both_poolings
 def test_ten_steps_of_the_untiled_network_follow_plain_pytorch(pair):
     for number in range(10):
-        loss, expected = pair.step(number, Update(learning_rate=0.05, weight_decay=1e-2))
+        loss, expected = pair.step(number, Update(learning_rate=0.05, weight_decay=1e-2), micro_batches=2)
         assert_close(loss, expected, rtol=1e-4, atol=1e-4)
     pair.assert_same_weights(rtol=1e-3, atol=1e-4)
 
@@ -239,7 +241,7 @@ def test_without_an_update_a_backward_pass_changes_no_weight():
     images, labels = a_batch()
     with SerialFabric(UNTILED, IMAGES, kernels) as fabric:
         network = Network(fabric, pooling="max", digital=digital)
-        scores = network(images, Assigner(UNTILED, "none", seed=0).for_test(0, 0, IMAGES), None)
+        scores = network(images, Assigner(UNTILED, "none", seed=0).for_test(0, 0, IMAGES)[0].assignments, None)
         F.cross_entropy(scores, labels).backward()
         for layer, kernel in zip(UNTILED.layers, kernels, strict=True):
             assert np.array_equal(fabric.kernels(layer), kernel)
@@ -254,7 +256,7 @@ def test_a_tiled_network_of_equal_kernels_has_the_scores_of_the_untiled_one(pool
     images, _ = a_batch()
     with SerialFabric(tiled, IMAGES, replicas) as fabric:
         network = Network(fabric, pooling=pooling, digital=digital)
-        scores = network(images, Assigner(tiled, "random", seed=0).for_test(0, 0, IMAGES), None)
+        scores = network(images, Assigner(tiled, "random", seed=0).for_test(0, 0, IMAGES)[0].assignments, None)
     assert_close(scores.double(), PlainNetwork(kernels, digital, pooling)(images), rtol=1e-4, atol=1e-5)
 
 
@@ -265,7 +267,7 @@ def test_the_network_does_not_write_to_the_parameters_it_was_given():
         network = Network(fabric, pooling="max", digital=digital)
         images, labels = a_batch()
         update = Update(0.05, 1e-4)
-        assignments = Assigner(UNTILED, "none", seed=0).for_training(0, IMAGES)
+        assignments = Assigner(UNTILED, "none", seed=0).for_training(0, IMAGES)[0].assignments
         F.cross_entropy(network(images, assignments, update), labels).backward()
         network.update_digital(update)
         assert not np.array_equal(network.digital_arrays()["head.weight"], kept["head.weight"])

@@ -36,6 +36,13 @@ _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 1
 @click.option("--limit-test", type=int, metavar="N", help="Use N test images only.")
 @click.option("--epochs", type=int, help=f"Passes over the training images.  [default: {_EPOCHS}]")
 @click.option("--batch-size", type=int, help=f"Images in a mini-batch.  [default: {_BATCH_SIZE}]")
+@click.option(
+    "--micro-batches",
+    type=int,
+    metavar="N",
+    help="Parts of a mini-batch, so that tiles and coordinator work at the same time; the update stays one.  "
+    "[default: 2]",
+)
 @click.option("--lr", type=float, help="Learning rate λ.  [default: 0.05 with tiling, 0.005 without]")
 @click.option("--lr-decay", type=float, help="Factor γ on λ.  [default: 0.75 with tiling, 0.5 without]")
 @click.option("--lr-decay-every", type=int, help=f"Epochs between decays.  [default: {_DECAY_EVERY}]")

@@ -1,12 +1,14 @@
 """Draws the assignments of a run: the tiling scheme, layer by layer, mini-batch by mini-batch."""
 
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 
-from rapa_dist.assignment import Assignment, Indices, assign_fixed, assign_random, tile_map
+from rapa_dist.assignment import Assignment, Indices, assign_fixed, assign_random_in_parts, tile_map
 from rapa_dist.hardware import Load
 from rapa_dist.machine import Layer, Machine
+from rapa_dist.network.pipeline import Part
 from rapa_dist.streams import Purpose, stream
 
 
@@ -19,34 +21,43 @@ class Assigner:
         self._seed = seed
         self._fixed = lru_cache(maxsize=64)(self._draw_fixed)
 
-    def for_training(self, step: int, images: int) -> list[Assignment]:
-        """Return every layer's assignment for the mini-batch of a step, `images` images long."""
-        return [self._assign(layer, images, Purpose.ASSIGN_TRAIN, step) for layer in self._machine.layers]
+    def for_training(self, step: int, images: int, micro_batches: int = 1) -> list[Part]:
+        """Return the parts of the mini-batch of a step, `images` images long, with every layer's assignment."""
+        return self._assign_all(images, micro_batches, Purpose.ASSIGN_TRAIN, step)
 
-    def for_test(self, step: int, first_image: int, images: int, vote: int = 0) -> list[Assignment]:
-        """Return every layer's assignment for a batch of test images.
+    def for_test(self, step: int, first_image: int, images: int, vote: int = 0, micro_batches: int = 1) -> list[Part]:
+        """Return the parts of a batch of test images, with every layer's assignment.
 
         Args:
             step: steps trained so far, so that every test of a run draws anew.
             first_image: the batch's place in the test set.
             images: images in the batch.
             vote: number of the vote; votes are independent.
+            micro_batches: parts to cut it into.
         """
-        place = (step, first_image, vote)
-        return [self._assign(layer, images, Purpose.ASSIGN_TEST, *place) for layer in self._machine.layers]
+        return self._assign_all(images, micro_batches, Purpose.ASSIGN_TEST, step, first_image, vote)
 
     def loads(self, images: int) -> tuple[Load, ...]:
         """Return the rows that every tile has in a training step of `images` images; all steps are alike."""
         return tuple(
             Load(rows=tuple(np.diff(assignment.offsets).tolist()), images=images, input_error=layer.index > 0)
-            for layer, assignment in zip(self._machine.layers, self.for_training(0, images), strict=True)
+            for layer, assignment in zip(self._machine.layers, self.for_training(0, images)[0].assignments, strict=True)
         )
 
-    def _assign(self, layer: Layer, images: int, purpose: Purpose, *place: int) -> Assignment:
+    def _assign_all(self, images: int, micro_batches: int, purpose: Purpose, *place: int) -> list[Part]:
+        sizes = cut(images, micro_batches)
+        of_layers = [self._assign(layer, sizes, purpose, *place) for layer in self._machine.layers]
+        firsts = accumulate(sizes, initial=0)
+        return [
+            Part(first, first + size, assignments)
+            for first, size, assignments in zip(firsts, sizes, zip(*of_layers, strict=True), strict=False)
+        ]
+
+    def _assign(self, layer: Layer, sizes: tuple[int, ...], purpose: Purpose, *place: int) -> list[Assignment]:
         if self._scheme != "random":
-            return self._fixed(layer, images)
+            return [self._fixed(layer, size) for size in sizes]
         rng = stream(self._seed, purpose, layer.index, *place)
-        return assign_random(layer.n_tiles, layer.n_patches, images, rng)
+        return assign_random_in_parts(layer.n_tiles, layer.n_patches, sizes, rng)
 
     def _draw_fixed(self, layer: Layer, images: int) -> Assignment:
         return assign_fixed(self._tile_map(layer), layer.n_tiles, images)
@@ -54,3 +65,11 @@ class Assigner:
     def _tile_map(self, layer: Layer) -> Indices:
         rng = stream(self._seed, Purpose.ASSIGN_FIXED, layer.index)
         return tile_map(self._scheme, layer.n_tiles, layer.side, rng)
+
+
+@lru_cache(maxsize=256)
+def cut(images: int, parts: int) -> tuple[int, ...]:
+    """Return the sizes of at most `parts` parts of a mini-batch; they differ by at most one, the larger come first."""
+    parts = min(parts, images)
+    size, larger = divmod(images, parts)
+    return (size + 1,) * larger + (size,) * (parts - larger)

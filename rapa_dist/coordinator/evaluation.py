@@ -12,6 +12,7 @@ from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.data import ImageSet, evaluation_batches
 from rapa_dist.footprint import TEST_IMAGES
 from rapa_dist.network.model import Network
+from rapa_dist.network.pipeline import classify
 from rapa_dist.tile import Matrix
 
 
@@ -34,6 +35,7 @@ def evaluate(
     *,
     step: int,
     votes: int = 1,
+    micro_batches: int = 1,
     advance: Advance = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Score | None:
@@ -46,6 +48,7 @@ def evaluate(
         mean: (3,) mean pixel per channel to subtract.
         step: steps trained so far.
         votes: V; the class with most votes wins, among equals the one with the larger sum of probabilities.
+        micro_batches: parts that every batch is cut into.
         advance: told how many images are done.
         stop: asked after every batch whether to give up.
 
@@ -58,7 +61,8 @@ def evaluate(
         batch, target = torch.from_numpy(pixels), torch.from_numpy(labels)
         ballot: torch.Tensor | None = None
         for vote in range(votes):
-            scores = network(batch, assigner.for_test(step, first, len(labels), vote), None)
+            parts = assigner.for_test(step, first, len(labels), vote, micro_batches)
+            scores = classify(network, batch, parts)
             if vote == 0:
                 loss += F.cross_entropy(scores, target, reduction="sum").item()
             cast = _cast(scores)

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from rapa_dist.config import TrainConfig
 from rapa_dist.coordinator import checkpoint as checkpoints
@@ -22,6 +21,7 @@ from rapa_dist.errors import DivergedError
 from rapa_dist.fabric.base import Fabric
 from rapa_dist.hardware import CycleTimes, training_epoch_s
 from rapa_dist.network.model import Network, initial_digital, initial_kernels
+from rapa_dist.network.pipeline import train_step
 from rapa_dist.tile import Update
 
 
@@ -121,16 +121,12 @@ class Trainer:
         """Train one mini-batch and return its mean loss and how many images it got wrong."""
         progress, config = self.progress, self.config
         update = Update(config.learning_rate(progress.epoch), config.weight_decay)
-        assignments = self._assigner.for_training(progress.step, len(labels))
-        scores = self._network(pixels, assignments, update)
-        loss = F.cross_entropy(scores, labels)
-        value = loss.item()
+        parts = self._assigner.for_training(progress.step, len(labels), config.micro_batches)
+        loss, wrong = train_step(self._network, pixels, labels, parts, update)
         self._last = progress.step + 1, progress.epoch + 1, update.learning_rate
-        if not math.isfinite(value):
-            raise self._diverged(f"the loss is {value}")
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._network.update_digital(update)
-        return value, int((scores.argmax(dim=1) != labels).sum())
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss}")
+        return loss, wrong
 
     def _train_epoch(self, stop: Callable[[], bool]) -> int:
         """Train what is left of the epoch under way and return the number of steps."""
@@ -155,6 +151,7 @@ class Trainer:
             self._data.test,
             self._data.mean,
             step=self.progress.step,
+            micro_batches=self.config.micro_batches,
             advance=self._display.tested,
             stop=stop,
         )

@@ -1,6 +1,6 @@
-"""The tiled convolution as a torch autograd function: M_tiled = (b_lᵀ K_{s_l})_l and its gradient.
+"""The tiled convolution, M_tiled = (b_lᵀ K_{s_l})_l, and its gradient.
 
-In its backward pass the tiles update themselves: λ goes out with the errors, gradients of kernels never
+In the backward pass the tiles update themselves: λ goes out with the errors, gradients of kernels never
 come back. One assignment serves all three cycles.
 """
 
@@ -28,8 +28,19 @@ class TiledConvolution:
         # autograd calls a backward pass only where some input wants a gradient; the kernels are elsewhere
         self._kernels_stand_in = torch.zeros((), requires_grad=True)
 
+    def begin(self, planes: Tensor, assignment: Assignment, first_image: int = 0) -> "Passage":
+        """Send planes on their way through the layer; returns while the tiles work.
+
+        Args:
+            planes: (images, side, side, c_in).
+            assignment: which tile computes which patch.
+            first_image: place of the images in the fabric's memory. What is under way at the same time must
+                not overlap.
+        """
+        return Passage(self, planes, assignment, first_image)
+
     def __call__(self, planes: Tensor, assignment: Assignment, update: Update | None) -> Tensor:
-        """Convolve planes with the kernels of the tiles that the assignment names.
+        """Convolve planes, as an operation that autograd can go back through.
 
         Args:
             planes: (images, side, side, c_in).
@@ -46,6 +57,60 @@ class TiledConvolution:
         return output
 
 
+class Passage:
+    """A micro-batch on its way through a layer: forward, and with the same assignment backward.
+
+    Its methods are called in the order in which they stand here; `send_errors` and what follows only in
+    training.
+    """
+
+    def __init__(self, convolution: TiledConvolution, planes: Tensor, assignment: Assignment, first_image: int) -> None:
+        layer = convolution.layer
+        self._convolution, self._assignment = convolution, assignment
+        first_row = first_image * layer.n_patches
+        rows = slice(first_row, first_row + assignment.rows)
+        self._patches, self._outputs = convolution.patches[rows], convolution.outputs[rows]
+        self._offsets = assignment.offsets + first_row
+        convolution.geometry.gather(planes, assignment, self._patches)
+        self._cycle = convolution.fabric.begin_forward(layer, self._offsets)
+        self._row_of_patch = torch.from_numpy(assignment.inverse())  # while the tiles work
+        self._input_error = False
+
+    def receive_outputs(self) -> Tensor:
+        """Wait for the tiles, and return the outputs M in the order of the pixels, (images, side, side, c_out)."""
+        convolution, assignment = self._convolution, self._assignment
+        layer, outputs = convolution.layer, self._outputs
+        convolution.fabric.finish(self._cycle)
+        if assignment.rows < assignment.n_patches:
+            outputs = torch.cat((outputs, outputs.new_zeros(1, layer.c_out)))  # for the dropped patches
+        return outputs.index_select(0, self._row_of_patch).view(-1, layer.side, layer.side, layer.c_out)
+
+    def send_errors(self, errors: Tensor, update: Update | None, *, input_error: bool, commit: bool = True) -> None:
+        """Have the tiles pass the errors back and update themselves; returns while they work.
+
+        Args:
+            errors: (images, side, side, c_out) D.
+            update: λ and decay, or None to leave the kernels alone.
+            input_error: whether the errors of the planes are wanted.
+            commit: whether this is the mini-batch's last part, after which the new kernels are in force.
+        """
+        convolution, order = self._convolution, torch.from_numpy(self._assignment.order)
+        layer = convolution.layer
+        torch.index_select(errors.reshape(-1, layer.c_out), 0, order, out=self._outputs)
+        self._input_error = input_error
+        self._cycle = convolution.fabric.begin_backward(
+            layer, self._offsets, update=update, input_error=input_error, commit=commit
+        )
+
+    def receive_input_errors(self) -> Tensor | None:
+        """Wait for the tiles, and return the errors of the planes, (images, side, side, c_in), if wanted."""
+        convolution = self._convolution
+        convolution.fabric.finish(self._cycle)
+        if not self._input_error:
+            return None
+        return convolution.geometry.scatter(self._patches, self._row_of_patch, self._assignment)
+
+
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -56,29 +121,14 @@ class _Function(torch.autograd.Function):
         assignment: Assignment,
         update: Update | None,
     ) -> Tensor:
-        layer, fabric, rows = convolution.layer, convolution.fabric, assignment.rows
-        convolution.geometry.gather(planes, assignment, convolution.patches[:rows])
-        fabric.forward(layer, assignment.offsets)
-        row_of_patch = torch.from_numpy(assignment.inverse())
-        outputs = convolution.outputs[:rows]
-        if rows < assignment.n_patches:
-            outputs = torch.cat((outputs, outputs.new_zeros(1, layer.c_out)))  # for the dropped patches
-        planes_out = outputs.index_select(0, row_of_patch)  # back in the order of the patches
-        ctx.convolution, ctx.assignment, ctx.update = convolution, assignment, update
-        ctx.row_of_patch = row_of_patch
-        return planes_out.view(planes.shape[0], layer.side, layer.side, layer.c_out)
+        ctx.passage, ctx.update = convolution.begin(planes, assignment), update
+        outputs: Tensor = ctx.passage.receive_outputs()
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, errors: Tensor) -> tuple[Tensor | None, None, None, None, None]:
-        convolution: TiledConvolution = ctx.convolution
-        assignment: Assignment = ctx.assignment
-        layer, rows = convolution.layer, assignment.rows
-        in_patch_order = errors.reshape(-1, layer.c_out)
-        torch.index_select(in_patch_order, 0, torch.from_numpy(assignment.order), out=convolution.outputs[:rows])
         input_error = ctx.needs_input_grad[0]
-        if ctx.update is not None or input_error:
-            convolution.fabric.backward(layer, assignment.offsets, update=ctx.update, input_error=input_error)
-        if not input_error:
+        if ctx.update is None and not input_error:
             return None, None, None, None, None
-        planes = convolution.geometry.scatter(convolution.patches[:rows], ctx.row_of_patch, assignment)
-        return planes, None, None, None, None
+        ctx.passage.send_errors(errors, ctx.update, input_error=input_error)
+        return ctx.passage.receive_input_errors(), None, None, None, None

@@ -1,6 +1,6 @@
 """Caffe's "Full" CIFAR-10 network: tiled convolutions with a digital side between and behind them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,9 +11,12 @@ from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.machine import Machine
 from rapa_dist.network.convolution import TiledConvolution
 from rapa_dist.network.normalisation import normalise
-from rapa_dist.network.pooling import POOLINGS, rectify_and_average_pool
+from rapa_dist.network.pooling import POOLINGS, Pool, rectify_and_average_pool
 from rapa_dist.streams import Purpose, stream
 from rapa_dist.tile import Matrix, Update
+
+Stage = Callable[[Tensor], Tensor]
+"""What the digital side does behind a convolution: (images, side, side, channels) → smaller planes."""
 
 
 class Network:
@@ -32,7 +35,8 @@ class Network:
         """
         layers = fabric.machine.layers
         self.convolutions = [TiledConvolution(layer, fabric) for layer in layers]
-        self.pools = [POOLINGS[pooling]] * (len(layers) - 1) + [rectify_and_average_pool]
+        pools = [POOLINGS[pooling]] * (len(layers) - 1) + [rectify_and_average_pool]
+        self.stages = [_stage(pool) for pool in pools]
         self.digital = {name: torch.from_numpy(np.array(value)).requires_grad_() for name, value in digital.items()}
 
     def __call__(self, images: Tensor, assignments: Sequence[Assignment], update: Update | None) -> Tensor:
@@ -44,9 +48,18 @@ class Network:
             update: what the tiles do in the backward pass; None to leave the kernels as they are.
         """
         planes = images
-        for convolution, pool, assignment in zip(self.convolutions, self.pools, assignments, strict=True):
-            planes = normalise(pool(convolution(planes, assignment, update)))
+        for convolution, stage, assignment in zip(self.convolutions, self.stages, assignments, strict=True):
+            planes = stage(convolution(planes, assignment, update))
+        return self.score(planes)
+
+    def score(self, planes: Tensor) -> Tensor:
+        """Return the scores (images, classes) of the last layer's planes (images, side, side, channels)."""
         return torch.addmm(self.digital["head.bias"], planes.flatten(1), self.digital["head.weight"])
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that the network tells apart."""
+        return len(self.digital["head.bias"])
 
     @torch.no_grad()
     def update_digital(self, update: Update) -> None:
@@ -60,6 +73,10 @@ class Network:
     def digital_arrays(self) -> dict[str, Matrix]:
         """Return a copy of the digital parameters."""
         return {name: parameter.detach().numpy().copy() for name, parameter in self.digital.items()}
+
+
+def _stage(pool: Pool) -> Stage:
+    return lambda outputs: normalise(pool(outputs))
 
 
 def initial_kernels(machine: Machine, seed: int) -> Kernels:

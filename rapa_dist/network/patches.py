@@ -64,7 +64,7 @@ class Patches:
         self._run_index = torch.empty(images * layer.n_patches, KERNEL_SIDE, dtype=torch.int64)
 
     def gather(self, planes: Tensor, assignment: Assignment, patches: Tensor) -> None:
-        """Write the patches of a mini-batch in tile order (im2col).
+        """Write the patches of some images in tile order (im2col).
 
         Args:
             planes: (images, side, side, c_in).
