@@ -8,6 +8,7 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapa_dist.cli import main
+from rapa_dist.cli import scale as command
 from rapa_dist.config import resolve
 from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.errors import RunDirectoryError
@@ -178,7 +180,7 @@ def measured(clock, pace, *lists, turns=3, **times):
     block = Block(pace)
     racers = contenders(clock, *lists, **times)
     measuring.measure(block, racers, Effort(turns=turns, steps=4, budget_s=60.0))
-    return describe_block(block, [racer.machine for racer in racers], IMAGES, 2), block
+    return describe_block(block, [racer.machine for racer in racers], 2), block
 
 
 def test_compute_against_the_untiled_machine(clock):
@@ -239,7 +241,7 @@ def test_turns_that_disagree_show_in_the_range():
 
     turns = [turn((1, 1, 1), 8) | turn((4, 1, 1), 2), turn((1, 1, 1), 10) | turn((4, 1, 1), 5)]
     machines = [configuration(1, 1, 1).machine, configuration(4, 1, 1).machine]
-    report = describe_block(Block(None, turns), machines, IMAGES, 2)
+    report = describe_block(Block(None, turns), machines, 2)
     both = report["configurations"][1]["layers"][0]["cycles"]["all"]
     assert both["speed_up"] == pytest.approx(9 / 3.5, abs=1e-4)
     assert both["speed_up_range"] == [2, 4]
@@ -248,8 +250,8 @@ def test_turns_that_disagree_show_in_the_range():
 def test_a_turn_that_was_cut_short_counts_for_those_who_had_it():
     whole = [Step(10, (a_cycle(wall_ns=1),))]
     machines = [configuration(1, 1, 1).machine, configuration(4, 1, 1).machine]
-    assert describe_block(Block(None, [{(4, 1, 1): whole}]), machines, IMAGES, 2) is None
-    assert describe_block(Block(None), machines, IMAGES, 2) is None
+    assert describe_block(Block(None, [{(4, 1, 1): whole}]), machines, 2) is None
+    assert describe_block(Block(None), machines, 2) is None
 
 
 # --- turns
@@ -282,7 +284,7 @@ def test_stopping_keeps_the_steps_that_are_whole(clock):
         measuring.measure(block, racers, Effort(turns=2, steps=4, budget_s=60.0))
     assert {tiles: len(steps) for tiles, steps in block.turns[0].items()} == {(1, 1, 1): 4, (2, 1, 1): 2}
     assert len(block.turns) == 1
-    assert describe_block(block, [racer.machine for racer in racers], IMAGES, 2)["turns"] == 1
+    assert describe_block(block, [racer.machine for racer in racers], 2)["turns"] == 1
 
 
 # --- the real-time factor
@@ -370,6 +372,24 @@ def test_results_are_not_replaced(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_the_tables_have_every_configuration_whole(report, capsys):
+    start = {"actors": 7, "actors_up_s": 3.21, "own_memory_per_actor_mb": {"median": 48.0, "max": 49.3}}
+    command._show(report | {"start": start, "cores": 2, "batch_size": IMAGES, "out": Path("there")}, details=True)
+    out = capsys.readouterr().out
+    assert "…" not in out
+    lines = [line.split() for line in out.splitlines()]
+    for block, title in zip(report["blocks"], ("compute", "paced, F = 2,000"), strict=True):
+        assert title in out
+        for configuration in block["configurations"]:
+            name = ",".join(map(str, configuration["tiles"]))
+            assert sum(line[:1] == [name] for line in lines) == 2 * (1 + 6)
+            speed_up = configuration["layers"][0]["cycles"]["all"]["speed_up"]
+            assert any(line[:1] == [name] and f"{speed_up:.2f}" in line for line in lines)
+    assert any(line[:1] == ["4,2,1"] and line[-3:] == ["100", "not", "reached"] for line in lines)
+    assert "up after 3.2 s" in out
+    assert "49.3 MB" in out
+
+
 # --- mistakes, through the command line
 
 
@@ -434,6 +454,21 @@ def test_a_place_for_the_results_that_is_none(refused, tmp_path):
     refused(["--out", tmp_path / "file" / "below"], 1, "is no folder", "--out")
     (tmp_path / "scaling.json").write_text("{}")
     refused(["--out", tmp_path], 1, "already", "--out")
+
+
+def test_a_cluster_that_is_too_small(refused, monkeypatch):
+    """More than the cluster of test_bad_input.py offers; what it is short of is said before a tile starts."""
+    nodes = [{"NodeID": "a", "Alive": True, "NodeManagerAddress": "10.0.0.1", "Resources": {"analog_tile": 5.0}}]
+    left = []
+    monkeypatch.setattr("rapa_dist.fabric.cluster.answers", lambda address: True)
+    monkeypatch.setattr("ray.init", lambda **options: None)
+    monkeypatch.setattr("ray.shutdown", lambda: left.append(True))
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: {"a": {"analog_tile": 5.0}})
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
+    arguments = ["--tiles", "4,1,1", "--tiles", "2,2,1", "--address", "10.0.0.1:6379"]
+    refused(arguments, 1, "needs 7 analog_tile on this node", "10.0.0.1 (this node): 5", "fewer --tiles")
+    assert left, "still connected"
 
 
 # --- for real

@@ -1,6 +1,6 @@
 """From measured steps to the numbers of scaling.json. Arithmetic only."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -37,13 +37,12 @@ DEFINITIONS = {
 }
 
 
-def describe_block(block: Block, machines: Sequence[Machine], images: int, cores: int) -> dict[str, Any] | None:
+def describe_block(block: Block, machines: Sequence[Machine], cores: int) -> dict[str, Any] | None:
     """Return a block's numbers, a configuration at a time, or None if the untiled machine has not had a turn.
 
     Args:
         block: the measured steps.
         machines: the configurations, the untiled one among them.
-        images: images of a mini-batch.
         cores: cores that the tiles share.
     """
     untiled = tuple(1 for _ in machines[0].layers)
@@ -55,7 +54,7 @@ def describe_block(block: Block, machines: Sequence[Machine], images: int, cores
         "time_dilation": block.pace.dilation if block.pace is not None else None,
         "turns": len(turns),
         "configurations": [
-            _Comparison(machine, turns, untiled, block.pace, images, cores).describe()
+            _Comparison(machine, turns, untiled, block.pace, cores).describe()
             for machine in machines
             if any(turn.get(_tiles(machine)) for turn in turns)
         ],
@@ -71,12 +70,11 @@ class _Comparison:
         turns: list[dict[tuple[int, ...], list[Step]]],
         untiled: tuple[int, ...],
         pace: Pace | None,
-        images: int,
         cores: int,
     ) -> None:
         tiles = _tiles(machine)
         turns = [turn for turn in turns if turn.get(tiles)]
-        self._machine, self._pace, self._images, self._cores = machine, pace, images, cores
+        self._machine, self._pace, self._cores = machine, pace, cores
         self._ours = [turn[tiles] for turn in turns]
         self._untiled = [turn[untiled] for turn in turns]
         self._steps = list(chain(*self._ours))
@@ -86,15 +84,13 @@ class _Comparison:
         layers = [self._layer(layer) for layer in machine.layers]
         parts = np.array([split(step, self._pace is not None, self._cores) for step in self._steps]) / 1e6
         ideal_ms = sum(layer["cycles"]["all"]["ideal_ms"] for layer in layers)
-        untiled_ms = [
-            layer["cycles"]["all"]["efficiency"] * layer["cycles"]["all"]["wall_ms"]["median"] for layer in layers
-        ]
+        perfect_ms = sum(layer["cycles"]["all"]["untiled_wall_ms"]["median"] / layer["n_tiles"] for layer in layers)
         step = self._compare(lambda one: one.wall_ns)
         return {
             "tiles": list(_tiles(machine)),
             "actors": len(machine.tiles),
             "step": step
-            | {"efficiency": round(sum(untiled_ms) / step["wall_ms"]["median"], 4), "ideal_ms": round(ideal_ms, 4)},
+            | {"efficiency": _ratio(perfect_ms, step["wall_ms"]["median"]), "ideal_ms": round(ideal_ms, 4)},
             "shares_percent": dict(zip(PARTS, (100 * parts.sum(axis=0) / parts.sum()).tolist(), strict=True)),
             "parts_ms": {name: spread(values) for name, values in zip(PARTS, parts.T, strict=True)},
             "layers": layers,
@@ -127,7 +123,7 @@ class _Comparison:
             },
         }
 
-    def _compare(self, ns_of: Any) -> dict[str, Any]:
+    def _compare(self, ns_of: Callable[[Step], int]) -> dict[str, Any]:
         """Return wall times of some part of a step, here and untiled, and the speed-up."""
         ours = [np.array([ns_of(step) for step in steps]) / 1e6 for steps in self._ours]
         untiled = [np.array([ns_of(step) for step in steps]) / 1e6 for steps in self._untiled]

@@ -68,7 +68,7 @@ class Findings:
         """Return everything as plain values: the contents of scaling.json."""
         plan, cores = self.plan, len(os.sched_getaffinity(0))
         machines = [config.machine for config in plan.configurations]
-        blocks = (describe_block(block, machines, plan.images, cores) for block in self.blocks)
+        blocks = (describe_block(block, machines, cores) for block in self.blocks)
         return {
             "format": FORMAT,
             "finished": self.finished,
