@@ -397,6 +397,19 @@ def test_the_tables_have_every_configuration_whole(report, capsys):
     assert "49.3 MB" in out
 
 
+def test_the_memory_of_a_process_and_its_children():
+    code = "x = bytearray(b'x') * 50_000_000; print('ready', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        own, proportional = running.memory_of(child.pid)
+        assert 50e6 < own <= proportional < 100e6
+        assert child.pid in running.descendants(os.getpid())
+        assert os.getpid() in running.descendants(os.getppid())
+        child.communicate(b"\n")
+    assert child.pid not in running.descendants(os.getpid())
+    assert running.memory_of(child.pid) == (0, 0)
+
+
 # --- mistakes, through the command line
 
 
@@ -497,6 +510,7 @@ def test_a_small_measurement(tmp_path):
     assert report["start"]["actors_up_s"] > 0
     own = report["start"]["own_memory_per_actor_mb"]
     assert 1 < own["median"] <= own["max"] < 200
+    assert report["start"]["memory_of_all_processes_mb"] > report["start"]["own_memory_of_actors_mb"] > 7 * 1
     compute, paced = report["blocks"]
     assert [block["mode"] for block in (compute, paced)] == ["compute", "paced"]
     for block in (compute, paced):

@@ -25,7 +25,7 @@ _WARM_UP = 3  # unpaced steps before each turn: the first find cold caches, and 
 _UPDATE = Update(0.005, 1e-4)
 _PER_DECADE = 20  # dilations in the grid
 _STRIDE = 6  # of the search for one that is large enough: a factor of 2
-_PROBE_STEPS = 5
+_PROBE_STEPS, _PROBE_S = (5, 25), 1.0  # at least and at most; between them, as many as this time allows
 _LONGEST_STEP_S = 30.0
 
 Cycle = tuple[int, str]
@@ -247,7 +247,11 @@ def find_factors(contender: Contender, cycles: CycleTimes) -> Factors:
 
 def _probe(contender: Contender, pace: Pace) -> Probe:
     contender.set_pace(pace)
-    steps = [contender.step() for _ in range(_PROBE_STEPS)]
+    steps: list[Step] = []
+    least, most = _PROBE_STEPS
+    ends = now_ns() + _PROBE_S * 1e9
+    while len(steps) < least or (len(steps) < most and now_ns() < ends):
+        steps.append(contender.step())
     ideal, wall = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}  # by whether it is layer 1
     for layer, kind in contender.cycles():
         first = layer.index == 0

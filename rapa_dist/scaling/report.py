@@ -31,8 +31,10 @@ DEFINITIONS = {
     "cycles that the tiles' work does not explain. tiles: what it explains, which is in compute the longest busy time "
     "or that of all tiles / cores, whichever is more, and paced the longest hold.",
     "busy_ms": "processor time of the tiles in a cycle: of the one that took most, and of all together.",
+    "own_memory_per_actor_mb": "Private_Clean + Private_Dirty of the actor's process; memory_of_all_processes_mb: the "
+    "sum of Pss over actors, coordinator and what it has started, Ray's own processes among them.",
     "real_time_factor": "the smallest F, on a grid of 20 per decade from 1 on, at which the efficiency is 0.9, found "
-    "by measured training steps (median of 5). The untiled time in it is the ideal one, rows × cycle time × F. "
+    "by measured training steps (medians of 5 to 25). The untiled time in it is the ideal one, rows × cycle time × F. "
     "layer_1: its forward and update cycles; machine: all cycles of a step.",
 }
 

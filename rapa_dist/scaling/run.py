@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -123,7 +123,6 @@ def run(plan: Plan, out: Path, address: str | None) -> dict[str, Any]:
     check_memory(machine, plan.images)
     place = Place("ray", machine, plan.images)
     findings = Findings(plan)
-    available = memory().available
     with one_digital_thread():
         try:
             started = time.perf_counter()
@@ -137,7 +136,7 @@ def run(plan: Plan, out: Path, address: str | None) -> dict[str, Any]:
                 "cluster_s": round(cluster_s, 3),
                 "actors_up_s": round(time.perf_counter() - started, 3),
                 "memory_forecast_mb": round(Footprint.of(machine, plan.images, "ray").total / 1e6, 1),
-                **_memory(cells, available),
+                **_memory(cells),
             }
             stderr.print(
                 f"{len(cells)} actors up after {findings.start['actors_up_s']:.1f} s, each with "
@@ -146,7 +145,7 @@ def run(plan: Plan, out: Path, address: str | None) -> dict[str, Any]:
             )
             with asked_to_stop() as stop, _written(findings, out):
                 _measure(findings, fabric, out, stop)
-                findings.start |= _memory(cells, available)  # now with all that they have touched
+                findings.start |= _memory(cells)  # now with all that they have touched
                 findings.finished = True
         except ClusterError:
             place.keep_logs(out / LOGS)
@@ -224,24 +223,43 @@ def write_plot(folder: Path) -> None:
         raise RunDirectoryError(f"Can't write to {folder}: {error.strerror}. Give another --out.") from error
 
 
-def _memory(cells: Sequence[Cells], available_before: int) -> dict[str, Any]:
-    """Return what the actors' processes take, each and together."""
-    own = [private_bytes(tile.words[Word.PID]) / 1e6 for tile in cells]
+def _memory(cells: Sequence[Cells]) -> dict[str, Any]:
+    """Return what the actors' processes take, each and together, and what all processes of the measurement do."""
+    actors = [int(tile.words[Word.PID]) for tile in cells]
+    own = [memory_of(pid)[0] / 1e6 for pid in actors]
+    everybody = {os.getpid(), *descendants(os.getpid()), *actors}
     return {
         "own_memory_per_actor_mb": {"median": round(median(own), 2), "max": round(max(own), 2)},
         "own_memory_of_actors_mb": round(sum(own), 1),
-        "memory_in_use_mb": round((available_before - memory().available) / 1e6, 1),
+        "memory_of_all_processes_mb": round(sum(memory_of(pid)[1] for pid in everybody) / 1e6, 1),
     }
 
 
-def private_bytes(pid: int) -> int:
-    """Return the memory that a process shares with no other, in bytes; 0 if it has gone."""
+def memory_of(pid: int) -> tuple[int, int]:
+    """Return a process's memory in bytes: what it shares with no other; and that with its share of the rest (PSS).
+
+    Both are 0 if it has gone.
+    """
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     except OSError:
-        return 0
-    kib = (int(line.split()[1]) for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:")))
-    return 1024 * sum(kib)
+        return 0, 0
+    sizes = {name: 1024 * int(size.split()[0]) for name, _, size in (line.partition(":") for line in lines)}
+    return sizes["Private_Clean"] + sizes["Private_Dirty"], sizes["Pss"]
+
+
+def descendants(pid: int) -> set[int]:
+    """Return the processes that a process has started, and those that they have."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):  # it has gone
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found, before = {pid}, 0
+    while len(found) > before:
+        before = len(found)
+        found |= {child for child, parent in parents.items() if parent in found}
+    return found - {pid}
 
 
 def _restarted(tile: str) -> None:
