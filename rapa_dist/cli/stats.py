@@ -124,7 +124,7 @@ def _watch(watcher: "Watcher", first: "RunStats", layer: int | None, sort: str, 
                 sys.stdout.write("\n")
                 sys.stdout.flush()
             due = max(due + interval_s, time.monotonic())
-            time.sleep(due - time.monotonic())
+            time.sleep(max(0.0, due - time.monotonic()))
             try:
                 latest = watcher.read().only(layer)
             except RunEndedError as error:

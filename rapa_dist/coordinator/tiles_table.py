@@ -66,7 +66,7 @@ def tiles_table(stats: RunStats, *, sort: str = "tile", width: int | None = None
     rows = [_total_row(total) for total in totals] + [_tile_row(tile) for tile in shown]
     columns, widths = _fit(rows, width)
     if dropped := len(_COLUMNS) - len(columns):
-        heading += f" (--json has {_plural(dropped, 'more column')})"
+        heading += f" (too narrow for {_plural(dropped, 'more column')})"
     table = Text(no_wrap=True, overflow="crop")
     table.append(heading[:width] + "\n")
     table.append(_line([column.heading for column in _COLUMNS], columns, widths) + "\n", style="bold")
@@ -150,7 +150,7 @@ def count(number: int) -> str:
         scaled /= 1000
         if scaled < 999.5:
             return f"{scaled:.3g} {unit}"
-    return f"{scaled / 1000:,.3g} P"
+    return f"{scaled / 1000:,.0f} P"
 
 
 def seconds(time_s: float) -> str:

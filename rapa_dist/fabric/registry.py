@@ -78,7 +78,7 @@ def registrations(root: Path) -> list[Registration]:
             registration = Registration(**facts, folder=path.parent)
             if registration.alive:
                 found.append(registration)
-    return sorted(found, key=lambda registration: (registration.started, registration.run))
+    return sorted(found, key=lambda entry: (entry.started, entry.run, entry.address))
 
 
 def is_held(folder: Path) -> bool:

@@ -1,0 +1,836 @@
+"""`rapa-dist stats`, `train --live`, tiles.json and the metrics: finding runs, showing their tiles, losing them."""
+
+import dataclasses
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from rapa_dist import cli
+from rapa_dist.coordinator.tiles_table import count, seconds, tiles_table
+from rapa_dist.errors import ClusterError, UsageError
+from rapa_dist.fabric import watcher
+from rapa_dist.fabric.cluster import answers
+from rapa_dist.fabric.registry import Registration, is_held, registrations
+from rapa_dist.fabric.scratch import Scratch, sweep
+from rapa_dist.fabric.watcher import RunEndedError, Watcher, find_run
+from rapa_dist.inspection import RunStats, TileStats
+
+COMMAND = [sys.executable, "-m", "rapa_dist"]
+TINY = ["--dataset", "builtin", "--limit-train", "120", "--limit-test", "60", "--tiles", "4,1,1", "--epochs", "3"]
+ENDLESS = [*TINY, "--epochs", "10000"]
+_TIMEOUT_S = 120
+TILE_KEYS = {field.name for field in dataclasses.fields(TileStats)}
+
+
+def command(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    line = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, **options)
+
+
+def a_tile(layer: int, number: int, **changes) -> TileStats:
+    values = dict.fromkeys(TILE_KEYS, 0) | {
+        "tile": f"L{layer}/T{number:03d}",
+        "layer": layer,
+        "node": "0123456789abcdef",
+        "pid": 1000 * layer + number,
+        "state": "idle",
+        "rows_forward": 1000 + number,
+        "resident_bytes": 97_000_000,
+    }
+    return TileStats(**values | changes)
+
+
+def a_run(*tiles_of_layer: int, **changes) -> RunStats:
+    sizes = tiles_of_layer or (16, 4, 1)
+    tiles = [a_tile(layer, number, **changes) for layer, n in enumerate(sizes) for number in range(n)]
+    return RunStats.of("some-run", tiles)
+
+
+# --- the table
+
+
+def lines_of(stats: RunStats, **options) -> list[str]:
+    return tiles_table(stats, **options).plain.splitlines()
+
+
+def test_the_table_has_totals_first_and_then_every_tile():
+    lines = lines_of(a_run())
+    assert lines[0] == "some-run: 21 tiles on 1 node"
+    for name in ("tile", "node", "pid", "state", "restarts", "busy s", "waiting s", "device s", "util %", "‖K‖"):
+        assert name in lines[1]
+    assert [line.split()[0] for line in lines[2:6]] == ["L0", "L1", "L2", "all"]
+    assert [line.split()[0] for line in lines[6:]] == [tile.tile for tile in a_run().tiles]
+
+
+@pytest.mark.parametrize("height", [6, 10, 24, 60])
+@pytest.mark.parametrize("width", [20, 80, 120, 300])
+@pytest.mark.parametrize("tiles", [(16, 4, 1), (128, 32, 8)])
+def test_the_table_fits_the_terminal(tiles, width, height):
+    lines = lines_of(a_run(*tiles), width=width, height=height)
+    assert len(lines) <= max(height - 1, 7)  # totals are always there
+    assert max(map(len, lines)) <= width
+    shown = sum(line.startswith(("L0/T", "L1/T", "L2/T")) for line in lines)
+    left_out = sum(tiles) - shown
+    if left_out:
+        assert lines[-1].startswith(f"{left_out} more tiles, "[:width])
+    else:
+        assert "more tiles" not in lines[-1]
+
+
+def test_tiles_that_do_not_fit_are_those_that_sort_last():
+    lines = lines_of(a_run(), width=300, height=12, sort="forward")
+    assert [line.split()[0] for line in lines[6:-1]] == ["L0/T015", "L0/T014", "L0/T013", "L0/T012"]
+    assert lines[-1] == "17 more tiles, sorted by forward, do not fit here"
+
+
+def test_columns_that_do_not_fit_are_said_to_be_missing():
+    wide, narrow = lines_of(a_run(), width=300), lines_of(a_run(), width=90)
+    assert "too narrow" not in wide[0]
+    missing = len(re.split(r"  +", wide[1])) - len(re.split(r"  +", narrow[1]))
+    assert missing > 0
+    assert f"too narrow for {missing} more column" in narrow[0]
+    assert narrow[1].startswith("tile")
+
+
+def test_a_tile_that_is_being_restarted_stands_out():
+    stats = RunStats.of("r", [a_tile(0, 0), a_tile(0, 1, state="restarting", resident_bytes=0)])
+    table = tiles_table(stats)
+    lines = table.plain.splitlines()
+    assert "1 restarting" in lines[2]
+    red = [table.plain[span.start : span.end] for span in table.spans if span.style == "red"]
+    assert len(red) == 1
+    assert red[0].startswith("L0/T001")
+
+
+def test_tiles_that_nobody_answers_for_are_named():
+    stats = RunStats.of("r", [a_tile(0, 0)], silent=["L0/T001", "L0/T002"])
+    assert lines_of(stats)[-1] == "no answer for L0/T001, L0/T002"
+
+
+def test_the_table_is_not_broken_where_stdout_is_no_terminal():
+    out = io.StringIO()
+    Console(file=out, soft_wrap=True, width=80).print(tiles_table(a_run()))
+    printed = out.getvalue().splitlines()
+    assert printed == lines_of(a_run())
+    assert max(map(len, printed)) > 100
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (9999, "9999"), (10_000, "10 k"), (1_234_567, "1.23 M"), (999_600, "1 M"), (5 * 10**18, "5,000 P")],
+)
+def test_numbers_are_short(number, text):
+    assert count(number) == text
+
+
+@pytest.mark.parametrize(
+    ("time_s", "text"), [(0.0, "0.00"), (5e-6, "5.0e-06"), (0.02134, "0.0213"), (1.2, "1.20"), (12345.6, "12346")]
+)
+def test_times_are_short(time_s, text):
+    assert seconds(time_s) == text
+
+
+# --- registrations
+
+
+@pytest.fixture
+def register(tmp_path):
+    """Register a run below tmp_path, held by this process until the end of the test."""
+    scratches = []
+
+    def register_run(run: str, address: str = "10.0.0.1:1000", mode: str | None = "token") -> Registration:
+        scratches.append(Scratch(tmp_path))
+        registration = Registration(
+            run=run,
+            address=address,
+            auth_mode=mode,
+            pid=os.getpid(),
+            run_dir=f"/runs/{run}",
+            started="2026-01-01T00:00:00+00:00",
+            folder=scratches[-1].path,
+        )
+        registration.write()
+        return registration
+
+    register_run.scratches = scratches
+    yield register_run
+    for scratch in scratches:
+        scratch.remove()
+
+
+def test_a_registered_run_is_found(register, tmp_path):
+    written = register("some-run")
+    assert registrations(tmp_path) == [written]
+    assert written.alive
+    assert not written.left_behind
+    assert (written.folder / "run.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_run_registers_with_the_mode_that_its_cluster_has(register, tmp_path, monkeypatch):
+    scratch = Scratch(tmp_path)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    facts = {"run": "r", "address": "h:1", "run_dir": Path("there"), "folder": scratch.path}
+    Registration.of_this_process(**facts).write()
+    (found,) = registrations(tmp_path)
+    assert (found.auth_mode, found.pid, found.run_dir) == ("token", os.getpid(), str(Path("there").absolute()))
+    scratch.remove()
+
+
+def test_a_run_that_ended_is_found_no_more(register, tmp_path):
+    written = register("some-run")
+    register.scratches[0].remove()
+    assert registrations(tmp_path) == []
+    assert not written.alive
+    assert not written.left_behind
+
+
+def test_a_run_that_was_killed_is_told_from_one_that_ended(register, tmp_path):
+    written = register("some-run")
+    os.close(register.scratches[0]._lock)  # what the kernel does for a process that is killed
+    assert registrations(tmp_path) == []
+    assert not written.alive
+    assert written.left_behind
+    written.folder.joinpath("run.json").unlink()
+
+
+def test_looking_at_a_run_does_not_keep_others_from_sweeping_it(register):
+    written = register("some-run")
+    os.close(register.scratches[0]._lock)
+    for _ in range(3):
+        assert not is_held(written.folder)
+    with open(written.folder / "lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"run": "r"}', '{"what": 1}'])
+def test_a_registration_that_can_not_be_understood_is_passed_over(register, tmp_path, text):
+    good, bad = register("good"), register("bad")
+    (bad.folder / "run.json").write_text(text)
+    assert registrations(tmp_path) == [good]
+
+
+# --- which run is meant
+
+
+@pytest.fixture
+def joined(monkeypatch, tmp_path):
+    """Stand in for Ray: note which cluster is joined, and let it have some runs."""
+    calls: list[tuple] = []
+
+    class FakeCluster:
+        def __init__(self, address: str) -> None:
+            self.address = address
+
+        def close(self) -> None:
+            calls.append(("closed", self.address))
+
+    def attach(found, mode=None):
+        calls.append((found[0], mode))
+        return FakeCluster(found[0])
+
+    monkeypatch.setattr(watcher, "attach", attach)
+    monkeypatch.setattr(watcher, "shared_memory_root", lambda: tmp_path)
+    monkeypatch.setattr(watcher, "find_address", lambda address: (address, "--address") if address else None)
+    monkeypatch.setattr(watcher, "runs_here", lambda: ["far-a", "far-b"])
+    return calls
+
+
+def test_the_only_run_needs_no_name(register, joined):
+    register("some-run")
+    found = find_run(None, None)
+    assert (found.run, joined) == ("some-run", [("10.0.0.1:1000", "token")])
+
+
+def test_a_cluster_without_a_token_is_joined_without_one(register, joined):
+    register("some-run", mode=None)
+    find_run(None, None)
+    assert joined == [("10.0.0.1:1000", "disabled")]
+
+
+def test_one_of_several_runs_has_to_be_named(register, joined):
+    register("a")
+    register("b", "10.0.0.1:2000")
+    with pytest.raises(UsageError, match=r"2 runs train on this node.*--run:\n  a\n  b"):
+        find_run(None, None)
+    assert not joined
+    assert find_run("b", None).run == "b"
+    assert joined == [("10.0.0.1:2000", "token")]
+
+
+def test_a_run_that_is_not_there_is_refused_with_those_that_are(register, joined):
+    register("a")
+    register("b")
+    with pytest.raises(UsageError, match=r"No run named c trains on this node, but:\n  a\n  b"):
+        find_run("c", None)
+
+
+def test_no_run_and_no_cluster(joined):
+    with pytest.raises(ClusterError, match="No run trains on this node, and no Ray cluster runs here"):
+        find_run(None, None)
+
+
+def test_two_runs_of_one_name_are_told_apart_by_their_clusters(register, joined):
+    register("a")
+    register("a", "10.0.0.1:2000")
+    with pytest.raises(UsageError, match=r"Several runs are named a: .*10.0.0.1:1000; .*10.0.0.1:2000.*--address"):
+        find_run("a", None)
+
+
+def test_a_cluster_that_is_named_is_asked_for_its_runs(register, joined):
+    register("near")
+    assert find_run("far-b", "10.0.0.9:1").run == "far-b"
+    assert joined == [("10.0.0.9:1", None)]
+
+
+@pytest.mark.parametrize(("run", "message"), [(None, "2 runs train on"), ("near", "No run named near trains on")])
+def test_a_cluster_that_is_named_and_lacks_the_run(register, joined, run, message):
+    register("near")
+    with pytest.raises(UsageError, match=rf"{message} the cluster at 10.0.0.9:1.*\n  far-a\n  far-b"):
+        find_run(run, "10.0.0.9:1")
+    assert joined[-1] == ("closed", "10.0.0.9:1")
+
+
+def test_a_cluster_without_runs(joined, monkeypatch):
+    monkeypatch.setattr(watcher, "runs_here", list)
+    with pytest.raises(ClusterError, match=r"No run trains on the cluster at 10.0.0.9:1"):
+        find_run(None, "10.0.0.9:1")
+    with pytest.raises(ClusterError, match=r"There is no run x, nor any other, on the cluster at 10.0.0.9:1"):
+        find_run("x", "10.0.0.9:1")
+
+
+def test_a_cluster_that_is_named_may_be_that_of_a_run_here(register, joined, monkeypatch):
+    monkeypatch.setattr(watcher, "runs_here", lambda: ["a"])
+    here = register("a", "10.0.0.1:2000", "token")
+    register("b")
+    found = find_run(None, "10.0.0.1:2000")
+    assert (found.run, found._registration) == ("a", here)
+    assert joined == [("10.0.0.1:2000", "token")]
+
+
+# --- losing it
+
+
+class FakeCluster:
+    address = "10.0.0.1:1000"
+
+
+@pytest.fixture
+def reading(monkeypatch, register):
+    """Watch a run whose tiles answer what the test says; the cluster answers until it says otherwise."""
+    state = {"up": True, "tiles": ["L0/T000", "L0/T001"], "found": {}}
+    monkeypatch.setattr(watcher, "answers", lambda address: state["up"])
+    monkeypatch.setattr(watcher, "tiles_of", lambda run: state["tiles"])
+    monkeypatch.setattr(watcher, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(Watcher, "_ask", lambda self: state["found"])
+    state["registration"] = register("some-run")
+    state["scratch"] = register.scratches[0]
+    state["watcher"] = Watcher("some-run", FakeCluster(), state["registration"])
+    state["far"] = Watcher("some-run", FakeCluster(), None)
+    return state
+
+
+def test_tiles_without_an_answer_are_listed(reading):
+    reading["found"] = {"L0/T000": a_tile(0, 0)}
+    stats = reading["watcher"].read()
+    assert (stats.run, len(stats.tiles), stats.silent) == ("some-run", 1, ("L0/T001",))
+
+
+def test_a_run_that_ended_is_not_an_error(reading):
+    reading["scratch"].remove()
+    reading["up"] = False  # its cluster was its own
+    with pytest.raises(RunEndedError, match="The run some-run has ended"):
+        reading["watcher"].read()
+
+
+def test_a_run_elsewhere_has_ended_when_its_tiles_are_gone(reading):
+    reading["tiles"] = []
+    with pytest.raises(RunEndedError, match="has ended"):
+        reading["far"].read()
+
+
+@pytest.mark.parametrize("which", ["watcher", "far"])
+def test_a_cluster_that_went_away_is_an_error(reading, which):
+    reading["up"] = False
+    with pytest.raises(ClusterError, match=r"cluster at 10.0.0.1:1000 went away.*--resume"):
+        reading[which].read()
+
+
+def test_a_coordinator_that_was_killed_is_an_error(reading):
+    os.close(reading["scratch"]._lock)
+    with pytest.raises(ClusterError, match=r"was killed.*train --resume /runs/some-run"):
+        reading["watcher"].read()
+    (reading["registration"].folder / "run.json").unlink()
+
+
+def test_tiles_that_are_silent_all_of_them_are_an_error_after_a_while(reading):
+    with pytest.raises(ClusterError, match="No tile of the run some-run answers for 0 s"):
+        reading["watcher"].read()
+
+
+def test_tiles_that_come_back_are_read(reading):
+    answers = iter([{}, {}, {"L0/T000": a_tile(0, 0), "L0/T001": a_tile(0, 1)}])
+    reading["watcher"]._ask = lambda: next(answers)
+    assert len(reading["watcher"].read().tiles) == 2
+
+
+# --- the command
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(cli.main, ["stats", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sort", "colour"], "--sort is one of tile, node, pid,"),
+        (["--layer", "first"], "--layer needs the number of a layer, from 0"),
+        (["--layer", "-1"], "--layer needs the number of a layer, from 0"),
+        (["--watch", "--json"], "--watch and --json exclude each other"),
+        (["--watch", "--interval", "0"], "--interval needs seconds above 0, like 2; it is 0."),
+        (["--watch", "--interval", "-1"], "--interval needs seconds above 0"),
+        (["--watch", "--interval", "nan"], "--interval needs seconds above 0"),
+        (["--watch", "--interval", "inf"], "--interval needs seconds above 0"),
+        (["--watch", "--interval", "soon"], "not a valid float"),
+        (["--interval", "1"], "--interval is for --watch"),
+        (["some-run"], "unexpected extra argument"),
+        (["--address", "nonsense"], "--address needs host:port"),
+        (["--address", "ray://somewhere:10001"], "not behind Ray Client"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_is_looked_for(monkeypatch, tmp_path, arguments, message):
+    monkeypatch.setenv("RAPA_DIST_SHM", str(tmp_path))
+    done = invoke(*arguments)
+    assert done.exit_code == 2, done.stderr
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"], ["--watch"]])
+def test_no_run_at_all(monkeypatch, tmp_path, arguments):
+    monkeypatch.setenv("RAPA_DIST_SHM", str(tmp_path))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    done = invoke(*arguments)
+    assert done.exit_code == 1
+    assert "No run trains on this node" in done.stderr
+    if "--json" in arguments:
+        assert json.loads(done.stdout)["error"]["type"] == "ClusterError"
+
+
+def test_a_cluster_that_does_not_answer(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAPA_DIST_SHM", str(tmp_path))
+    done = invoke("--address", "127.0.0.1:1")
+    assert done.exit_code == 1
+    assert "No Ray cluster answers at 127.0.0.1:1 (--address)" in done.stderr
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:2")
+    assert "No Ray cluster answers at 127.0.0.1:2 (RAY_ADDRESS)" in invoke().stderr
+
+
+@pytest.fixture
+def three_looks(monkeypatch):
+    """Let the command find a run that answers three times, and then does what the test says."""
+
+    class FakeWatcher:
+        looks, closed = 0, False
+        end: Exception = RunEndedError("The run some-run has ended.")
+
+        def read(self):
+            self.looks += 1
+            if self.looks > 3:
+                raise self.end
+            return a_run(updates=self.looks)
+
+        def close(self):
+            self.closed = True
+
+    fake = FakeWatcher()
+    monkeypatch.setattr(watcher, "find_run", lambda run, address: fake)
+    return fake
+
+
+def test_watching_a_run_to_its_end_is_a_success(three_looks):
+    done = invoke("--watch", "--interval", "0.01")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("some-run: 21 tiles on 1 node") == 3
+    assert "The run some-run has ended. These were its last numbers." in done.stderr
+    assert three_looks.closed
+
+
+def test_a_cluster_lost_while_watching_is_a_failure(three_looks):
+    three_looks.end = ClusterError("The Ray cluster at h:1 went away")
+    done = invoke("--watch", "--interval", "0.01")
+    assert done.exit_code == 1
+    assert "went away" in done.stderr
+    assert three_looks.closed
+
+
+def test_ctrl_c_ends_watching(three_looks):
+    three_looks.end = KeyboardInterrupt()
+    assert invoke("--watch", "--interval", "0.01").exit_code == 130
+    assert three_looks.closed
+
+
+def test_json_is_one_object_with_tiles_layers_and_totals(three_looks):
+    done = invoke("--json", "--layer", "L1")
+    stats = json.loads(done.stdout)
+    assert stats.keys() == {"run", "tiles", "layers", "total", "silent"}
+    assert [tile["tile"] for tile in stats["tiles"]] == [f"L1/T{number:03d}" for number in range(4)]
+    assert stats["tiles"][0].keys() == TILE_KEYS
+    assert stats["total"]["rows_forward"] == sum(tile["rows_forward"] for tile in stats["tiles"])
+
+
+def test_a_layer_beyond_the_last_is_refused(three_looks):
+    done = invoke("--layer", "3")
+    assert done.exit_code == 2
+    assert "--layer is one of 0, 1, 2" in done.stderr
+    assert three_looks.closed
+
+
+# --- metrics
+
+
+class Recorded:
+    def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
+        self.values: dict[tuple[str, ...], float] = {}
+        self.keys = tag_keys
+        Recorded.all[name] = self
+
+    def inc(self, value: float, tags: dict[str, str]) -> None:
+        assert value > 0  # Ray raises otherwise
+        key = tuple(tags[name] for name in self.keys)
+        self.values[key] = self.values.get(key, 0) + value
+
+    def set(self, value: float, tags: dict[str, str]) -> None:
+        self.values[tuple(tags[name] for name in self.keys)] = value
+
+
+def test_metrics_follow_what_the_tiles_have_done(monkeypatch):
+    import ray.util.metrics
+
+    from rapa_dist.coordinator.telemetry import RayMetrics
+
+    Recorded.all = {}
+    monkeypatch.setattr(ray.util.metrics, "Counter", Recorded)
+    monkeypatch.setattr(ray.util.metrics, "Gauge", Recorded)
+    metrics = RayMetrics()
+    for rows, norm in ((0, 1.0), (10, 3.0), (10, 2.0), (25, 2.5)):
+        metrics.record(RunStats.of("r", [a_tile(0, 3, rows_forward=rows, kernel_norm=norm, waiting_s=100 - rows)]))
+    tile = ("r", "L0", "T003")
+    assert Recorded.all["rapa_dist_tile_rows_forward"].values == {tile: 25}
+    assert Recorded.all["rapa_dist_tile_kernel_norm"].values == {tile: 2.5}
+    assert Recorded.all["rapa_dist_tile_waiting_s"].values == {tile: 100}
+    assert Recorded.all["rapa_dist_tile_updates"].values == {}
+
+
+# --- training, and what it leaves
+
+
+def newest_weights(directory: Path) -> dict[str, np.ndarray]:
+    return load_file(max((directory / "checkpoints").glob("*.safetensors")))
+
+
+def assert_same_weights(ours: Path, theirs: Path) -> None:
+    mine, yours = newest_weights(ours), newest_weights(theirs)
+    assert mine.keys() == yours.keys()
+    for name, value in mine.items():
+        np.testing.assert_array_equal(value, yours[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """A run on fabric `serial` that nobody watches."""
+    directory = tmp_path_factory.mktemp("runs") / "undisturbed"
+    done = command("train", *TINY, "--fabric", "serial", "--run-dir", directory)
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+def on_a_terminal(*arguments: object) -> tuple[int, str]:
+    """Run a command with its stderr on a terminal of 140 × 30; return its exit code and what it showed."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, 0x5414, b"\x1e\0\x8c\0\0\0\0\0")  # TIOCSWINSZ
+    process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    shown = []
+
+    def read() -> None:
+        try:
+            while data := os.read(ours, 65536):
+                shown.append(data)
+        except OSError:  # how Linux says that the other end is closed
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    code = process.wait(timeout=_TIMEOUT_S)
+    reader.join()
+    os.close(ours)
+    return code, b"".join(shown).decode()
+
+
+@pytest.mark.slow
+class TestSerial:
+    def test_the_run_directory_has_what_its_tiles_did(self, undisturbed):
+        stats = json.loads((undisturbed / "tiles.json").read_text())
+        assert stats["run"] == "undisturbed"
+        trained, tested = 3 * 120, 3 * 60
+        rows = {layer["layer"]: layer["rows_forward"] for layer in stats["layers"]}
+        assert rows == {0: 1024 * (trained + tested), 1: 256 * (trained + tested), 2: 64 * (trained + tested)}
+        assert [layer["rows_backward"] for layer in stats["layers"]] == [0, 256 * trained, 64 * trained]
+        assert {tile["updates"] for tile in stats["tiles"]} == {36}
+        assert {tile["last_step"] for tile in stats["tiles"]} == {36}
+        norms = [
+            np.linalg.norm(kernel)
+            for layer in range(3)
+            for kernel in newest_weights(undisturbed)[f"layers.{layer}.tiles"]
+        ]
+        assert [tile["kernel_norm"] for tile in stats["tiles"]] == pytest.approx(norms, rel=1e-6)
+
+    def test_live_shows_the_table_and_changes_no_bit(self, undisturbed, tmp_path):
+        arguments = ["train", *TINY, "--fabric", "serial", "--run-dir", tmp_path / "r", "--live"]
+        code, shown = on_a_terminal(*arguments)
+        assert code == 0, shown
+        assert "r: 6 tiles on 1 node" in shown
+        assert re.search(r"L0/T003 .*(idle|forward|backward)", shown)
+        assert_same_weights(tmp_path / "r", undisturbed)
+
+    def test_without_live_there_is_no_table(self, tmp_path):
+        arguments = ["train", *TINY, "--epochs", "1", "--fabric", "serial", "--run-dir", tmp_path / "r"]
+        code, shown = on_a_terminal(*arguments)
+        assert code == 0, shown
+        assert "L0/T003" not in shown
+
+    def test_live_without_a_terminal_says_so_and_prints_a_line_per_epoch(self, undisturbed, tmp_path):
+        done = command("train", *TINY, "--fabric", "serial", "--run-dir", tmp_path / "r", "--live")
+        assert done.returncode == 0
+        assert "--live needs a terminal" in done.stderr
+        assert len(re.findall(r"^epoch +\d/3 .* test error", done.stderr, re.MULTILINE)) == 3
+        assert_same_weights(tmp_path / "r", undisturbed)
+
+    def test_resuming_a_finished_run_keeps_what_its_tiles_did(self, undisturbed):
+        before = (undisturbed / "tiles.json").read_text()
+        assert command("train", "--resume", undisturbed, "--fabric", "serial").returncode == 0
+        assert (undisturbed / "tiles.json").read_text() == before
+
+    def test_a_resumed_run_counts_steps_on(self, undisturbed, tmp_path):
+        directory = tmp_path / "r"
+        command("train", *TINY, "--epochs", 1, "--fabric", "serial", "--run-dir", directory)
+        assert command("train", "--resume", directory, "--epochs", 3, "--fabric", "serial").returncode == 0
+        stats = json.loads((directory / "tiles.json").read_text())
+        assert {(tile["last_step"], tile["updates"]) for tile in stats["tiles"]} == {(36, 24)}
+
+
+# --- real runs on Ray
+
+
+def start(*arguments: object, **options) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, "train", *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def wait_until(condition, process: subprocess.Popen, what: str):
+    deadline = time.monotonic() + _TIMEOUT_S
+    while not (value := condition()):
+        assert process.poll() is None, f"ended before {what}: {process.stderr and process.stderr.read()}"
+        assert time.monotonic() < deadline, f"no {what}"
+        time.sleep(0.05)
+    return value
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    process.communicate(timeout=_TIMEOUT_S)
+
+
+def registered(run: str) -> Registration | None:
+    found = registrations(Path(os.environ["RAPA_DIST_SHM"]))
+    return next((entry for entry in found if entry.run == run), None)
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    """Two runs that train at the same time, each on a cluster of its own, as (name → process, registration)."""
+    folder = tmp_path_factory.mktemp("two")
+    processes = {name: start(*ENDLESS, "--run-dir", folder / name) for name in ("one", "two")}
+    try:
+        yield {
+            name: (process, wait_until(lambda name=name: registered(name), process, "registration"))
+            for name, process in processes.items()
+        }
+    finally:
+        for process in processes.values():
+            stop(process)
+
+
+@pytest.fixture
+def started_cluster():
+    """A cluster that `ray start` started, with a token, as (address, its process, environment with the token)."""
+    token = os.environ | {"RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+    place = [f"--port={port}", "--node-ip-address=127.0.0.1", "--temp-dir", os.environ["TMPDIR"]]
+    offers = ["--num-cpus=2", "--object-store-memory=100000000", "--resources", '{"analog_tile": 6}']
+    head = subprocess.Popen(
+        [*ray, *place, *offers, "--include-dashboard=false"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=token | {"RAY_AUTH_MODE": "token"},
+        start_new_session=True,
+    )
+    address = f"127.0.0.1:{port}"
+    try:
+        wait_until(lambda: answers(address), head, "head")
+        yield address, head, token
+    finally:
+        if head.poll() is None:
+            os.killpg(head.pid, signal.SIGTERM)
+        head.wait(timeout=60)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+class TestRay:
+    def test_several_runs_have_to_be_named(self, two_runs):
+        done = command("stats")
+        assert done.returncode == 2
+        assert "2 runs train on this node. Name one with --run:\n  one\n  two" in done.stderr
+
+    @pytest.mark.parametrize("run", ["one", "two"])
+    def test_every_tile_of_a_run_is_shown_while_it_works(self, two_runs, run):
+        first, second = (json.loads(command("stats", "--run", run, "--json").stdout) for _ in range(2))
+        assert first["run"] == run
+        assert first["silent"] == []
+        tiles = {tile["tile"]: tile for tile in first["tiles"]}
+        assert list(tiles) == ["L0/T000", "L0/T001", "L0/T002", "L0/T003", "L1/T000", "L2/T000"]
+        assert len({tile["pid"] for tile in tiles.values()}) == 6
+        for tile in tiles.values():
+            assert 0 < tile["busy_s"] < tile["busy_s"] + tile["waiting_s"]
+            assert tile["resident_bytes"] == pytest.approx(110e6, rel=0.5)
+            assert tile["state"] in ("idle", "forward", "backward", "holding")
+        for now, then in zip(second["tiles"], first["tiles"], strict=True):
+            for name in ("rows_forward", "updates", "last_step", "busy_s", "waiting_s", "bytes_in", "bytes_out"):
+                assert now[name] > then[name], name
+
+    def test_the_table_and_one_layer_of_it(self, two_runs):
+        done = command("stats", "--run", "one", "--layer", "0", "--sort", "busy")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        lines = done.stdout.splitlines()
+        assert lines[0] == "one: 4 tiles on 1 node"
+        assert sorted(line.split()[0] for line in lines[3:]) == [f"L0/T00{number}" for number in range(4)]
+        refused = command("stats", "--run", "one", "--layer", "7")
+        assert (refused.returncode, refused.stdout) == (2, "")
+
+    def test_the_cluster_can_be_named_instead_of_the_run(self, two_runs):
+        address = two_runs["two"][1].address
+        assert json.loads(command("stats", "--address", address, "--json").stdout)["run"] == "two"
+
+    def test_it_answers_within_a_second_of_attaching(self, two_runs):
+        code = (
+            "import time; from rapa_dist.fabric.watcher import find_run\n"
+            "watcher = find_run('one', None); began = time.monotonic(); watcher.read()\n"
+            "print(time.monotonic() - began); watcher.close()"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert float(done.stdout.splitlines()[-1]) < 1.0
+
+    def test_a_killed_tile_is_seen_to_be_replaced(self, two_runs):
+        def tile() -> dict:
+            return json.loads(command("stats", "--run", "two", "--json").stdout)["tiles"][0]
+
+        before = tile()
+        os.kill(before["pid"], signal.SIGKILL)
+        after = wait_until(
+            lambda: (now := tile())["state"] != "restarting" and now["pid"] != before["pid"] and now,
+            two_runs["two"][0],
+            "new process of the tile",
+        )
+        assert after["restarts"] == 1
+        assert after["rows_forward"] >= before["rows_forward"]
+
+    def test_a_cluster_that_goes_away_while_it_is_watched(self, started_cluster, tmp_path):
+        """Watch as from another node: the run's registration is out of sight, its actors are not."""
+        address, head, token = started_cluster
+        (tmp_path / "elsewhere").mkdir()
+        far = token | {"RAPA_DIST_SHM": str(tmp_path / "elsewhere"), "RAY_AUTH_MODE": "token"}
+        empty = command("stats", "--address", address, env=far)
+        assert empty.returncode == 1
+        assert f"No run trains on the cluster at {address} (--address)" in empty.stderr
+
+        process = start(
+            *ENDLESS,
+            "--address",
+            address,
+            "--run-dir",
+            tmp_path / "three",
+            env=far | {"RAPA_DIST_SHM": os.environ["RAPA_DIST_SHM"]},
+        )
+        try:
+            wait_until(lambda: registered("three"), process, "registration")
+            near = command("stats", "--run", "three", "--json", env=token)  # knows of the token mode from the run
+            assert json.loads(near.stdout)["run"] == "three", near.stderr
+            unknown = command("stats", "--run", "four", "--address", address, env=far)
+            assert unknown.returncode == 2
+            assert "No run named four trains on the cluster" in unknown.stderr
+            by_environment = command("stats", "--json", env=far | {"RAY_ADDRESS": address})
+            assert json.loads(by_environment.stdout)["run"] == "three", by_environment.stderr
+
+            watching = subprocess.Popen(
+                [*COMMAND, "stats", "--address", address, "--watch", "--interval", "0.5"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=far,
+            )
+            assert watching.stdout.readline().startswith("three: 6 tiles")
+            os.killpg(head.pid, signal.SIGTERM)
+            stderr = watching.communicate(timeout=60)[1]
+            assert watching.returncode == 1, stderr
+            assert f"The Ray cluster at {address} went away" in stderr
+        finally:
+            process.kill()  # it would look for its cluster for a minute
+            process.communicate(timeout=_TIMEOUT_S)
+            sweep(Path(os.environ["RAPA_DIST_SHM"]))
+
+    def test_a_watched_run_ends_with_the_bits_of_one_that_nobody_watched(self, undisturbed, tmp_path):
+        directory = tmp_path / "watched"
+        process = start(*TINY, "--run-dir", directory)
+        try:
+            wait_until(lambda: registered("watched"), process, "registration")
+            watching = command("stats", "--run", "watched", "--watch", "--interval", "0.05")
+        finally:
+            stderr = process.communicate(timeout=_TIMEOUT_S)[1]
+        assert process.returncode == 0, stderr
+        assert watching.returncode == 0, watching.stderr
+        assert "The run watched has ended. These were its last numbers." in watching.stderr
+        assert watching.stdout.count("watched: 6 tiles on 1 node") > 3
+        assert_same_weights(directory, undisturbed)
+        ours, theirs = (json.loads((path / "tiles.json").read_text()) for path in (directory, undisturbed))
+        for mine, yours in zip(ours["tiles"], theirs["tiles"], strict=True):
+            for name in ("tile", "rows_forward", "rows_backward", "rows_update", "updates", "last_step", "kernel_norm"):
+                assert mine[name] == yours[name], name
+        assert {tile["pid"] for tile in ours["tiles"]}.isdisjoint({process.pid})
