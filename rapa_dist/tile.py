@@ -7,7 +7,6 @@ same class works in the coordinator (fabric `serial`) and behind a doorbell in a
 
 import mmap
 from dataclasses import dataclass
-from enum import IntEnum
 from time import thread_time_ns
 
 import numpy as np
@@ -19,8 +18,11 @@ _PAGE = 4096
 _BUFFERS = 3  # the kernel in force, the one to be, and one to write the next part of an update into
 
 
-class Word(IntEnum):
-    """The 64-bit words at the head of the cells: what a tile remembers besides its kernel."""
+class Word:
+    """The 64-bit words at the head of the cells: what a tile remembers besides its kernel.
+
+    Plain integers: looking up a member of an enum takes as long as a small matrix product.
+    """
 
     STATE = 0  # what it is doing, one of `State`
     COMMIT = 1  # cycle << 5 | prepared << 4 | buffer of the kernel to be << 2 | buffer of the kernel in force
@@ -39,7 +41,7 @@ class Word(IntEnum):
 
 
 class State:
-    """What a tile is doing, in `Word.STATE`. Plain integers, as an enum's take microseconds."""
+    """What a tile is doing, in `Word.STATE`."""
 
     IDLE = 0
     FORWARD = 1
@@ -102,13 +104,14 @@ class Update:
 class AnalogTile:
     """One kernel matrix K (k + 1, c_out), last row the bias, and the three cycles that touch it."""
 
-    __slots__ = ("_biases", "_gradient", "_weights", "cells")
+    __slots__ = ("_biases", "_gradient", "_ones", "_weights", "cells")
 
     def __init__(self, cells: Cells) -> None:
         self.cells = cells
         self._weights = [kernel[:-1] for kernel in cells.kernels]  # views, made once
         self._biases = [kernel[-1] for kernel in cells.kernels]
         self._gradient = np.empty(cells.kernels.shape[1:], np.float32)
+        self._ones = np.ones(0, np.float32)
 
     def forward(self, patches: Matrix, outputs: Matrix) -> None:
         """Compute M = I K + bias.
@@ -119,8 +122,8 @@ class AnalogTile:
         """
         started = thread_time_ns()
         active = self.cells.words[Word.COMMIT] & 3
-        np.matmul(patches, self._weights[active], out=outputs)
-        outputs += self._biases[active]
+        np.dot(patches, self._weights[active], out=outputs)
+        np.add(outputs, self._biases[active], out=outputs)
         self._count(Word.ROWS_FORWARD, patches, outputs, started)
 
     def backward(
@@ -161,7 +164,7 @@ class AnalogTile:
                 upcoming = spare
                 words[Word.COMMIT] = cycle << 5 | 16 | upcoming << 2 | active
         if input_error:
-            np.matmul(errors, self._weights[active].T, out=patches)
+            np.dot(errors, self._weights[active].T, out=patches)
         if update is not None:
             words[Word.COMMIT] = cycle << 5 | upcoming << 2 | (upcoming if commit else active)
             words[Word.ROWS_UPDATE] += len(patches)
@@ -174,8 +177,8 @@ class AnalogTile:
         self, source: int, target: int, patches: Matrix, errors: Matrix, update: Update, *, first: bool
     ) -> None:
         gradient, kernels = self._gradient, self.cells.kernels
-        np.matmul(patches.T, errors, out=gradient[:-1])
-        np.add.reduce(errors, axis=0, out=gradient[-1])
+        np.dot(patches.T, errors, out=gradient[:-1])
+        np.dot(self._ones_for(len(errors)), errors, out=gradient[-1])  # four times as fast as a sum over an axis
         gradient *= np.float32(update.learning_rate)
         if first:
             decay = np.float32(1 - update.learning_rate * update.weight_decay)
@@ -184,7 +187,12 @@ class AnalogTile:
         else:
             np.subtract(kernels[source], gradient, out=kernels[target])
 
-    def _count(self, rows: Word, incoming: Matrix, outgoing: Matrix, started: int) -> None:
+    def _ones_for(self, rows: int) -> NDArray[np.float32]:
+        if len(self._ones) < rows:
+            self._ones = np.ones(rows, np.float32)
+        return self._ones[:rows]
+
+    def _count(self, rows: int, incoming: Matrix, outgoing: Matrix, started: int) -> None:
         words = self.cells.words
         words[rows] += len(outgoing)
         words[Word.BYTES_IN] += incoming.nbytes

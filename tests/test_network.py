@@ -12,9 +12,10 @@ from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.machine import Machine
 from rapa_dist.network.model import Network, initial_digital, initial_kernels
-from rapa_dist.network.normalisation import normalise
-from rapa_dist.network.pipeline import train_step
-from rapa_dist.network.pooling import POOLINGS, average_pool, max_pool
+from rapa_dist.network.normalisation import normalise, normalise_backward
+from rapa_dist.network.pipeline import Step, train
+from rapa_dist.network.pooling import POOLINGS
+from rapa_dist.network.stage import Stage
 from rapa_dist.tile import Update
 
 
@@ -35,30 +36,41 @@ def windows(planes):
             yield y, x, planes[:, 2 * y : 2 * y + 3, 2 * x : 2 * x + 3]
 
 
+OF_WINDOW = {"max": lambda window: window.amax(dim=(1, 2)), "average": lambda window: window.mean(dim=(1, 2))}
+
+
+def plain_pool(method, planes):
+    """ReLU and pooling, window by window; any precision, and autograd goes back through it."""
+    pooled = {(y, x): OF_WINDOW[method](window.relu()) for y, x, window in windows(planes)}
+    side = round(len(pooled) ** 0.5)
+    return torch.stack([torch.stack([pooled[y, x] for x in range(side)], dim=1) for y in range(side)], dim=1)
+
+
 @pytest.mark.parametrize("side", [32, 16, 8, 7, 5])
-@pytest.mark.parametrize(
-    ("pool", "of_window"),
-    [(max_pool, lambda window: window.amax(dim=(1, 2))), (average_pool, lambda window: window.mean(dim=(1, 2)))],
-    ids=["max", "average"],
-)
-def test_pooling_is_over_what_is_inside_of_every_window(pool, of_window, side):
-    planes = planes_of(side)
-    pooled = pool(planes)
-    places = 0
-    for y, x, window in windows(planes):
-        assert_close(pooled[:, y, x], of_window(window))
-        places += 1
-    assert pooled.shape == (2, round(places**0.5), round(places**0.5), 3)
+@pytest.mark.parametrize("method", POOLING_NAMES)
+def test_pooling_is_over_what_is_inside_of_every_window(method, side):
+    planes, errors = planes_of(side).requires_grad_(), None
+    expected = plain_pool(method, planes)
+    pooled, saved = POOLINGS[method].forward(planes.detach())
+    assert_close(pooled, expected.detach())
+    errors = planes_of(pooled.shape[1], seed=1)
+    expected.backward(errors)
+    assert_close(POOLINGS[method].backward(saved, errors), planes.grad)
 
 
 def test_an_edge_window_averages_over_the_pixels_that_there_are():
-    pooled = average_pool(torch.ones(1, 8, 8, 1))
+    pooled, _ = POOLINGS["average"].forward(torch.ones(1, 8, 8, 1))
     assert_close(pooled, torch.ones(1, 4, 4, 1))
 
 
-def test_max_pooling_of_negative_planes_sees_no_zeros_beyond_the_edge():
-    pooled = max_pool(-torch.ones(1, 8, 8, 1))
-    assert_close(pooled, -torch.ones(1, 4, 4, 1))
+@pytest.mark.parametrize("method", POOLING_NAMES)
+def test_pooling_changes_neither_its_input_nor_the_errors(method):
+    planes, errors = planes_of(8), planes_of(4, seed=1)
+    kept, kept_errors = planes.clone(), errors.clone()
+    _, saved = POOLINGS[method].forward(planes)
+    POOLINGS[method].backward(saved, errors)
+    assert torch.equal(planes, kept)
+    assert torch.equal(errors, kept_errors)
 
 
 def test_every_pooling_that_can_be_asked_for_exists():
@@ -81,24 +93,35 @@ def test_normalisation_is_the_formula(side):
     planes = planes_of(side, scale=200)  # large, so that α x² is about 2
     expected = plain_normalise(planes.double())
     assert (expected / planes).median() < 0.7
-    assert_close(normalise(planes).double(), expected, rtol=1e-5, atol=1e-4)
+    normalised, _ = normalise(planes)
+    assert_close(normalised.double(), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("side", [16, 8, 4])
 def test_the_gradient_of_normalisation_is_autograds(side):
-    planes, errors = planes_of(side, scale=200).requires_grad_(), planes_of(side, seed=1)
-    normalise(planes).backward(errors)
-    plain = planes.detach().double().requires_grad_()
+    planes, errors = planes_of(side, scale=200), planes_of(side, seed=1)
+    _, saved = normalise(planes)
+    plain = planes.double().requires_grad_()
     plain_normalise(plain).backward(errors.double())
-    assert_close(planes.grad.double(), plain.grad, rtol=1e-5, atol=1e-5)
+    assert_close(normalise_backward(saved, errors).double(), plain.grad, rtol=1e-5, atol=1e-5)
 
 
 def test_normalisation_changes_neither_its_input_nor_the_errors():
     planes, errors = planes_of(8, scale=200), planes_of(8, seed=1)
     kept, kept_errors = planes.clone(), errors.clone()
-    normalise(planes.requires_grad_()).backward(errors)
+    _, saved = normalise(planes)
+    normalise_backward(saved, errors)
     assert torch.equal(planes, kept)
     assert torch.equal(errors, kept_errors)
+
+
+@pytest.mark.parametrize("method", POOLING_NAMES)
+def test_autograd_goes_back_through_a_stage(method):
+    outputs, errors = planes_of(8, scale=200).requires_grad_(), planes_of(4, seed=1)
+    Stage(POOLINGS[method])(outputs).backward(errors)
+    plain = outputs.detach().double().requires_grad_()
+    plain_normalise(plain_pool(method, plain)).backward(errors.double())
+    assert_close(outputs.grad.double(), plain.grad, rtol=1e-5, atol=1e-5)
 
 
 # --- the whole network, untiled
@@ -186,14 +209,14 @@ class Pair:
         """Train both on one mini-batch; return both losses."""
         images, labels = a_batch(number, scale)
         parts = self.assigner.for_training(number, IMAGES, micro_batches)
-        loss, _ = train_step(self.network, images, labels, parts, update)
+        (result,) = train(self.network, [Step(images, labels, parts, update)])
 
         optimiser = torch.optim.SGD(self.plain.parameters(), update.learning_rate, weight_decay=update.weight_decay)
         optimiser.zero_grad()
         plain_loss = F.cross_entropy(self.plain(images), labels)
         plain_loss.backward()
         optimiser.step()
-        return loss, plain_loss.item()
+        return result.loss, plain_loss.item()
 
     def assert_same_weights(self, **tolerance):
         for layer, expected in zip(UNTILED.layers, self.plain.kernels(), strict=True):

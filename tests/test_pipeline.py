@@ -12,7 +12,7 @@ from rapa_dist.coordinator.assigner import Assigner, cut
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.machine import Machine
 from rapa_dist.network.model import Network, initial_digital, initial_kernels
-from rapa_dist.network.pipeline import classify, train_step
+from rapa_dist.network.pipeline import Step, classify, train
 from rapa_dist.tile import Update
 
 CHANNELS, CLASSES, IMAGES = (4, 5, 6), 7, 5
@@ -34,7 +34,10 @@ class Run:
     def step(self, number):
         images, labels = a_batch(number)
         parts = self.assigner.for_training(number, IMAGES, self.micro_batches)
-        return train_step(self.network, images, labels, parts, UPDATE)
+        return Step(images, labels, parts, UPDATE)
+
+    def train(self, *numbers):
+        return list(train(self.network, map(self.step, numbers)))
 
     def weights(self):
         kernels = [torch.from_numpy(self.fabric.kernels(layer)) for layer in self.machine.layers]
@@ -65,10 +68,9 @@ def make_run():
 @pytest.mark.parametrize("micro_batches", [2, 3, 5, 99])
 def test_steps_are_the_same_within_rounding_whatever_the_cut(make_run, micro_batches, scheme, pooling):
     whole, parts = make_run(1, scheme, pooling), make_run(micro_batches, scheme, pooling)
-    for number in range(3):
-        (loss, wrong), (expected_loss, expected_wrong) = parts.step(number), whole.step(number)
+    for (loss, *counts), (expected_loss, *expected) in zip(parts.train(0, 1, 2), whole.train(0, 1, 2), strict=True):
         assert loss == pytest.approx(expected_loss, rel=1e-5)
-        assert wrong == expected_wrong
+        assert counts == expected
     for weight, expected in zip(parts.weights(), whole.weights(), strict=True):
         assert_close(weight, expected, rtol=1e-3, atol=1e-6)
 
@@ -82,16 +84,50 @@ def test_a_step_is_the_one_that_autograd_goes_back_through(make_run, micro_batch
     loss = F.cross_entropy(scores, labels)
     loss.backward()
     theirs.network.update_digital(UPDATE)
-    assert ours.step(0) == (pytest.approx(loss.item(), rel=1e-6), int((scores.argmax(dim=1) != labels).sum()))
+    wrong = int((scores.argmax(dim=1) != labels).sum())
+    assert ours.train(0) == [(pytest.approx(loss.item(), rel=1e-6), wrong, IMAGES)]
     for weight, expected in zip(ours.weights(), theirs.weights(), strict=True):
         assert_close(weight, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_the_same_cut_gives_the_same_bits(make_run):
     one, other = make_run(2), make_run(2)
-    for number in range(3):
-        assert one.step(number) == other.step(number)
+    assert one.train(0, 1, 2) == other.train(0, 1, 2)
     assert all(map(torch.equal, one.weights(), other.weights()))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 3])
+def test_steps_that_overlap_have_the_bits_of_steps_by_themselves(make_run, micro_batches):
+    """The next step begins before the one before it has ended."""
+    together, alone = make_run(micro_batches), make_run(micro_batches)
+    assert together.train(0, 1, 2, 3) == [result for number in range(4) for result in alone.train(number)]
+    assert all(map(torch.equal, together.weights(), alone.weights()))
+
+
+@pytest.mark.parametrize("sizes", [(5, 2, 5, 3), (2, 5), (1, 5, 1)])
+def test_mini_batches_of_different_sizes_do_not_get_into_each_others_way(make_run, sizes):
+    together, alone = make_run(2), make_run(2)
+
+    def steps(run):
+        for number, size in enumerate(sizes):
+            images, labels = a_batch(number)
+            yield Step(images[:size], labels[:size], run.assigner.for_training(number, size, 2), UPDATE)
+
+    expected = [result for step in steps(alone) for result in train(alone.network, [step])]
+    assert list(train(together.network, steps(together))) == expected
+    assert all(map(torch.equal, together.weights(), alone.weights()))
+
+
+def test_leaving_in_the_middle_leaves_nothing_under_way(make_run):
+    run, undisturbed = make_run(2, fabric_class=Recorder), make_run(2)
+    training = train(run.network, map(run.step, range(9)))
+    next(training)
+    training.close()
+    begun = {cycle for what, cycle in run.fabric.events if what != "wait"}
+    waited = {cycle for what, cycle in run.fabric.events if what == "wait"}
+    assert begun == waited
+    undisturbed.train(0)
+    assert all(map(torch.equal, run.weights(), undisturbed.weights())), "the next step has only looked ahead"
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 5])
@@ -128,7 +164,7 @@ class Recorder(SerialFabric):
 
 def test_while_the_coordinator_works_on_one_part_the_tiles_have_the_other(make_run):
     run = make_run(2, fabric_class=Recorder)
-    run.step(0)
+    run.train(0, 1, 2)
     events = run.fabric.events
     under_way, alone = set(), 0
     for what, cycle in events[1:-1]:
@@ -142,7 +178,7 @@ def test_while_the_coordinator_works_on_one_part_the_tiles_have_the_other(make_r
 
 def test_only_the_last_part_puts_the_new_kernels_in_force(make_run):
     run = make_run(3, fabric_class=Recorder)
-    run.step(0)
+    run.train(0)
     for layer in run.machine.layers:
         mine = [what for what, _ in run.fabric.events if what.startswith(f"backward {layer.index}")]
         assert mine == [f"backward {layer.index}"] * 2 + [f"backward {layer.index}, last"]

@@ -10,6 +10,7 @@ from rapa_dist.console import stderr, work
 from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.fabric.chip import check_room
 from rapa_dist.fabric.cluster import Cluster, connect_to, find_address
+from rapa_dist.fabric.quiet import keep_memory
 from rapa_dist.footprint import check_memory
 from rapa_dist.interrupts import uninterrupted
 from rapa_dist.machine import Machine
@@ -22,6 +23,7 @@ def one_digital_thread() -> Iterator[None]:
     The sums of a matrix product depend on how many threads share them, and so would a run's bits; and
     threads of PyTorch's that wait for work keep the cores from the tiles.
     """
+    keep_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

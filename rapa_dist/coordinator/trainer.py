@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from rapa_dist.errors import DivergedError
 from rapa_dist.fabric.base import Fabric
 from rapa_dist.hardware import CycleTimes, training_epoch_s
 from rapa_dist.network.model import Network, initial_digital, initial_kernels
-from rapa_dist.network.pipeline import train_step
+from rapa_dist.network.pipeline import Step, train
 from rapa_dist.tile import Update
 
 
@@ -117,32 +117,32 @@ class Trainer:
                 return Outcome(False, self._newest)
         return Outcome(True, self._newest)
 
-    def step(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
-        """Train one mini-batch and return its mean loss and how many images it got wrong."""
-        progress, config = self.progress, self.config
-        update = Update(config.learning_rate(progress.epoch), config.weight_decay)
-        parts = self._assigner.for_training(progress.step, len(labels), config.micro_batches)
-        loss, wrong = train_step(self._network, pixels, labels, parts, update)
-        self._last = progress.step + 1, progress.epoch + 1, update.learning_rate
-        if not math.isfinite(loss):
-            raise self._diverged(f"the loss is {loss}")
-        return loss, wrong
-
     def _train_epoch(self, stop: Callable[[], bool]) -> int:
         """Train what is left of the epoch under way and return the number of steps."""
         progress, steps = self.progress, 0
-        for pixels, labels in self._batches.epoch(progress.epoch, progress.step_in_epoch):
-            if stop():
-                break
-            loss, wrong = self.step(torch.from_numpy(pixels), torch.from_numpy(labels))
+        learning_rate = self.config.learning_rate(progress.epoch)
+        for result in train(self._network, self._steps(learning_rate, stop)):
+            self._last = progress.step + 1, progress.epoch + 1, learning_rate
+            if not math.isfinite(result.loss):
+                raise self._diverged(f"the loss is {result.loss}")
             steps += 1
             progress.step += 1
             progress.step_in_epoch += 1
-            progress.loss_sum += loss * len(labels)
-            progress.wrong += wrong
-            progress.seen += len(labels)
-            self._display.trained(progress, len(self._batches), loss)
+            progress.loss_sum += result.loss * result.images
+            progress.wrong += result.wrong
+            progress.seen += result.images
+            self._display.trained(progress, len(self._batches), result.loss)
         return steps
+
+    def _steps(self, learning_rate: float, stop: Callable[[], bool]) -> Iterator[Step]:
+        """Yield the steps that are left of the epoch under way, until `stop` says so."""
+        update = Update(learning_rate, self.config.weight_decay)
+        batches = self._batches.epoch(self.progress.epoch, self.progress.step_in_epoch)
+        for number, (pixels, labels) in enumerate(batches, self.progress.step):
+            if stop():
+                return
+            parts = self._assigner.for_training(number, len(labels), self.config.micro_batches)
+            yield Step(torch.from_numpy(pixels), torch.from_numpy(labels), parts, update)
 
     def _test(self, stop: Callable[[], bool]) -> Score | None:
         return evaluate(

@@ -1,4 +1,4 @@
-"""What a tile's process asks of Linux, so that many of them share a few cores well.
+"""What the processes of a run ask of Linux, so that many of them share a few cores well.
 
 Everything here is a matter of speed alone: where the system offers something else, it is left as it is.
 """
@@ -11,9 +11,23 @@ import time
 from pathlib import Path
 
 _PR_SET_TIMERSLACK = 29
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_KEPT = 1 << 30  # bytes
 _TIMER = struct.Struct("@llll")  # struct itimerspec: interval and time left, in s and ns each
 _PERIOD_NS = 10_000_000  # of Ray's timer
 _TRIES = 20
+
+
+def keep_memory() -> None:
+    """Have this process keep memory that it frees, for the next time it asks for some.
+
+    A step frees and asks for the same tens of megabytes every time; handing them back to the system, and
+    finding them zeroed page by page, takes a tenth of its time.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # of the GNU C library
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
+        libc.mallopt(_M_TRIM_THRESHOLD, _LARGEST_KEPT)
 
 
 def sharp_sleep() -> None:

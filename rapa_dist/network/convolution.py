@@ -60,8 +60,7 @@ class TiledConvolution:
 class Passage:
     """A micro-batch on its way through a layer: forward, and with the same assignment backward.
 
-    Its methods are called in the order in which they stand here; `send_errors` and what follows only in
-    training.
+    First `receive_outputs`; then, in training, `send_errors` and `receive_input_errors`.
     """
 
     def __init__(self, convolution: TiledConvolution, planes: Tensor, assignment: Assignment, first_image: int) -> None:
@@ -76,11 +75,15 @@ class Passage:
         self._row_of_patch = torch.from_numpy(assignment.inverse())  # while the tiles work
         self._input_error = False
 
+    def finish(self) -> None:
+        """Wait for the cycle that is under way."""
+        self._convolution.fabric.finish(self._cycle)
+
     def receive_outputs(self) -> Tensor:
         """Wait for the tiles, and return the outputs M in the order of the pixels, (images, side, side, c_out)."""
+        self.finish()
         convolution, assignment = self._convolution, self._assignment
         layer, outputs = convolution.layer, self._outputs
-        convolution.fabric.finish(self._cycle)
         if assignment.rows < assignment.n_patches:
             outputs = torch.cat((outputs, outputs.new_zeros(1, layer.c_out)))  # for the dropped patches
         return outputs.index_select(0, self._row_of_patch).view(-1, layer.side, layer.side, layer.c_out)
@@ -104,11 +107,10 @@ class Passage:
 
     def receive_input_errors(self) -> Tensor | None:
         """Wait for the tiles, and return the errors of the planes, (images, side, side, c_in), if wanted."""
-        convolution = self._convolution
-        convolution.fabric.finish(self._cycle)
+        self.finish()
         if not self._input_error:
             return None
-        return convolution.geometry.scatter(self._patches, self._row_of_patch, self._assignment)
+        return self._convolution.geometry.scatter(self._patches, self._row_of_patch, self._assignment)
 
 
 class _Function(torch.autograd.Function):

@@ -1,6 +1,6 @@
 """Caffe's "Full" CIFAR-10 network: tiled convolutions with a digital side between and behind them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,13 +10,10 @@ from rapa_dist.assignment import Assignment
 from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.machine import Machine
 from rapa_dist.network.convolution import TiledConvolution
-from rapa_dist.network.normalisation import normalise
-from rapa_dist.network.pooling import POOLINGS, Pool, rectify_and_average_pool
+from rapa_dist.network.pooling import POOLINGS
+from rapa_dist.network.stage import Head, Stage
 from rapa_dist.streams import Purpose, stream
 from rapa_dist.tile import Matrix, Update
-
-Stage = Callable[[Tensor], Tensor]
-"""What the digital side does behind a convolution: (images, side, side, channels) → smaller planes."""
 
 
 class Network:
@@ -35,9 +32,9 @@ class Network:
         """
         layers = fabric.machine.layers
         self.convolutions = [TiledConvolution(layer, fabric) for layer in layers]
-        pools = [POOLINGS[pooling]] * (len(layers) - 1) + [rectify_and_average_pool]
-        self.stages = [_stage(pool) for pool in pools]
+        self.stages = [*(Stage(POOLINGS[pooling]) for _ in layers[:-1]), Stage(POOLINGS["average"])]
         self.digital = {name: torch.from_numpy(np.array(value)).requires_grad_() for name, value in digital.items()}
+        self.head = Head(self.digital["head.weight"], self.digital["head.bias"])
 
     def __call__(self, images: Tensor, assignments: Sequence[Assignment], update: Update | None) -> Tensor:
         """Return the scores (images, classes) of a mini-batch (images, 32, 32, 3).
@@ -50,16 +47,7 @@ class Network:
         planes = images
         for convolution, stage, assignment in zip(self.convolutions, self.stages, assignments, strict=True):
             planes = stage(convolution(planes, assignment, update))
-        return self.score(planes)
-
-    def score(self, planes: Tensor) -> Tensor:
-        """Return the scores (images, classes) of the last layer's planes (images, side, side, channels)."""
-        return torch.addmm(self.digital["head.bias"], planes.flatten(1), self.digital["head.weight"])
-
-    @property
-    def classes(self) -> int:
-        """Number of classes that the network tells apart."""
-        return len(self.digital["head.bias"])
+        return self.head(planes)
 
     @torch.no_grad()
     def update_digital(self, update: Update) -> None:
@@ -73,10 +61,6 @@ class Network:
     def digital_arrays(self) -> dict[str, Matrix]:
         """Return a copy of the digital parameters."""
         return {name: parameter.detach().numpy().copy() for name, parameter in self.digital.items()}
-
-
-def _stage(pool: Pool) -> Stage:
-    return lambda outputs: normalise(pool(outputs))
 
 
 def initial_kernels(machine: Machine, seed: int) -> Kernels:
