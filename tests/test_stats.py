@@ -33,6 +33,7 @@ from rapa_dist.inspection import RunStats, TileStats
 
 COMMAND = [sys.executable, "-m", "rapa_dist"]
 TINY = ["--dataset", "builtin", "--limit-train", "120", "--limit-test", "60", "--tiles", "4,1,1", "--epochs", "3"]
+LONGER = [*TINY, "--limit-train", "600", "--epochs", "10"]  # some seconds
 ENDLESS = [*TINY, "--epochs", "10000"]
 _TIMEOUT_S = 120
 TILE_KEYS = {field.name for field in dataclasses.fields(TileStats)}
@@ -816,9 +817,10 @@ class TestRay:
             process.communicate(timeout=_TIMEOUT_S)
             sweep(Path(os.environ["RAPA_DIST_SHM"]))
 
-    def test_a_watched_run_ends_with_the_bits_of_one_that_nobody_watched(self, undisturbed, tmp_path):
-        directory = tmp_path / "watched"
-        process = start(*TINY, "--run-dir", directory)
+    def test_a_watched_run_ends_with_the_bits_of_one_that_nobody_watched(self, tmp_path):
+        directory, unwatched = tmp_path / "watched", tmp_path / "unwatched"
+        assert command("train", *LONGER, "--fabric", "serial", "--run-dir", unwatched).returncode == 0
+        process = start(*LONGER, "--run-dir", directory)
         try:
             wait_until(lambda: registered("watched"), process, "registration")
             watching = command("stats", "--run", "watched", "--watch", "--interval", "0.05")
@@ -828,8 +830,8 @@ class TestRay:
         assert watching.returncode == 0, watching.stderr
         assert "The run watched has ended. These were its last numbers." in watching.stderr
         assert watching.stdout.count("watched: 6 tiles on 1 node") > 3
-        assert_same_weights(directory, undisturbed)
-        ours, theirs = (json.loads((path / "tiles.json").read_text()) for path in (directory, undisturbed))
+        assert_same_weights(directory, unwatched)
+        ours, theirs = (json.loads((path / "tiles.json").read_text()) for path in (directory, unwatched))
         for mine, yours in zip(ours["tiles"], theirs["tiles"], strict=True):
             for name in ("tile", "rows_forward", "rows_backward", "rows_update", "updates", "last_step", "kernel_norm"):
                 assert mine[name] == yours[name], name
