@@ -35,7 +35,7 @@ class Word:
     BUSY_NS = 8  # processor time, so that tiles that share a core do not count each other's
     BYTES_IN = 9
     BYTES_OUT = 10
-    ANSWERED = 11  # number of the last cycle that was done, whichever process did it
+    ANSWERED = 11  # number of the last cycle that is done, whichever process did it: the tile's answer
     STEP = 12  # training steps up to the last update, those before a resume included
     SINCE_NS = 13  # time.monotonic_ns() when the process that owns the tile began to serve
 

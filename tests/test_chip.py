@@ -16,7 +16,7 @@ from rapa_dist.fabric.doorbell import Cycle, Ring, Status, TileDoorbell
 from rapa_dist.fabric.scratch import shared_memory_root
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.machine import Layer, Machine
-from rapa_dist.tile import AnalogTile, Cells, Update
+from rapa_dist.tile import AnalogTile, Cells, Update, Word
 
 IMAGES = 2
 MACHINE = Machine(
@@ -59,7 +59,8 @@ class TileThread:
 
     def _serve(self):
         site = self._site
-        arena, tile = site.open_arena(), AnalogTile(site.open_cells())
+        arena, board, tile = site.open_arena(), site.open_board(), AnalogTile(site.open_cells())
+        words = tile.cells.words
         patches, outputs = arena.patches(site.layer_index), arena.outputs(site.layer_index)
         self.bell.answer(0, Status.HELLO)
         self._up.set()
@@ -78,7 +79,10 @@ class TileThread:
                     input_error=bool(ring.cycle & Cycle.INPUT_ERROR),
                     commit=bool(ring.cycle & Cycle.COMMIT),
                 )
-            self.bell.answer(ring.number, self._status)
+            if self._status == Status.DONE:
+                words[Word.ANSWERED] = ring.number
+            if board.asks(site.tile) or self._status != Status.DONE:
+                self.bell.answer(ring.number, self._status)
 
     def stop(self):
         self._thread.join()
@@ -171,6 +175,7 @@ def test_an_answer_to_an_earlier_cycle_is_not_taken_for_this_ones(chip):
 
     def answer():
         answered.append(7)
+        chip.cells[0].words[Word.ANSWERED] = 7
         bell.answer(7)
 
     bell.answer(6)
@@ -295,9 +300,9 @@ def files_of_runs():
 
 
 def test_a_chip_takes_the_memory_that_was_foreseen(chip):
-    mapped = [path for path in chip.scratch.path.iterdir() if path.name.startswith(("arena", "cells"))]
+    mapped = [path for path in chip.scratch.path.iterdir() if path.name.startswith(("arena", "board", "cells"))]
     assert sum(path.stat().st_size for path in mapped) == shared_bytes(MACHINE, IMAGES)
-    assert len(mapped) == 1 + 3
+    assert len(mapped) == 2 + 3
 
 
 def test_a_closed_chip_leaves_nothing(tiles, chip):

@@ -36,31 +36,32 @@ class Tile:
         threading.Thread(target=self._serve, name="doorbell", daemon=True).start()
 
     def _serve(self) -> None:
-        site = self._site
-        arena = site.open_arena()
+        site, words = self._site, self._cells.words
+        arena, board = site.open_arena(), site.open_board()
         patches, outputs = arena.patches(site.layer_index), arena.outputs(site.layer_index)
-        words = self._cells.words
         tile, bell = AnalogTile(self._cells), TileDoorbell(site.directory, site.tile, site.token)
         stop_polling()
         sharp_sleep()
+        update = Update(0.0, 0.0)
         free_ns = 0  # when the array that this tile stands for is done with its last cycle
         bell.answer(0, Status.HELLO)
         while True:
             number, cycle, first, last, learning_rate, weight_decay, hold_ns, rung_ns = bell.wait()
             if number <= words[Word.ANSWERED]:
-                bell.answer(number)  # by a process that was killed right after; its rows may be in use again
-                continue
+                continue  # done, by this process or one before it; the rows may be in use again
             try:
                 if cycle == Cycle.FORWARD:
                     words[Word.STATE] = State.FORWARD
                     tile.forward(patches[first:last], outputs[first:last])
                 elif cycle != Cycle.EMPTY:
                     words[Word.STATE] = State.BACKWARD
+                    if learning_rate != update.learning_rate or weight_decay != update.weight_decay:
+                        update = Update(learning_rate, weight_decay)
                     tile.backward(
                         patches[first:last],
                         outputs[first:last],
                         cycle=number,
-                        update=Update(learning_rate, weight_decay) if cycle & Cycle.UPDATE else None,
+                        update=update if cycle & Cycle.UPDATE else None,
                         input_error=bool(cycle & Cycle.INPUT_ERROR),
                         commit=bool(cycle & Cycle.COMMIT),
                     )
@@ -68,13 +69,14 @@ class Tile:
                 traceback.print_exc()
                 bell.answer(number, Status.FAILED)
                 continue
-            words[Word.ANSWERED] = number
             if hold_ns:
                 words[Word.STATE] = State.HOLDING
                 free_ns = max(free_ns, rung_ns) + hold_ns
                 time.sleep(max(0, free_ns - time.monotonic_ns()) * 1e-9)
             words[Word.STATE] = State.IDLE
-            bell.answer(number)
+            words[Word.ANSWERED] = number
+            if board.asks(site.tile):
+                bell.answer(number)
 
     @ray.method(concurrency_group="inspect")
     def ready(self) -> int:

@@ -1,19 +1,22 @@
 """A chip: the tiles of one node, the memory they share, and the doorbells that start their cycles."""
 
 import secrets
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rapa_dist.errors import ClusterError
+from rapa_dist.fabric import board
 from rapa_dist.fabric.base import Arena
+from rapa_dist.fabric.board import Board
 from rapa_dist.fabric.doorbell import Cycle, NodeDoorbell, Ring, Status, check_names
 from rapa_dist.fabric.scratch import Scratch, check_shared_memory, fresh_name, map_existing, shared_memory_root
 from rapa_dist.machine import Machine
-from rapa_dist.tile import Cells, Matrix
+from rapa_dist.tile import Cells, Matrix, Word
 
 _ARENA = "arena"
+_BOARD = "board"
 PATIENCE_S = 0.5  # silence after which the chip looks whether its tiles are still there
 
 
@@ -45,6 +48,10 @@ class Site:
         """Map the chip's arena."""
         return Arena(map_existing(self.directory / _ARENA), self.machine, self.images)
 
+    def open_board(self) -> Board:
+        """Map the chip's board."""
+        return Board(map_existing(self.directory / _BOARD))
+
 
 def cells_name(tile: int) -> str:
     """Return the name of the file that holds the cells of tile number `tile`."""
@@ -54,7 +61,7 @@ def cells_name(tile: int) -> str:
 def shared_bytes(machine: Machine, images: int) -> int:
     """Return the shared memory that a chip takes which holds all tiles of a machine."""
     cells = sum(layer.n_tiles * Cells.size(layer.kernel_shape) for layer in machine.layers)
-    return Arena.size(machine, images) + cells
+    return Arena.size(machine, images) + cells + board.SIZE
 
 
 def check_room(machine: Machine, images: int) -> None:
@@ -87,13 +94,13 @@ class Chip:
             for tile, (layer, _) in enumerate(self.machine.tiles):
                 shape = self.machine.layers[layer].kernel_shape
                 self.cells.append(Cells(self.scratch.map_file(cells_name(tile), Cells.size(shape)), shape))
+            self._board = Board(self.scratch.map_file(_BOARD, board.SIZE))
             self._bell = NodeDoorbell(self.scratch.path, len(self.cells), self._token)
             self._bell.set_patience(PATIENCE_S)
         except BaseException:
             self.scratch.remove()
             raise
-        self._owed: dict[int, deque[Ring]] = defaultdict(deque)  # by tile: rings without an answer, oldest first
-        self._missing: dict[int, int] = defaultdict(int)  # by number: tiles that have not answered
+        self._under_way: dict[int, dict[int, Ring]] = defaultdict(dict)  # by number and tile, in their order
 
     def site(self, tile: int) -> Site:
         """Return what the process of tile number `tile` has to know."""
@@ -111,45 +118,60 @@ class Chip:
 
     def ring(self, rings: Iterable[tuple[int, Ring]]) -> None:
         """Start a cycle on some tiles, given as (tile, ring); one that is busy does it afterwards."""
-        bell, owed, missing = self._bell, self._owed, self._missing
+        bell, under_way = self._bell, self._under_way
         for tile, ring in rings:
-            owed[tile].append(ring)
-            missing[ring.number] += 1
+            under_way[ring.number][tile] = ring
             bell.ring(tile, ring)
 
     def wait(self, number: int | None = None) -> None:
-        """Return when all tiles that were rung with this number have answered, or all that were rung at all.
+        """Return when all tiles that were rung with this number are done, or all that were rung at all.
 
         Tiles that had to be restarted are rung again with everything they owe.
 
         Raises:
             ClusterError: a tile reports that it failed, or `on_silence` gave up.
         """
-        missing, silence = self._missing, 0.0
-        while number in missing if number is not None else missing:
-            answer = self._bell.hear()
-            if answer is None:
+        for awaited in [number] if number is not None else list(self._under_way):
+            for tile in reversed(self._under_way.get(awaited, ())):  # those that were rung last are done last
+                self._wait_for(tile, awaited)
+            self._under_way.pop(awaited, None)
+
+    def _wait_for(self, tile: int, number: int) -> None:
+        words, silence = self.cells[tile].words, 0.0
+        while words[Word.ANSWERED] < number:
+            self._board.ask(tile)
+            if words[Word.ANSWERED] >= number:
+                break
+            message = self._bell.hear()
+            if message is None:
                 silence += PATIENCE_S
-                self.on_silence([tile for tile, rings in self._owed.items() if rings], silence)
-                continue
-            tile, answered, status = answer
-            owed = self._owed[tile]
-            if status == Status.HELLO:
-                self.on_hello(tile)
-                for ring in owed:
-                    self._bell.ring(tile, ring)
-            elif owed and answered == owed[0].number:
-                ring = owed.popleft()
-                if status == Status.FAILED:
-                    cycle = "forward" if ring.cycle == Cycle.FORWARD else "backward"
-                    raise ClusterError(
-                        f"{self.name_of(tile)} failed in its {cycle} cycle; the cause is in its log, below ray-logs in "
-                        "the run directory or with Ray."
-                    )
-                missing[answered] -= 1
-                if not missing[answered]:
-                    del missing[answered]
-                silence = 0.0
+                self.on_silence(self._silent_tiles(), silence)
+            else:
+                self._take_note(*message)
+        self._board.ask_nobody()
+
+    def _take_note(self, tile: int, number: int, status: int) -> None:
+        """Act on a tile's message. That it is done needs no act: its cells say so."""
+        if status == Status.HELLO:
+            self.on_hello(tile)
+            answered = self.cells[tile].words[Word.ANSWERED]
+            for later, rings in self._under_way.items():
+                if later > answered and tile in rings:
+                    self._bell.ring(tile, rings[tile])
+        elif status == Status.FAILED and (ring := self._under_way.get(number, {}).get(tile)):
+            cycle = "forward" if ring.cycle == Cycle.FORWARD else "backward"
+            raise ClusterError(
+                f"{self.name_of(tile)} failed in its {cycle} cycle; the cause is in its log, below ray-logs in "
+                "the run directory or with Ray."
+            )
+
+    def _silent_tiles(self) -> list[int]:
+        return [
+            tile
+            for number, rings in self._under_way.items()
+            for tile in rings
+            if self.cells[tile].words[Word.ANSWERED] < number
+        ]
 
     def name_of(self, tile: int) -> str:
         """Return a tile's name as people read it, like "L0/T003"."""
