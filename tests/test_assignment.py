@@ -294,7 +294,7 @@ def all_equal(one, other):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_assigner_covers_every_layer(scheme):
-    assignments = assigner(scheme).for_training(step=3, images=2)[0].assignments
+    assignments = assigner(scheme).for_training(step=3, images=2)
     for layer, assignment in zip(MACHINE.layers, assignments, strict=True):
         assert assignment.n_patches == 2 * layer.n_patches
         assert np.array_equal(np.sort(assignment.order), np.arange(2 * layer.n_patches))
@@ -305,22 +305,20 @@ def test_two_assigners_of_one_seed_agree_whatever_they_were_asked_before(scheme)
     one, other = assigner(scheme), assigner(scheme)
     one.for_training(step=1, images=2)
     one.for_test(step=5, first_image=0, images=3)
-    assert all_equal(
-        one.for_training(step=5, images=2)[0].assignments, other.for_training(step=5, images=2)[0].assignments
-    )
-    assert all_equal(one.for_test(5, 50, 2, vote=1)[0].assignments, other.for_test(5, 50, 2, vote=1)[0].assignments)
+    assert all_equal(one.for_training(step=5, images=2), other.for_training(step=5, images=2))
+    assert all_equal(one.for_test(5, 50, 2, vote=1), other.for_test(5, 50, 2, vote=1))
 
 
 def test_random_changes_with_step_first_image_vote_seed_and_purpose():
     here = assigner("random")
     drawn = [
-        here.for_training(step=5, images=2)[0].assignments,
-        here.for_training(step=6, images=2)[0].assignments,
-        here.for_test(step=5, first_image=0, images=2)[0].assignments,
-        here.for_test(step=6, first_image=0, images=2)[0].assignments,
-        here.for_test(step=5, first_image=50, images=2)[0].assignments,
-        here.for_test(step=5, first_image=0, images=2, vote=1)[0].assignments,
-        assigner("random", seed=1).for_training(step=5, images=2)[0].assignments,
+        here.for_training(step=5, images=2),
+        here.for_training(step=6, images=2),
+        here.for_test(step=5, first_image=0, images=2),
+        here.for_test(step=6, first_image=0, images=2),
+        here.for_test(step=5, first_image=50, images=2),
+        here.for_test(step=5, first_image=0, images=2, vote=1),
+        assigner("random", seed=1).for_training(step=5, images=2),
     ]
     for layer in (0, 1):
         assert len({assignments[layer].order.tobytes() for assignments in drawn}) == len(drawn)
@@ -333,8 +331,8 @@ TWINS = Machine(tuple(Layer(index=i, side=8, c_in=2, c_out=2, n_tiles=4) for i i
 def test_layers_of_the_same_shape_are_partitioned_independently(scheme):
     here = Assigner(TWINS, scheme, seed=0)
     for first, second in (
-        here.for_training(step=0, images=1)[0].assignments,
-        here.for_test(step=0, first_image=0, images=1)[0].assignments,
+        here.for_training(step=0, images=1),
+        here.for_test(step=0, first_image=0, images=1),
     ):
         assert not np.array_equal(tile_of_patch(first), tile_of_patch(second))
 
@@ -342,15 +340,15 @@ def test_layers_of_the_same_shape_are_partitioned_independently(scheme):
 @pytest.mark.parametrize("scheme", FIXED)
 def test_fixed_schemes_are_the_same_for_all_images_steps_and_votes(scheme):
     here = assigner(scheme)
-    always = here.for_training(step=0, images=2)[0].assignments
-    assert all_equal(always, here.for_training(step=9, images=2)[0].assignments)
-    assert all_equal(always, here.for_test(step=9, first_image=50, images=2, vote=3)[0].assignments)
+    always = here.for_training(step=0, images=2)
+    assert all_equal(always, here.for_training(step=9, images=2))
+    assert all_equal(always, here.for_test(step=9, first_image=50, images=2, vote=3))
     for layer, assignment in zip(MACHINE.layers, always, strict=True):
         first, second = tile_of_patch(assignment).reshape(2, layer.n_patches)
         assert np.array_equal(first, second)
 
 
 def test_random_fixed_has_a_partition_of_its_own_for_every_seed():
-    one, other = (assigner("random-fixed", seed).for_training(step=0, images=1)[0].assignments for seed in (0, 1))
+    one, other = (assigner("random-fixed", seed).for_training(step=0, images=1) for seed in (0, 1))
     assert not equal(one[0], other[0])
     assert not equal(one[1], other[1])

@@ -51,7 +51,7 @@ class Bench:
         self.convolution = TiledConvolution(self.layer, self.fabric)
 
     def assignment(self, scheme="random", images=IMAGES, step=0):
-        return Assigner(self.machine, scheme, seed=3).for_training(step, images)[0].assignments[0]
+        return Assigner(self.machine, scheme, seed=3).for_training(step, images)[0]
 
     @property
     def kernels(self):

@@ -77,7 +77,7 @@ def _train(machine: Machine, scheme: str, steps: int, images: int) -> list[list[
     assigner = Assigner(machine, scheme, seed=3)
     with SerialFabric(machine, images, kernels) as fabric:
         for step in range(steps):
-            assignments = assigner.for_training(step, images)[0].assignments
+            assignments = assigner.for_training(step, images)
             for layer, assignment in zip(machine.layers, assignments, strict=True):
                 fabric.forward(layer, assignment.offsets)
             for layer, assignment in zip(machine.layers, assignments, strict=True):
@@ -114,7 +114,7 @@ def test_loads_of_a_scheme_are_the_rows_of_its_assignments(scheme, images):
     assigner = Assigner(machine, scheme, seed=1)
     loads = assigner.loads(images)
     for step in (0, 1):
-        for load, assignment in zip(loads, assigner.for_training(step, images)[0].assignments, strict=True):
+        for load, assignment in zip(loads, assigner.for_training(step, images), strict=True):
             assert load.rows == tuple(np.diff(assignment.offsets))
     assert [load.input_error for load in loads] == [False, True, True]
     if scheme == "random":

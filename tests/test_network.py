@@ -208,8 +208,8 @@ class Pair:
     def step(self, number, update, scale=0.3, micro_batches=1):
         """Train both on one mini-batch; return both losses."""
         images, labels = a_batch(number, scale)
-        parts = self.assigner.for_training(number, IMAGES, micro_batches)
-        (result,) = train(self.network, [Step(images, labels, parts, update)])
+        routing = self.assigner.route_training(number, IMAGES, micro_batches)
+        (result,) = train(self.network, [Step(images, labels, routing, update)])
 
         optimiser = torch.optim.SGD(self.plain.parameters(), update.learning_rate, weight_decay=update.weight_decay)
         optimiser.zero_grad()
@@ -238,7 +238,7 @@ both_poolings = pytest.mark.parametrize("pair", POOLING_NAMES, indirect=True)
 @both_poolings
 def test_scores_of_the_untiled_network_are_those_of_plain_pytorch(pair):
     images, _ = a_batch(scale=300)  # so large that normalisation shows
-    scores = pair.network(images, pair.assigner.for_training(0, IMAGES)[0].assignments, None)
+    scores = pair.network(images, pair.assigner.for_training(0, IMAGES), None)
     assert_close(scores.double(), pair.plain(images), rtol=1e-4, atol=1e-3)
 
 
@@ -264,7 +264,7 @@ def test_without_an_update_a_backward_pass_changes_no_weight():
     images, labels = a_batch()
     with SerialFabric(UNTILED, IMAGES, kernels) as fabric:
         network = Network(fabric, pooling="max", digital=digital)
-        scores = network(images, Assigner(UNTILED, "none", seed=0).for_test(0, 0, IMAGES)[0].assignments, None)
+        scores = network(images, Assigner(UNTILED, "none", seed=0).for_test(0, 0, IMAGES), None)
         F.cross_entropy(scores, labels).backward()
         for layer, kernel in zip(UNTILED.layers, kernels, strict=True):
             assert np.array_equal(fabric.kernels(layer), kernel)
@@ -279,7 +279,7 @@ def test_a_tiled_network_of_equal_kernels_has_the_scores_of_the_untiled_one(pool
     images, _ = a_batch()
     with SerialFabric(tiled, IMAGES, replicas) as fabric:
         network = Network(fabric, pooling=pooling, digital=digital)
-        scores = network(images, Assigner(tiled, "random", seed=0).for_test(0, 0, IMAGES)[0].assignments, None)
+        scores = network(images, Assigner(tiled, "random", seed=0).for_test(0, 0, IMAGES), None)
     assert_close(scores.double(), PlainNetwork(kernels, digital, pooling)(images), rtol=1e-4, atol=1e-5)
 
 
@@ -290,7 +290,7 @@ def test_the_network_does_not_write_to_the_parameters_it_was_given():
         network = Network(fabric, pooling="max", digital=digital)
         images, labels = a_batch()
         update = Update(0.05, 1e-4)
-        assignments = Assigner(UNTILED, "none", seed=0).for_training(0, IMAGES)[0].assignments
+        assignments = Assigner(UNTILED, "none", seed=0).for_training(0, IMAGES)
         F.cross_entropy(network(images, assignments, update), labels).backward()
         network.update_digital(update)
         assert not np.array_equal(network.digital_arrays()["head.weight"], kept["head.weight"])

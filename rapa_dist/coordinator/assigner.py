@@ -1,14 +1,14 @@
 """Draws the assignments of a run: the tiling scheme, layer by layer, mini-batch by mini-batch."""
 
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
 from rapa_dist.assignment import Assignment, Indices, assign_fixed, assign_random_in_parts, tile_map
 from rapa_dist.hardware import Load
 from rapa_dist.machine import Layer, Machine
-from rapa_dist.network.pipeline import Part
+from rapa_dist.network.pipeline import Part, Routing
 from rapa_dist.streams import Purpose, stream
 
 
@@ -21,37 +21,47 @@ class Assigner:
         self._seed = seed
         self._fixed = lru_cache(maxsize=64)(self._draw_fixed)
 
-    def for_training(self, step: int, images: int, micro_batches: int = 1) -> list[Part]:
-        """Return the parts of the mini-batch of a step, `images` images long, with every layer's assignment."""
-        return self._assign_all(images, micro_batches, Purpose.ASSIGN_TRAIN, step)
+    def for_training(self, step: int, images: int) -> list[Assignment]:
+        """Return every layer's assignment for the mini-batch of a step, `images` images long."""
+        return self._assign_all(images, Purpose.ASSIGN_TRAIN, step)
 
-    def for_test(self, step: int, first_image: int, images: int, vote: int = 0, micro_batches: int = 1) -> list[Part]:
-        """Return the parts of a batch of test images, with every layer's assignment.
+    def for_test(self, step: int, first_image: int, images: int, vote: int = 0) -> list[Assignment]:
+        """Return every layer's assignment for a batch of test images.
 
         Args:
             step: steps trained so far, so that every test of a run draws anew.
             first_image: the batch's place in the test set.
             images: images in the batch.
             vote: number of the vote; votes are independent.
-            micro_batches: parts to cut it into.
         """
-        return self._assign_all(images, micro_batches, Purpose.ASSIGN_TEST, step, first_image, vote)
+        return self._assign_all(images, Purpose.ASSIGN_TEST, step, first_image, vote)
+
+    def route_training(self, step: int, images: int, micro_batches: int) -> Routing:
+        """Return the same as `for_training`, cut into at most so many parts behind the first layer."""
+        return self._route(images, micro_batches, Purpose.ASSIGN_TRAIN, step)
+
+    def route_test(self, step: int, first_image: int, images: int, vote: int, micro_batches: int) -> Routing:
+        """Return the same as `for_test`, cut into at most so many parts behind the first layer."""
+        return self._route(images, micro_batches, Purpose.ASSIGN_TEST, step, first_image, vote)
 
     def loads(self, images: int) -> tuple[Load, ...]:
         """Return the rows that every tile has in a training step of `images` images; all steps are alike."""
         return tuple(
             Load(rows=tuple(np.diff(assignment.offsets).tolist()), images=images, input_error=layer.index > 0)
-            for layer, assignment in zip(self._machine.layers, self.for_training(0, images)[0].assignments, strict=True)
+            for layer, assignment in zip(self._machine.layers, self.for_training(0, images), strict=True)
         )
 
-    def _assign_all(self, images: int, micro_batches: int, purpose: Purpose, *place: int) -> list[Part]:
+    def _route(self, images: int, micro_batches: int, purpose: Purpose, *place: int) -> Routing:
+        first_layer, *others = self._machine.layers
         sizes = cut(images, micro_batches)
-        of_layers = [self._assign(layer, sizes, purpose, *place) for layer in self._machine.layers]
-        firsts = accumulate(sizes, initial=0)
-        return [
-            Part(first, first + size, assignments)
-            for first, size, assignments in zip(firsts, sizes, zip(*of_layers, strict=True), strict=False)
-        ]
+        (whole,) = self._assign(first_layer, (images,), purpose, *place)
+        of_layers = [self._assign(layer, sizes, purpose, *place) for layer in others]
+        edges = pairwise(accumulate(sizes, initial=0))
+        parts = [Part(first, last, [of[i] for of in of_layers]) for i, (first, last) in enumerate(edges)]
+        return Routing(whole, parts)
+
+    def _assign_all(self, images: int, purpose: Purpose, *place: int) -> list[Assignment]:
+        return [self._assign(layer, (images,), purpose, *place)[0] for layer in self._machine.layers]
 
     def _assign(self, layer: Layer, sizes: tuple[int, ...], purpose: Purpose, *place: int) -> list[Assignment]:
         if self._scheme != "random":

@@ -61,8 +61,7 @@ def evaluate(
         batch, target = torch.from_numpy(pixels), torch.from_numpy(labels)
         ballot: torch.Tensor | None = None
         for vote in range(votes):
-            parts = assigner.for_test(step, first, len(labels), vote, micro_batches)
-            scores = classify(network, batch, parts)
+            scores = classify(network, batch, assigner.route_test(step, first, len(labels), vote, micro_batches))
             if vote == 0:
                 loss += F.cross_entropy(scores, target, reduction="sum").item()
             cast = _cast(scores)

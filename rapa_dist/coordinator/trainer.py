@@ -141,8 +141,8 @@ class Trainer:
         for number, (pixels, labels) in enumerate(batches, self.progress.step):
             if stop():
                 return
-            parts = self._assigner.for_training(number, len(labels), self.config.micro_batches)
-            yield Step(torch.from_numpy(pixels), torch.from_numpy(labels), parts, update)
+            routing = self._assigner.route_training(number, len(labels), self.config.micro_batches)
+            yield Step(torch.from_numpy(pixels), torch.from_numpy(labels), routing, update)
 
     def _test(self, stop: Callable[[], bool]) -> Score | None:
         return evaluate(

@@ -73,22 +73,29 @@ class Passage:
         convolution.geometry.gather(planes, assignment, self._patches)
         self._cycle = convolution.fabric.begin_forward(layer, self._offsets)
         self._row_of_patch = torch.from_numpy(assignment.inverse())  # while the tiles work
-        self._input_error = False
 
     def finish(self) -> None:
         """Wait for the cycle that is under way."""
         self._convolution.fabric.finish(self._cycle)
 
-    def receive_outputs(self) -> Tensor:
-        """Wait for the tiles, and return the outputs M in the order of the pixels, (images, side, side, c_out)."""
+    def receive_outputs(self, first: int = 0, last: int | None = None) -> Tensor:
+        """Wait for the tiles, and return the outputs M of some images or all, (images, side, side, c_out).
+
+        Args:
+            first: first image.
+            last: one past the last image; None: all from the first on.
+        """
         self.finish()
         convolution, assignment = self._convolution, self._assignment
         layer, outputs = convolution.layer, self._outputs
+        patches = slice(first * layer.n_patches, None if last is None else last * layer.n_patches)
         if assignment.rows < assignment.n_patches:
             outputs = torch.cat((outputs, outputs.new_zeros(1, layer.c_out)))  # for the dropped patches
-        return outputs.index_select(0, self._row_of_patch).view(-1, layer.side, layer.side, layer.c_out)
+        return outputs.index_select(0, self._row_of_patch[patches]).view(-1, layer.side, layer.side, layer.c_out)
 
-    def send_errors(self, errors: Tensor, update: Update | None, *, input_error: bool, commit: bool = True) -> None:
+    def send_errors(
+        self, errors: Tensor, update: Update | None, *, input_error: bool = True, commit: bool = True
+    ) -> None:
         """Have the tiles pass the errors back and update themselves; returns while they work.
 
         Args:
@@ -100,16 +107,13 @@ class Passage:
         convolution, order = self._convolution, torch.from_numpy(self._assignment.order)
         layer = convolution.layer
         torch.index_select(errors.reshape(-1, layer.c_out), 0, order, out=self._outputs)
-        self._input_error = input_error
         self._cycle = convolution.fabric.begin_backward(
             layer, self._offsets, update=update, input_error=input_error, commit=commit
         )
 
-    def receive_input_errors(self) -> Tensor | None:
-        """Wait for the tiles, and return the errors of the planes, (images, side, side, c_in), if wanted."""
+    def receive_input_errors(self) -> Tensor:
+        """Wait for the tiles, and return the errors of the planes, (images, side, side, c_in)."""
         self.finish()
-        if not self._input_error:
-            return None
         return self._convolution.geometry.scatter(self._patches, self._row_of_patch, self._assignment)
 
 
@@ -132,5 +136,9 @@ class _Function(torch.autograd.Function):
         input_error = ctx.needs_input_grad[0]
         if ctx.update is None and not input_error:
             return None, None, None, None, None
-        ctx.passage.send_errors(errors, ctx.update, input_error=input_error)
-        return ctx.passage.receive_input_errors(), None, None, None, None
+        passage: Passage = ctx.passage
+        passage.send_errors(errors, ctx.update, input_error=input_error)
+        if input_error:
+            return passage.receive_input_errors(), None, None, None, None
+        passage.finish()
+        return None, None, None, None, None

@@ -1,8 +1,9 @@
 """Micro-batches: while the tiles work on one part of a mini-batch, the coordinator works on another.
 
-Every part goes its own way through the network, and stops wherever it would have to wait for tiles. The
-parts take turns in a fixed order, so that each tile sees them in the same order in every layer, and a run
-has the same bits whether tiles work at the same time or not.
+The first layer, with many tiles and short cycles, computes a mini-batch as a whole. Behind it every part goes
+its own way through the network, and stops wherever it would have to wait for tiles. The parts take turns
+in a fixed order, so that each tile sees them in the same order in every layer, and a run has the same bits
+whether tiles work at the same time or not.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,14 +22,24 @@ from rapa_dist.tile import Update
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some of the images of a mini-batch, and who computes their patches."""
+    """Some of the images of a mini-batch, and who computes their patches behind the first layer."""
 
     first: int
     """First image."""
     last: int
     """One past the last image."""
     assignments: Sequence[Assignment]
-    """One per layer, for these images alone."""
+    """One for every layer from the second on, for these images alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Who computes what in a mini-batch."""
+
+    whole: Assignment
+    """The first layer's assignment, for all images."""
+    parts: Sequence[Part]
+    """What the mini-batch is cut into behind it; parts are computed with the same kernels, and make one update."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +50,8 @@ class Step:
     """(images, 32, 32, 3) pixels as the network takes them."""
     labels: Tensor
     """(images,) classes."""
-    parts: Sequence[Part]
-    """The mini-batch cut up: parts are computed with the same kernels, and make one update."""
+    routing: Routing
+    """Who computes what."""
     update: Update
     """λ and decay."""
 
@@ -59,8 +70,8 @@ class Result(NamedTuple):
 def train(network: Network, steps: Iterable[Step]) -> Iterator[Result]:
     """Train mini-batches: forward, backward, and the update of tiles and digital side.
 
-    While the tiles do the last cycles of a step, the next one is asked for and begun: its first cycles queue
-    up behind the others, so every tile still does everything in order.
+    While the tiles do the last cycle of a step, the next one is asked for and begun: its first cycle queues
+    up behind the other, so every tile still does everything in order.
 
     Args:
         network: what to train.
@@ -72,16 +83,15 @@ def train(network: Network, steps: Iterable[Step]) -> Iterator[Result]:
     now: _Training | None = None
     try:
         for step in chain(steps, (None,)):
-            before, now = now, None if step is None else _Training(network, step)
+            before, now = now, None if step is None else _Training(network, step, now)
             if before is not None:
-                overlap = now is not None and now.fits_behind(before)
-                for part in range(len(before.ways)):
-                    before.end(part)
-                    if now is not None and overlap:
-                        now.begin(part)
                 network.update_digital(before.step.update)
+                if now is not None and not now.overlaps(before):
+                    now.begin()
+                before.end()
                 yield Result(before.loss, before.wrong, len(before.step.labels))
             if now is not None:
+                now.begin()
                 now.go_on()
     except GeneratorExit:
         if now is not None:
@@ -90,11 +100,12 @@ def train(network: Network, steps: Iterable[Step]) -> Iterator[Result]:
 
 
 @torch.no_grad()
-def classify(network: Network, images: Tensor, parts: Sequence[Part]) -> Tensor:
-    """Return the scores (images, classes) of a batch (images, 32, 32, 3), cut into parts."""
+def classify(network: Network, images: Tensor, routing: Routing) -> Tensor:
+    """Return the scores (images, classes) of a batch (images, 32, 32, 3)."""
     scores = torch.empty(len(images), len(network.head.bias))
-    ways = [_classification(network, images, part, scores) for part in parts]
-    for _ in range(len(network.convolutions) + 1):
+    whole = network.convolutions[0].begin(images, routing.whole)
+    ways = [_classification(network, whole, part, scores) for part in routing.parts]
+    for _ in network.convolutions:
         _advance(ways)
     return scores
 
@@ -105,9 +116,10 @@ def _advance(ways: Iterable[Iterator[None]]) -> None:
         next(way, None)
 
 
-def _classification(network: Network, images: Tensor, part: Part, scores: Tensor) -> Iterator[None]:
-    planes = images[part.first : part.last]
-    for convolution, stage, assignment in zip(network.convolutions, network.stages, part.assignments, strict=True):
+def _classification(network: Network, whole: Passage, part: Part, scores: Tensor) -> Iterator[None]:
+    planes, _ = network.stages[0].forward(whole.receive_outputs(part.first, part.last))
+    layers = zip(network.convolutions[1:], network.stages[1:], part.assignments, strict=True)
+    for convolution, stage, assignment in layers:
         passage = convolution.begin(planes, assignment, part.first)
         yield
         planes, _ = stage.forward(passage.receive_outputs())
@@ -115,63 +127,75 @@ def _classification(network: Network, images: Tensor, part: Part, scores: Tensor
 
 
 class _Training:
-    """A mini-batch in training: each part on its way, one turn after the other."""
+    """A mini-batch in training."""
 
-    def __init__(self, network: Network, step: Step) -> None:
+    def __init__(self, network: Network, step: Step, before: "_Training | None") -> None:
         self.step = step
-        self._network = network
-        self._passages: list[Passage] = []
-        self._begun = 0
-        self.ways = [self._way(part, commit=part is step.parts[-1]) for part in step.parts]
         self.loss, self.wrong = 0.0, 0
+        self._network = network
+        self._images = len(step.labels)
+        self._first_image: int = 0  # mini-batches lie side by side in the first layer's memory, if it is large enough
+        if before is not None and before._first_image == 0:
+            self._first_image = before._images
+            if self._first_image + self._images > network.convolutions[0].fabric.images:
+                self._first_image = 0
+        self._under_way: list[Passage] = []
+        self._whole: Passage | None = None
 
-    def fits_behind(self, before: "_Training") -> bool:
-        """Return whether a part needs no memory that the one before does not free when the same part ends."""
-        parts, theirs = self.step.parts, before.step.parts
-        return len(parts) <= len(theirs) and all(p.last <= t.last for p, t in zip(parts, theirs, strict=False))
+    def overlaps(self, before: "_Training") -> bool:
+        """Return whether this mini-batch needs memory of the first layer that the one before has in use."""
+        return self._first_image < before._first_image + before._images and (
+            before._first_image < self._first_image + self._images
+        )
 
-    def begin(self, part: int) -> None:
-        """Have a part take its first turn; parts begin in their order, some perhaps before the step does."""
-        if part < len(self.ways):
-            _advance(self.ways[part : part + 1])
-            self._begun = part + 1
+    def begin(self) -> None:
+        """Begin the first layer's forward cycle, if that has not been done."""
+        if self._whole is None:
+            convolution, step = self._network.convolutions[0], self.step
+            self._whole = convolution.begin(step.images, step.routing.whole, self._first_image)
 
     def go_on(self) -> None:
-        """Advance all parts to where the tiles do their last cycles."""
-        _advance(self.ways[self._begun :])
-        for _ in range(2 * len(self._network.convolutions) - 1):
-            _advance(self.ways)
+        """Go on, part by part, to where the tiles of the first layer do their last cycle."""
+        assert self._whole is not None
+        network, step = self._network, self.step
+        first, *others = network.convolutions
+        errors = torch.empty(self._images, first.layer.side, first.layer.side, first.layer.c_out)
+        parts = step.routing.parts
+        ways = [self._way(self._whole, part, errors, commit=part is parts[-1]) for part in parts]
+        for _ in range(2 * len(others) + 1):
+            _advance(ways)
+        self._under_way.clear()
+        self._whole.send_errors(errors, step.update, input_error=False)
 
-    def end(self, part: int) -> None:
-        """Wait for the last cycle of a part."""
-        _advance(self.ways[part : part + 1])
+    def end(self) -> None:
+        """Wait for the last cycle."""
+        assert self._whole is not None
+        self._whole.finish()
 
     def abandon(self) -> None:
         """Wait for what has been begun, so that nothing is under way any more."""
-        for passage in self._passages:
-            passage.finish()
+        for passage in (self._whole, *self._under_way):
+            if passage is not None:
+                passage.finish()
 
-    def _way(self, part: Part, *, commit: bool) -> Iterator[None]:
+    def _way(self, whole: Passage, part: Part, errors_of_first: Tensor, *, commit: bool) -> Iterator[None]:
         """Go forward and back; stop wherever tiles have work to do."""
-        network, update = self._network, self.step.update
-        planes, passages, saved = self.step.images[part.first : part.last], [], []
-        for convolution, stage, assignment in zip(network.convolutions, network.stages, part.assignments, strict=True):
+        first_stage, *stages = self._network.stages
+        images = slice(part.first, part.last)
+        planes, of_first = first_stage.forward(whole.receive_outputs(part.first, part.last))
+        layers = zip(self._network.convolutions[1:], stages, part.assignments, strict=True)
+        passages, saved = [], []
+        for convolution, stage, assignment in layers:
             passages.append(convolution.begin(planes, assignment, part.first))
-            self._passages.append(passages[-1])
+            self._under_way.append(passages[-1])
             yield
             planes, for_backward = stage.forward(passages[-1].receive_outputs())
             saved.append(for_backward)
-        errors: Tensor | None = self._head(planes, part)
-        for index in reversed(range(len(passages))):
-            assert errors is not None  # only the first layer's are not wanted
-            output_errors = network.stages[index].backward(saved[index], errors)
-            passages[index].send_errors(output_errors, update, input_error=index > 0, commit=commit)
-            yield
-            errors = passages[index].receive_input_errors()
-
-    def _head(self, planes: Tensor, part: Part) -> Tensor:
-        labels = self.step.labels
-        loss, wrong, errors = self._network.head.train(planes, labels[part.first : part.last], len(labels))
+        loss, wrong, errors = self._network.head.train(planes, self.step.labels[images], self._images)
         self.loss += loss
         self.wrong += wrong
-        return errors
+        for passage, stage, for_backward in zip(reversed(passages), reversed(stages), reversed(saved), strict=True):
+            passage.send_errors(stage.backward(for_backward, errors), self.step.update, commit=commit)
+            yield
+            errors = passage.receive_input_errors()
+        errors_of_first[images] = first_stage.backward(of_first, errors)

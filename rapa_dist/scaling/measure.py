@@ -70,8 +70,8 @@ class Contender:
         self._watch.take()
         self._step += 1
         started = now_ns()
-        (part,) = self._assigner.for_training(self._step, self.images)  # one: not cut into micro-batches
-        scores = self._network(self._pixels, part.assignments, _UPDATE)
+        assignments = self._assigner.for_training(self._step, self.images)  # not cut into micro-batches
+        scores = self._network(self._pixels, assignments, _UPDATE)
         F.cross_entropy(scores, self._labels).backward()  # type: ignore[no-untyped-call]
         self._network.update_digital(_UPDATE)
         return Step(now_ns() - started, self._watch.take())

@@ -1,0 +1,353 @@
+#!/usr/bin/env python
+"""Time a training step of the fabrics against their peers, all on the same work, and write one JSON object.
+
+Every contender trains the paper's network with mini-batches of 10 images in a process of its own, and they
+take turns in blocks of steps, so that a machine that drifts, or is shared, slows all of them alike. While
+others have their turn, a contender's tiles are stopped. Quoted are medians and quartiles over the turns of
+a block's time per step, and of the ratio to each peer within a turn.
+
+    scripts/bench_peers.py --turns 20 > results/peers-16x4x1.json
+    scripts/bench_peers.py --tiles 128,32,8 --without calls > results/peers-128x32x8.json
+"""
+
+import argparse
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import numpy as np
+
+BATCH, CLASSES = 10, 10
+WARM_UP = 4  # the first steps of a block find cold caches, and are not counted
+RATE, DECAY = 0.005, 1e-4
+Block = Callable[[int], Iterator[None]]
+"""Given a number of steps, trains them, and yields after each."""
+
+
+class Contender:
+    """A way to train the network: made in its own process, run in blocks."""
+
+    def __init__(self, block: Block, tiles: list[int] | None = None) -> None:
+        self._block, self._tiles = block, tiles or []
+
+    def run(self, steps: int) -> float:
+        """Return the seconds per step of a block."""
+        self._signal(signal.SIGCONT)
+        for number, _ in enumerate(self._block(WARM_UP + steps), 1):
+            if number == WARM_UP:
+                started = time.perf_counter()
+        seconds = (time.perf_counter() - started) / steps
+        self._signal(signal.SIGSTOP)
+        return seconds
+
+    def close(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        for pid in self._tiles:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+# --- PyTorch
+
+
+def plain(threads: int, channels_last: bool = False) -> Contender:
+    """Return the untiled network as anybody would write it in PyTorch."""
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    class PlainNetwork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 5, padding=2) for i, o in ((3, 32), (32, 32), (32, 64)))
+            self.head = nn.Linear(1024, CLASSES)
+
+        def forward(self, planes: torch.Tensor) -> torch.Tensor:
+            for index, convolution in enumerate(self.convolutions):
+                pool = F.avg_pool2d if index == 2 else F.max_pool2d
+                planes = pool(F.relu(convolution(planes)), 3, 2, ceil_mode=True)
+                planes = planes * (1 + 5e-5 * F.avg_pool2d(planes * planes, 3, 1, 1)) ** -0.75
+            return self.head(planes.flatten(1))
+
+    torch.set_num_threads(threads)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    network = PlainNetwork().to(memory_format=layout)
+    optimiser = torch.optim.SGD(network.parameters(), lr=RATE, weight_decay=DECAY)
+    images = torch.rand(BATCH, 3, 32, 32).to(memory_format=layout)
+    labels = torch.arange(BATCH) % CLASSES
+
+    def block(steps: int) -> Iterator[None]:
+        for _ in range(steps):
+            optimiser.zero_grad()
+            F.cross_entropy(network(images), labels).backward()
+            optimiser.step()
+            yield
+
+    return Contender(block)
+
+
+# --- rapa-dist
+
+
+def on_fabric(name: str, tiles: tuple[int, ...], micro_batches: int) -> Contender:
+    """Return the network on a fabric of rapa-dist, or on actors that are called the ordinary way."""
+    import torch
+
+    from rapa_dist.coordinator.assigner import Assigner
+    from rapa_dist.fabric.cluster import connect
+    from rapa_dist.fabric.quiet import keep_memory
+    from rapa_dist.fabric.ray import RayFabric
+    from rapa_dist.fabric.serial import SerialFabric
+    from rapa_dist.footprint import images_per_batch
+    from rapa_dist.machine import Machine
+    from rapa_dist.network.model import Network, initial_digital, initial_kernels
+    from rapa_dist.network.pipeline import Step, train
+    from rapa_dist.tile import Update, Word
+
+    torch.set_num_threads(1)  # as in a run
+    keep_memory()
+    machine = Machine.build(channels=(32, 32, 64), tiles=tiles)
+    kernels, images = initial_kernels(machine, 0), images_per_batch(BATCH)  # memory as in a run
+    pids: list[int] = []
+    if name == "serial":
+        fabric = SerialFabric(machine, images, kernels)
+    else:
+        cluster = connect("local", len(machine.tiles))
+        if name == "ray":
+            fabric = RayFabric(machine, images, kernels, run="peers", cluster=cluster)
+            pids = [int(cells.words[Word.PID]) for layer in machine.layers for cells in fabric.cells(layer.index)]
+        else:
+            fabric = fabric_of_calls(machine, kernels)
+            pids = fabric.pids()
+    network = Network(fabric, pooling="max", digital=initial_digital(machine, CLASSES, 0))
+    assigner = Assigner(machine, "random" if max(tiles) > 1 else "none", 0)
+    pixels, labels = torch.rand(BATCH, 32, 32, 3) - 0.5, torch.arange(BATCH) % CLASSES
+    number = 0
+
+    def steps(count: int) -> Iterator[Step]:
+        nonlocal number
+        for _ in range(count):
+            number += 1
+            yield Step(pixels, labels, assigner.route_training(number, BATCH, micro_batches), Update(RATE, DECAY))
+
+    def block(count: int) -> Iterator[None]:
+        for _ in train(network, steps(count)):
+            yield
+
+    return Contender(block, pids)
+
+
+def fabric_of_calls(machine, kernels):
+    """Return a fabric whose tiles are ordinary Ray actors: rows go through the object store."""
+    import ray
+
+    from rapa_dist.fabric.base import Fabric
+
+    @ray.remote(num_cpus=0)
+    class OrdinaryTile:
+        def __init__(self, kernel: np.ndarray) -> None:
+            self.kernel = kernel.copy()
+
+        def pid(self) -> int:
+            return os.getpid()
+
+        def forward(self, patches: np.ndarray) -> np.ndarray:
+            self.patches = patches
+            return patches @ self.kernel[:-1] + self.kernel[-1]
+
+        def backward(self, errors: np.ndarray, rate: float, decay: float, input_error: bool) -> np.ndarray | None:
+            back = errors @ self.kernel[:-1].T if input_error else None
+            self.kernel *= 1 - rate * decay
+            self.kernel[:-1] -= rate * self.patches.T @ errors
+            self.kernel[-1] -= rate * errors.sum(axis=0)
+            return back
+
+    class Calls(Fabric):
+        name = "calls"
+
+        def __init__(self) -> None:
+            super().__init__(machine, BATCH)
+            shapes = [(BATCH * layer.n_patches, layer.k, layer.c_out) for layer in machine.layers]
+            self._patches = [np.empty((rows, k), np.float32) for rows, k, _ in shapes]
+            self._outputs = [np.empty((rows, c_out), np.float32) for rows, _, c_out in shapes]
+            self._tiles = [[OrdinaryTile.remote(kernel) for kernel in of_layer] for of_layer in kernels]
+            self._calls = {}
+
+        def pids(self):
+            return ray.get([tile.pid.remote() for tiles in self._tiles for tile in tiles])
+
+        def patches(self, layer):
+            return self._patches[layer]
+
+        def outputs(self, layer):
+            return self._outputs[layer]
+
+        def begin_forward(self, layer, offsets):
+            rows = [slice(*edges) for edges in itertools.pairwise(offsets)]
+            calls = [
+                tile.forward.remote(self._patches[layer.index][mine])
+                for tile, mine in zip(self._tiles[layer.index], rows, strict=True)
+            ]
+            return self._keep(self._outputs[layer.index], rows, calls)
+
+        def begin_backward(self, layer, offsets, *, update, input_error, commit=True):
+            rows = [slice(*edges) for edges in itertools.pairwise(offsets)]
+            rates = update.learning_rate, update.weight_decay
+            calls = [
+                tile.backward.remote(self._outputs[layer.index][mine], *rates, input_error)
+                for tile, mine in zip(self._tiles[layer.index], rows, strict=True)
+            ]
+            return self._keep(self._patches[layer.index] if input_error else None, rows, calls)
+
+        def _keep(self, target, rows, calls):
+            number = len(self._calls) + 1
+            self._calls[number] = target, rows, calls
+            return number
+
+        def finish(self, cycle):
+            target, rows, calls = self._calls[cycle]
+            for mine, result in zip(rows, ray.get(calls), strict=True):
+                if target is not None:
+                    target[mine] = result
+            self._calls[cycle] = None
+
+        def cells(self, layer):
+            raise NotImplementedError
+
+        def close(self) -> None:
+            ray.shutdown()
+
+    return Calls()
+
+
+def floor(tiles: tuple[int, ...]) -> Contender:
+    """Return nothing but the matrix products of a step, in one thread, on memory that stays the same."""
+    from rapa_dist.fabric.blas import one_blas_thread
+    from rapa_dist.machine import Machine
+
+    one_blas_thread()
+    products = []
+    for layer in Machine.build(channels=(32, 32, 64), tiles=tiles).layers:
+        for _ in range(layer.n_tiles):
+            rows = BATCH * layer.n_patches // layer.n_tiles
+            patches, kernel = np.ones((rows, layer.k), np.float32), np.ones((layer.k, layer.c_out), np.float32)
+            outputs, gradient = np.ones((rows, layer.c_out), np.float32), np.ones_like(kernel)
+            products += [(patches, kernel, outputs), (patches.T, outputs, gradient)]
+            if layer.index:
+                products.append((outputs, kernel.T, np.empty_like(patches)))
+
+    def block(steps: int) -> Iterator[None]:
+        for _ in range(steps):
+            for left, right, out in products:
+                np.dot(left, right, out=out)
+            yield
+
+    return Contender(block)
+
+
+CONTENDERS: dict[str, tuple[str, Callable[[tuple[int, ...], int], Contender]]] = {
+    "ray": ("`ray`", lambda tiles, micro_batches: on_fabric("ray", tiles, micro_batches)),
+    "serial": ("`serial`, the same tiles in one process", lambda tiles, m: on_fabric("serial", tiles, m)),
+    "plain-2": ("PyTorch, 2 threads", lambda tiles, m: plain(2)),
+    "plain-1": ("PyTorch, 1 thread", lambda tiles, m: plain(1)),
+    "plain-2-last": ("PyTorch, 2 threads, channels last", lambda tiles, m: plain(2, channels_last=True)),
+    "plain-1-last": ("PyTorch, 1 thread, channels last", lambda tiles, m: plain(1, channels_last=True)),
+    "calls": ("tiles as ordinary Ray actors, rows in the object store", lambda tiles, m: on_fabric("calls", tiles, 1)),
+    "floor": ("the bare matrix products, 1 thread", lambda tiles, m: floor(tiles)),
+}
+
+
+# --- taking turns
+
+
+class Worker:
+    """A contender's process."""
+
+    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
+        options = ["--worker", name, "--tiles", arguments.tiles, "--micro-batches", str(arguments.micro_batches)]
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._read()
+
+    def run(self, steps: int) -> float:
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        return float(self._read())
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(60)
+
+    def _read(self) -> str:
+        while not (line := self._process.stdout.readline()).startswith("> "):
+            if not line:
+                raise SystemExit("a contender has died; see above")
+        return line[2:]
+
+
+def work(name: str, tiles: tuple[int, ...], micro_batches: int) -> None:
+    """Be a contender: time a block for every number of steps that comes in."""
+    contender = CONTENDERS[name][1](tiles, micro_batches)
+    contender.run(5)
+    print("> ready", flush=True)
+    for line in sys.stdin:
+        print(f"> {contender.run(int(line))}", flush=True)
+    contender.close()
+
+
+def quartiles(values: np.ndarray) -> dict[str, float]:
+    low, median, high = np.percentile(values, (25, 50, 75)).round(3).tolist()
+    return {"q25": low, "median": median, "q75": high}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiles", default="16,4,1")
+    parser.add_argument("--micro-batches", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=25, help="steps of a block that are counted")
+    parser.add_argument("--without", action="append", default=[], choices=CONTENDERS, metavar="NAME")
+    parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    tiles = tuple(int(part) for part in arguments.tiles.split(","))
+    if arguments.worker:
+        work(arguments.worker, tiles, arguments.micro_batches)
+        return
+
+    from rapa_dist.coordinator.run_directory import environment
+
+    names = [name for name in CONTENDERS if name not in arguments.without]
+    workers = {name: Worker(name, arguments) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(arguments.turns):
+        for name in names if turn % 2 == 0 else names[::-1]:
+            seconds[name].append(workers[name].run(arguments.steps))
+        print(f"turn {turn + 1} of {arguments.turns}", file=sys.stderr)
+    for worker in workers.values():
+        worker.close()
+    times = {name: np.array(values) for name, values in seconds.items()}
+    report = {
+        "tiles": list(tiles),
+        "batch_size": BATCH,
+        "micro_batches": arguments.micro_batches,
+        "turns": arguments.turns,
+        "steps_per_turn": arguments.steps,
+        "contenders": {name: CONTENDERS[name][0] for name in names},
+        "step_ms": {name: quartiles(1e3 * values) for name, values in times.items()},
+        "ray_over": {name: quartiles(times["ray"] / values) for name, values in times.items() if name != "ray"},
+        "environment": {key: value for key, value in environment().items() if key != "argv"},
+    }
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
