@@ -18,6 +18,7 @@ from rapa_dist.hardware import CycleTimes
 from rapa_dist.tile import Cells, Matrix, State, Word
 
 RESTARTING = "restarting"
+_FLOAT = 4  # bytes
 _STATES = {
     State.IDLE: "idle",
     State.FORWARD: "forward",
@@ -53,7 +54,7 @@ class TileStats:
     busy_s: float
     """Processor time that it took in its cycles."""
     waiting_s: float
-    """Wall time since its process began to serve in which it was not busy."""
+    """Wall time since its first process began to serve in which it was not busy."""
     device_time_s: float
     """What an array would have taken for these rows."""
     utilisation: float
@@ -224,7 +225,8 @@ def read_tile(cells: Cells, *, name: str, layer: int, node: str = "") -> TileSta
         layer: its layer, from 0.
         node: the node's id.
     """
-    words = cells.words
+    words, (rows, c_out) = cells.words, cells.kernels.shape[1:]
+    k = rows - 1  # the last row is the bias
     pid = int(words[Word.PID])
     resident = _resident_bytes(pid)
     rows_forward, rows_backward, rows_update = (
@@ -233,7 +235,7 @@ def read_tile(cells: Cells, *, name: str, layer: int, node: str = "") -> TileSta
     since = int(words[Word.SINCE_NS])
     busy_s = words[Word.BUSY_NS] / 1e9
     served_s = (time.monotonic_ns() - since) / 1e9 if since else 0.0
-    elapsed_s = max(busy_s, served_s)  # what its earlier processes did counts as busy, but not as elapsed
+    elapsed_s = max(busy_s, served_s)
     device_ns = CycleTimes().tile_ns(forward=rows_forward, backward=rows_backward, update=rows_update)
     return TileStats(
         tile=name,
@@ -250,8 +252,8 @@ def read_tile(cells: Cells, *, name: str, layer: int, node: str = "") -> TileSta
         waiting_s=elapsed_s - busy_s,
         device_time_s=device_ns * 1e-9,
         utilisation=busy_s / elapsed_s if elapsed_s else 0.0,
-        bytes_in=int(words[Word.BYTES_IN]),
-        bytes_out=int(words[Word.BYTES_OUT]),
+        bytes_in=_FLOAT * (rows_forward * k + max(rows_update, rows_backward) * c_out),
+        bytes_out=_FLOAT * (rows_forward * c_out + rows_backward * k),
         kernel_norm=float(np.linalg.norm(read_kernel(cells))),
         last_step=int(words[Word.STEP]),
         resident_bytes=resident,

@@ -33,11 +33,9 @@ class Word:
     ROWS_UPDATE = 6
     UPDATES = 7
     BUSY_NS = 8  # processor time, so that tiles that share a core do not count each other's
-    BYTES_IN = 9
-    BYTES_OUT = 10
-    ANSWERED = 11  # number of the last cycle that is done, whichever process did it: the tile's answer
-    STEP = 12  # training steps up to the last update, those before a resume included
-    SINCE_NS = 13  # time.monotonic_ns() when the process that owns the tile began to serve
+    ANSWERED = 9  # number of the last cycle that is done, whichever process did it: the tile's answer
+    STEP = 10  # training steps up to the last update, those before a resume included
+    SINCE_NS = 11  # time.monotonic_ns() when its first process began to serve
 
 
 class State:
@@ -57,20 +55,22 @@ class Cells:
     or the new one.
     """
 
-    __slots__ = ("kernels", "words")
+    __slots__ = ("buffers", "kernels", "words")
 
     def __init__(self, buffer: mmap.mmap | memoryview, kernel_shape: tuple[int, int]) -> None:
         """Lay the cells over `buffer` (at least `Cells.size(kernel_shape)` bytes, page-aligned)."""
         self.words = memoryview(buffer)[:_PAGE].cast("Q")  # plain integers: quicker than NumPy's
-        floats = _padded_floats(kernel_shape)
-        raw = np.frombuffer(buffer, np.float32, _BUFFERS * floats, offset=_PAGE).reshape(_BUFFERS, floats)
         rows, columns = kernel_shape
-        self.kernels: NDArray[np.float32] = raw[:, : rows * columns].reshape(_BUFFERS, rows, columns)
+        floats = _padded_floats(kernel_shape)
+        raw = np.frombuffer(buffer, np.float32, 2 * _BUFFERS * floats, offset=_PAGE)
+        self.buffers: NDArray[np.float32] = raw.reshape(_BUFFERS, 2, floats)[:, :, : rows * columns]
+        """(3, 2, (k + 1) · c_out): kernels, and beside each of them room for the gradient of an update."""
+        self.kernels: NDArray[np.float32] = self.buffers[:, 0].reshape(_BUFFERS, rows, columns)
 
     @staticmethod
     def size(kernel_shape: tuple[int, int]) -> int:
         """Return the bytes that the cells of one tile take, a whole number of pages."""
-        needed = _PAGE + _BUFFERS * 4 * _padded_floats(kernel_shape)
+        needed = _PAGE + 2 * _BUFFERS * 4 * _padded_floats(kernel_shape)
         return -(-needed // _PAGE) * _PAGE
 
     @classmethod
@@ -101,17 +101,52 @@ class Update:
     """Relative decay of the kernel per unit of λ (the paper: 10⁻⁴)."""
 
 
-class AnalogTile:
-    """One kernel matrix K (k + 1, c_out), last row the bias, and the three cycles that touch it."""
+_FORWARD, _BACKWARD, _UPDATED = Word.ROWS_FORWARD, Word.ROWS_BACKWARD, Word.ROWS_UPDATE
+_COMMIT, _UPDATES, _STEP, _BUSY = Word.COMMIT, Word.UPDATES, Word.STEP, Word.BUSY_NS
 
-    __slots__ = ("_biases", "_gradient", "_ones", "_weights", "cells")
+
+class AnalogTile:
+    """One kernel matrix K (k + 1, c_out), last row the bias, and the three cycles that touch it.
+
+    Between two cycles of a tile others have had its core, and little of what it needs is in the caches
+    then: whatever Python or NumPy object a cycle does not touch makes it faster. Hence the prepared
+    views, the products where sums would do, and no object made twice.
+    """
+
+    __slots__ = (
+        "_add",
+        "_begin",
+        "_bias_gradients",
+        "_biases",
+        "_buffers",
+        "_flat_kernels",
+        "_ones",
+        "_transposed",
+        "_update",
+        "_weight_gradients",
+        "_weights",
+        "cells",
+    )
 
     def __init__(self, cells: Cells) -> None:
         self.cells = cells
-        self._weights = [kernel[:-1] for kernel in cells.kernels]  # views, made once
+        gradients = cells.buffers[:, 1].reshape(cells.kernels.shape)
+        self._weights = [kernel[:-1] for kernel in cells.kernels]
+        self._transposed = [kernel[:-1].T for kernel in cells.kernels]
         self._biases = [kernel[-1] for kernel in cells.kernels]
-        self._gradient = np.empty(cells.kernels.shape[1:], np.float32)
+        self._flat_kernels = list(cells.buffers[:, 0])
+        self._buffers = list(cells.buffers)
+        self._weight_gradients = [gradient[:-1] for gradient in gradients]
+        self._bias_gradients = [gradient[-1] for gradient in gradients]
         self._ones = np.ones(0, np.float32)
+        self._prepare(Update(0.0, 0.0))
+
+    def _prepare(self, update: Update) -> None:
+        """Keep by what kernel and gradient are multiplied in the first part of an update, and in later ones."""
+        self._update = update
+        rate = update.learning_rate
+        self._begin = np.array([1 - rate * update.weight_decay, -rate], np.float32)
+        self._add = np.array([1, -rate], np.float32)
 
     def forward(self, patches: Matrix, outputs: Matrix) -> None:
         """Compute M = I K + bias.
@@ -121,10 +156,12 @@ class AnalogTile:
             outputs: (rows, c_out) M, overwritten.
         """
         started = thread_time_ns()
-        active = self.cells.words[Word.COMMIT] & 3
-        np.dot(patches, self._weights[active], out=outputs)
-        np.add(outputs, self._biases[active], out=outputs)
-        self._count(Word.ROWS_FORWARD, patches, outputs, started)
+        words = self.cells.words
+        active = words[_COMMIT] & 3
+        np.dot(patches, self._weights[active], outputs)
+        np.add(outputs, self._biases[active], outputs)
+        words[_FORWARD] += len(patches)
+        words[_BUSY] += thread_time_ns() - started
 
     def backward(
         self,
@@ -153,51 +190,40 @@ class AnalogTile:
         """
         started = thread_time_ns()
         words = self.cells.words
-        done, state = divmod(words[Word.COMMIT], 32)
-        prepared, upcoming, active = state >> 4, state >> 2 & 3, state & 3
+        state = words[_COMMIT]
+        done, prepared, upcoming, active = state >> 5, state & 16, state >> 2 & 3, state & 3
         if update is not None:
             if done == cycle and not prepared:
                 return  # done before the process was killed; only the answer was lost
             if done != cycle:
-                spare = (active + 1) % 3 if upcoming == active else 3 - active - upcoming
-                self._add_update(upcoming, spare, patches, errors, update, first=upcoming == active)
-                upcoming = spare
-                words[Word.COMMIT] = cycle << 5 | 16 | upcoming << 2 | active
+                first = upcoming == active
+                target = (active + 1) % 3 if first else 3 - active - upcoming
+                self._add_update(upcoming, target, patches, errors, update, first)
+                upcoming = target
+                words[_COMMIT] = cycle << 5 | 16 | upcoming << 2 | active
         if input_error:
-            np.dot(errors, self._weights[active].T, out=patches)
+            np.dot(errors, self._transposed[active], patches)
+            words[_BACKWARD] += len(errors)
         if update is not None:
-            words[Word.COMMIT] = cycle << 5 | upcoming << 2 | (upcoming if commit else active)
-            words[Word.ROWS_UPDATE] += len(patches)
+            words[_COMMIT] = cycle << 5 | upcoming << 2 | (upcoming if commit else active)
+            words[_UPDATED] += len(errors)
             if commit:
-                words[Word.UPDATES] += 1
-                words[Word.STEP] += 1
-        self._count(Word.ROWS_BACKWARD, errors, patches if input_error else patches[:0], started)
+                words[_UPDATES] += 1
+                words[_STEP] += 1
+        words[_BUSY] += thread_time_ns() - started
 
     def _add_update(
-        self, source: int, target: int, patches: Matrix, errors: Matrix, update: Update, *, first: bool
+        self, source: int, target: int, patches: Matrix, errors: Matrix, update: Update, first: bool
     ) -> None:
-        gradient, kernels = self._gradient, self.cells.kernels
-        np.dot(patches.T, errors, out=gradient[:-1])
-        np.dot(self._ones_for(len(errors)), errors, out=gradient[-1])  # four times as fast as a sum over an axis
-        gradient *= np.float32(update.learning_rate)
-        if first:
-            decay = np.float32(1 - update.learning_rate * update.weight_decay)
-            np.multiply(kernels[source], decay, out=kernels[target])
-            kernels[target] -= gradient
-        else:
-            np.subtract(kernels[source], gradient, out=kernels[target])
-
-    def _ones_for(self, rows: int) -> NDArray[np.float32]:
+        """Write the kernel of buffer `source`, less λ Iᵀ D and in the first part the decay, into buffer `target`."""
+        if update is not self._update and update != self._update:
+            self._prepare(update)
+        rows = len(errors)
         if len(self._ones) < rows:
             self._ones = np.ones(rows, np.float32)
-        return self._ones[:rows]
-
-    def _count(self, rows: int, incoming: Matrix, outgoing: Matrix, started: int) -> None:
-        words = self.cells.words
-        words[rows] += len(outgoing)
-        words[Word.BYTES_IN] += incoming.nbytes
-        words[Word.BYTES_OUT] += outgoing.nbytes
-        words[Word.BUSY_NS] += thread_time_ns() - started
+        np.dot(patches.T, errors, self._weight_gradients[source])
+        np.dot(self._ones[:rows], errors, self._bias_gradients[source])
+        np.dot(self._begin if first else self._add, self._buffers[source], self._flat_kernels[target])
 
 
 def _padded_floats(kernel_shape: tuple[int, int]) -> int:

@@ -65,6 +65,8 @@ class TileThread:
         self.bell.answer(0, Status.HELLO)
         self._up.set()
         while (ring := self.bell.wait()).cycle != STOP:
+            if ring.number <= words[Word.ANSWERED]:
+                continue
             self.rings.append(ring)
             rows = slice(ring.first, ring.last)
             if ring.cycle == Cycle.FORWARD:

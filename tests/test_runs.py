@@ -68,7 +68,15 @@ class TestSerial:
 
     def test_a_run_leaves_what_the_readme_promises(self, undisturbed):
         names = {path.name for path in undisturbed.iterdir()}
-        assert names == {"config.toml", "environment.json", "metrics.jsonl", "tiles.json", "checkpoints", "log", ".lock"}
+        assert names == {
+            "config.toml",
+            "environment.json",
+            "metrics.jsonl",
+            "tiles.json",
+            "checkpoints",
+            "log",
+            ".lock",
+        }
         config = tomllib.loads((undisturbed / "config.toml").read_text())
         assert config["dataset"] == "builtin"
         assert config["lr"] == 0.05

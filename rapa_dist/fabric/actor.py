@@ -16,6 +16,11 @@ from rapa_dist.fabric.quiet import die_at_once, sharp_sleep, stop_polling
 from rapa_dist.inspection import read_kernel
 from rapa_dist.tile import AnalogTile, Matrix, State, Update, Word
 
+# looked up once: in the loop over cycles every look-up counts
+_FORWARD, _INPUT_ERROR, _UPDATE, _COMMIT = Cycle.FORWARD, Cycle.INPUT_ERROR, Cycle.UPDATE, Cycle.COMMIT
+_STATE_IDLE, _STATE_FORWARD, _STATE_BACKWARD = State.IDLE, State.FORWARD, State.BACKWARD
+_KEPT_VIEWS = 256
+
 
 class Tile:
     """One analog tile as a Ray actor. Cycles come by doorbell; Ray's calls are for looking in.
@@ -31,7 +36,8 @@ class Tile:
         self._cells = site.open_cells()
         self._inspector = Inspector(site, ray.get_runtime_context().get_node_id())
         words = self._cells.words
-        words[Word.PID], words[Word.SINCE_NS], words[Word.STATE] = os.getpid(), time.monotonic_ns(), State.IDLE
+        words[Word.PID], words[Word.STATE] = os.getpid(), State.IDLE
+        words[Word.SINCE_NS] = words[Word.SINCE_NS] or time.monotonic_ns()  # a restart goes on counting
         words[Word.STARTS] += 1
         threading.Thread(target=self._serve, name="doorbell", daemon=True).start()
 
@@ -43,38 +49,45 @@ class Tile:
         stop_polling()
         sharp_sleep()
         update = Update(0.0, 0.0)
+        views: dict[tuple[int, int], tuple[Matrix, Matrix]] = {}  # most schemes have the same rows in every step
+        state, answered = Word.STATE, Word.ANSWERED
         free_ns = 0  # when the array that this tile stands for is done with its last cycle
         bell.answer(0, Status.HELLO)
         while True:
             number, cycle, first, last, learning_rate, weight_decay, hold_ns, rung_ns = bell.wait()
-            if number <= words[Word.ANSWERED]:
+            if number <= words[answered]:
                 continue  # done, by this process or one before it; the rows may be in use again
             try:
-                if cycle == Cycle.FORWARD:
-                    words[Word.STATE] = State.FORWARD
-                    tile.forward(patches[first:last], outputs[first:last])
-                elif cycle != Cycle.EMPTY:
-                    words[Word.STATE] = State.BACKWARD
-                    if learning_rate != update.learning_rate or weight_decay != update.weight_decay:
-                        update = Update(learning_rate, weight_decay)
-                    tile.backward(
-                        patches[first:last],
-                        outputs[first:last],
-                        cycle=number,
-                        update=update if cycle & Cycle.UPDATE else None,
-                        input_error=bool(cycle & Cycle.INPUT_ERROR),
-                        commit=bool(cycle & Cycle.COMMIT),
-                    )
+                if cycle:
+                    rows = views.get((first, last))
+                    if rows is None:
+                        if len(views) >= _KEPT_VIEWS:
+                            views.clear()
+                        rows = views[first, last] = patches[first:last], outputs[first:last]
+                    if cycle == _FORWARD:
+                        words[state] = _STATE_FORWARD
+                        tile.forward(*rows)
+                    else:
+                        words[state] = _STATE_BACKWARD
+                        if learning_rate != update.learning_rate or weight_decay != update.weight_decay:
+                            update = Update(learning_rate, weight_decay)
+                        tile.backward(
+                            *rows,
+                            cycle=number,
+                            update=update if cycle & _UPDATE else None,
+                            input_error=cycle & _INPUT_ERROR != 0,
+                            commit=cycle & _COMMIT != 0,
+                        )
             except Exception:  # noqa: BLE001  whatever it is, the coordinator has to hear of it
                 traceback.print_exc()
                 bell.answer(number, Status.FAILED)
                 continue
             if hold_ns:
-                words[Word.STATE] = State.HOLDING
+                words[state] = State.HOLDING
                 free_ns = max(free_ns, rung_ns) + hold_ns
                 time.sleep(max(0, free_ns - time.monotonic_ns()) * 1e-9)
-            words[Word.STATE] = State.IDLE
-            words[Word.ANSWERED] = number
+            words[state] = _STATE_IDLE
+            words[answered] = number
             if board.asks(site.tile):
                 bell.answer(number)
 

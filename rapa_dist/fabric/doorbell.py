@@ -60,6 +60,9 @@ class Ring(NamedTuple):
     """time.monotonic_ns() of the ring, from when `hold_ns` counts."""
 
 
+_unpack_ring, _make_ring, _RING_SIZE = _RING.unpack, Ring._make, _RING.size  # looked up once
+
+
 class TileDoorbell:
     """The tile's end: waits for rings, answers them."""
 
@@ -83,11 +86,11 @@ class TileDoorbell:
         """
         while True:
             message = self._socket.recv(_LONGEST_MESSAGE)
-            if len(message) != _RING.size:
+            if len(message) != _RING_SIZE:
                 continue
-            token, *ring = _RING.unpack(message)
+            token, *ring = _unpack_ring(message)
             if token == self._token and ring[0] > self._answered:
-                return Ring(*ring)
+                return _make_ring(ring)
 
     def answer(self, number: int, status: int = Status.DONE) -> None:
         """Tell the coordinator; raises OSError when there is none any more."""
