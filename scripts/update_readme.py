@@ -33,23 +33,23 @@ def machine_of(environment: dict) -> str:
     )
 
 
-def step_table() -> str:
-    report = read("step-16x4x1.json")
-    ours = report["step_ms"]["ray"]
-    rows = [["`ray`, 21 tiles in 21 processes", f"{ours['median']:.1f} ({ours['q25']:.1f} to {ours['q75']:.1f})", ""]]
-    for name, ratio in report["ray_over"].items():
-        times = report["step_ms"][name]
-        plain = f"PyTorch, {name.removeprefix('plain, ')}"
-        label = "`serial`, the same tiles in one process" if name == "serial" else plain
-        spread = f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+def peers_table(name: str) -> str:
+    report = read(name)
+    tiles = ",".join(map(str, report["tiles"]))
+    rows = []
+    for contender, label in report["contenders"].items():
+        times, ratio = report["step_ms"][contender], report["ray_over"].get(contender)
+        if contender == "ray":
+            count = sum(report["tiles"])
+            label += f" {tiles}: {count} tiles in {count} processes"
+        spread = f"{ratio['median']:.2f} ({ratio['q25']:.2f} to {ratio['q75']:.2f})" if ratio else ""
         rows.append([label, f"{times['median']:.1f} ({times['q25']:.1f} to {times['q75']:.1f})", spread])
-    empty = report["empty_round"]
     steps = report["turns"] * report["steps_per_turn"]
     return (
-        table(["training step, mini-batch of 10", "ms, median (quartiles)", "`ray` over it, median (min to max)"], rows)
-        + f"\n\nn = {steps} steps each, in {report['turns']} turns; {machine_of(report['environment'])}. "
-        f"An empty round over {empty['tiles']} tiles takes {empty['us_per_tile']['median']:.0f} µs per tile "
-        f"(median of {empty['rounds']})."
+        table(["training step, mini-batch of 10", "ms, median (quartiles)", "`ray` over it, median (quartiles)"], rows)
+        + f"\n\nn = {report['turns']} turns of {report['steps_per_turn']} steps each, {steps} in all; "
+        f"{machine_of(report['environment'])}, OpenBLAS kernels for {report['environment']['blas']}; mini-batches cut "
+        f"into {report['micro_batches']}."
     )
 
 
@@ -129,7 +129,12 @@ def update_figure(*, check: bool) -> bool:
     return True
 
 
-TABLES = {"step": step_table, "scaling": scaling_table, "first-results": first_results_table}
+TABLES = {
+    "step": lambda: peers_table("peers-16x4x1.json"),
+    "step-128": lambda: peers_table("peers-128x32x8.json"),
+    "scaling": scaling_table,
+    "first-results": first_results_table,
+}
 
 
 def main() -> None:

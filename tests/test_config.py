@@ -54,6 +54,20 @@ def test_one_tile_per_layer_means_scheme_none():
     assert (config.scheme, config.lr, config.lr_decay) == ("none", 0.005, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("tiles", "parts"), [((16, 4, 1), 2), ((1, 1, 1), 2), ((64, 4, 3), 2), ((32, 8, 2), 1), ((128, 32, 8), 1)]
+)
+def test_mini_batches_are_cut_in_two_where_few_tiles_follow_the_first_layer(tiles, parts):
+    assert a_config(tiles=tiles).micro_batches == parts
+    assert a_config(tiles=tiles, micro_batches=3).micro_batches == 3
+
+
+def test_a_configuration_from_before_micro_batches_has_one():
+    values = a_config().as_dict()
+    del values["micro_batches"]
+    assert TrainConfig.from_dict(values).micro_batches == 1
+
+
 def test_scheme_none_has_one_tile_for_every_layer_there_is():
     assert a_config(scheme="none", channels=(8, 8)).tiles == (1, 1)
 

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from rapa_dist.assignment import assign_random
+from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.fabric.base import Fabric
 from rapa_dist.fabric.cluster import NAMESPACE, connect
 from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.hardware import CycleTimes, Pace
 from rapa_dist.machine import Machine
-from rapa_dist.network.model import initial_kernels
+from rapa_dist.network.model import Network, initial_digital, initial_kernels
+from rapa_dist.network.pipeline import Step, train
 from rapa_dist.streams import Purpose, stream
 from rapa_dist.tile import Update
 
@@ -177,6 +180,39 @@ def test_a_dead_ring_and_a_foreign_message_do_no_harm(ray_fabric, serial_fabric)
         for target in [*folder.glob("bell-*"), folder / "answers"]:
             stranger.sendto(b"nonsense", str(target))
     assert_same_bits(run_cycles(ray_fabric, range(400, 402)), run_cycles(serial_fabric, range(400, 402)))
+
+
+def some_steps(fabric: Fabric, micro_batches: int, seed: int) -> list[np.ndarray]:
+    """Train a network for some steps, cut into parts, and return the kernels."""
+    torch.set_num_threads(1)
+    machine = fabric.machine
+    network = Network(fabric, pooling="max", digital=initial_digital(machine, 10, seed))
+    assigner, rng = Assigner(machine, "random", seed), np.random.default_rng(seed)
+
+    def steps() -> Iterable[Step]:
+        for number in range(30):
+            images = rng.standard_normal((IMAGES, 32, 32, 3)).astype(np.float32)
+            labels = torch.from_numpy(rng.integers(0, 10, IMAGES))
+            routing = assigner.route_training(number, IMAGES, micro_batches)
+            yield Step(torch.from_numpy(images), labels, routing, Update(0.05, 1e-4))
+
+    losses = [result.loss for result in train(network, steps())]
+    return [np.array(losses), *(fabric.kernels(layer) for layer in machine.layers)]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 3])
+def test_steps_in_parts_have_the_bits_of_serial_although_a_tile_is_killed(ray_fabric, restarted, micro_batches):
+    kernels, known = initial_kernels(MACHINE, micro_batches), len(restarted)
+    ray_fabric.use(MACHINE, kernels)
+    victim = stats(("L0/T001", "L1/T000", "L2/T000")[micro_batches - 1])[0]
+    killer = threading.Timer(0.03, os.kill, [victim["pid"], signal.SIGKILL])
+    killer.start()
+    ours = some_steps(ray_fabric, micro_batches, seed=micro_batches)
+    killer.join()
+    run_cycles(ray_fabric, range(1))  # for a tile that was killed after its last cycle
+    assert restarted[known:] == [victim["tile"]]
+    with SerialFabric(MACHINE, IMAGES, kernels) as serial:
+        assert_same_bits(ours, some_steps(serial, micro_batches, seed=micro_batches))
 
 
 def test_part_of_a_machine_is_used_like_one_of_its_own(ray_fabric):

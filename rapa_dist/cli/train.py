@@ -41,7 +41,7 @@ _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 1
     type=int,
     metavar="N",
     help="Parts of a mini-batch, so that tiles and coordinator work at the same time; the update stays one.  "
-    "[default: 2]",
+    "[default: 2, or 1 with 8 or more tiles behind the first layer]",
 )
 @click.option("--lr", type=float, help="Learning rate λ.  [default: 0.05 with tiling, 0.005 without]")
 @click.option("--lr-decay", type=float, help="Factor γ on λ.  [default: 0.75 with tiling, 0.5 without]")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from threadpoolctl import ThreadpoolController
 
 from rapa_dist.config import TrainConfig, difference
 from rapa_dist.coordinator import checkpoint as checkpoints
@@ -262,6 +263,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
+        "blas": _blas(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "git": _git_state(),
     }
@@ -284,6 +286,12 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _blas() -> str:
+    """Return for which processor NumPy's BLAS computes: bits and speed of the tiles depend on it."""
+    found = ThreadpoolController().select(user_api="blas").info()
+    return ", ".join(sorted({str(library.get("architecture", "unknown")) for library in found})) or "unknown"
 
 
 def _git_state() -> dict[str, Any] | None:
