@@ -212,3 +212,12 @@ def test_control_groups_of_version_1(tmp_path):
 )
 def test_size(n_bytes, text):
     assert size(n_bytes) == text
+
+
+def test_a_processor_type_that_is_forced_on_openblas_is_a_warning(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    check = software.check_blas()
+    assert check.status == "warning"
+    assert "OPENBLAS_CORETYPE=Haswell" in check.fix
+    monkeypatch.delenv("OPENBLAS_CORETYPE")
+    assert software.check_blas().status == "ok"

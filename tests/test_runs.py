@@ -89,6 +89,14 @@ class TestSerial:
         expected = 120 * (256 * 2 + 256 * 3 + 64 * 3) * 80e-9
         assert [line["device_time_s"] for line in metrics(undisturbed)] == pytest.approx(3 * [expected], rel=1e-9)
 
+    def test_device_time_is_what_the_tiles_own_counts_give(self, undisturbed):
+        """Layer by layer the slowest tile's rows in training; forward rows of tests do not count."""
+        tiles = json.loads((undisturbed / "tiles.json").read_text())["tiles"]
+        in_training = [80e-9 * (2 * tile["rows_update"] + tile["rows_backward"]) for tile in tiles]
+        slowest = [max(s for s, t in zip(in_training, tiles, strict=True) if t["layer"] == layer) for layer in range(3)]
+        told = sum(line["device_time_s"] for line in metrics(undisturbed))
+        assert sum(slowest) == pytest.approx(told, rel=1e-9)
+
     def test_the_same_seed_gives_the_same_run_on_any_number_of_threads(self, undisturbed, tmp_path):
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "3"}
         done = run("train", *TINY, "--fabric", "serial", "--run-dir", tmp_path / "r", env=os.environ | threads)

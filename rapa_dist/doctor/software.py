@@ -1,6 +1,7 @@
 """What is installed: Python, the packages, and whether their compiled parts load."""
 
 import importlib.metadata
+import os
 import sys
 
 from packaging.requirements import Requirement
@@ -88,5 +89,12 @@ def check_blas() -> Check:
         return Check("BLAS", "warning", "none found in NumPy", fix, found)
     names = {f"{library['internal_api']} {library['version'] or ''}".strip() for library in libraries}
     threads = max(library["num_threads"] for library in libraries)
-    value = f"{', '.join(sorted(names))}; {threads} threads here, 1 in a tile"
+    kernels = ", ".join(sorted({str(library.get("architecture", "unknown")) for library in libraries}))
+    value = f"{', '.join(sorted(names))}, kernels for {kernels}; {threads} threads here, 1 in a tile"
+    if forced := os.environ.get("OPENBLAS_CORETYPE"):
+        fix = (
+            f"OPENBLAS_CORETYPE={forced} has OpenBLAS compute as for that processor, whatever is here: bits may then "
+            "be the same on other machines, but the tiles' products may take twice as long. Unset it for speed."
+        )
+        return Check("BLAS", "warning", value, fix, found)
     return Check("BLAS", "ok", value, quantities=found)

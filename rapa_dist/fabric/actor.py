@@ -12,7 +12,7 @@ from rapa_dist.fabric.blas import one_blas_thread
 from rapa_dist.fabric.chip import Site
 from rapa_dist.fabric.doorbell import Cycle, Status, TileDoorbell
 from rapa_dist.fabric.inspector import Inspector
-from rapa_dist.fabric.quiet import die_at_once, relax_others, sharp_sleep, stop_polling
+from rapa_dist.fabric.quiet import die_at_once, relax_others, sharp_sleep, stop_polling, wait_for_a_core
 from rapa_dist.inspection import read_kernel
 from rapa_dist.tile import AnalogTile, Matrix, State, Update, Word
 
@@ -48,6 +48,7 @@ class Tile:
         tile, bell = AnalogTile(self._cells), TileDoorbell(site.directory, site.tile, site.token)
         stop_polling()
         relax_others()
+        wait_for_a_core()
         sharp_sleep()
         update = Update(0.0, 0.0)
         views: dict[tuple[int, int], tuple[Matrix, Matrix]] = {}  # most schemes have the same rows in every step
