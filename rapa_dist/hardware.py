@@ -146,7 +146,7 @@ class DeviceTime:
 
     @property
     def layer_by_layer_ns(self) -> float:
-        """Per image if one layer works at a time, as the emulation does: the sum over the layers."""
+        """Per image if one layer works at a time: the sum over the layers."""
         return sum(self.layers_ns)
 
     @property

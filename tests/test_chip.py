@@ -65,7 +65,7 @@ class TileThread:
         self.bell.answer(0, Status.HELLO)
         self._up.set()
         while (ring := self.bell.wait()).cycle != STOP:
-            if ring.number <= words[Word.ANSWERED]:
+            if ring.number <= words[Word.ANSWERED] or ring.after > words[Word.ANSWERED]:
                 continue
             self.rings.append(ring)
             rows = slice(ring.first, ring.last)
@@ -169,6 +169,27 @@ def test_a_tile_that_comes_up_late_gets_everything_it_owes_in_order(chip, tiles)
     chip.wait()
     timer.join()
     assert [ring.number for ring in late[0].rings] == [1, 2, 3]
+
+
+def test_a_ring_that_comes_between_a_new_sockets_birth_and_its_hello_does_not_overtake_a_missed_one(chip):
+    chip.ring([(0, EMPTY)])  # the tile is dead
+    thread = TileThread(chip.site(0))  # its socket is there, and it has not said HELLO yet
+    chip.ring([(0, EMPTY._replace(number=2, after=chip.last_ring[0]))])
+    thread.start()
+    chip.wait(1)
+    chip.wait(2)
+    chip.ring([(0, Ring(2**60, STOP, 0, 0))])
+    thread.stop()
+    assert [ring.number for ring in thread.rings] == [1, 2]
+
+
+def test_what_was_rung_after_a_cycle_that_failed_is_not_done(chip, tiles):
+    thread = tiles(1, Status.FAILED)
+    chip.ring([(1, Ring(1, Cycle.FORWARD, 0, 4))])
+    chip.ring([(1, Ring(2, Cycle.FORWARD, 0, 4, after=1))])
+    with pytest.raises(ClusterError, match=r"L0/T001 failed in its forward cycle"):
+        chip.wait(1)
+    assert [ring.number for ring in thread.rings] == [1]
 
 
 def test_an_answer_to_an_earlier_cycle_is_not_taken_for_this_ones(chip):

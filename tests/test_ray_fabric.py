@@ -104,6 +104,35 @@ def test_no_tile_process_has_torch(ray_fabric):
         assert "libtorch" not in Path(f"/proc/{entry['pid']}/maps").read_text()
 
 
+def test_tiles_sleep_while_nobody_rings_them(ray_fabric):
+    """Ray has the main thread of each wake a hundred times a second, if it is let."""
+
+    def wake_ups():
+        return sum(
+            int(line.split()[1])
+            for entry in entries
+            for line in Path(f"/proc/{entry['pid']}/task/{entry['pid']}/status").read_text().splitlines()
+            if line.startswith("voluntary_ctxt_switches")
+        )
+
+    entries = stats()
+    before, started = wake_ups(), time.monotonic()
+    time.sleep(1)
+    per_second = (wake_ups() - before) / (time.monotonic() - started)
+    assert per_second < 20 * len(entries)
+
+
+def test_stats_of_a_chip_come_at_once_when_its_tiles_are_idle(ray_fabric):
+    """Threads other than the doorbell's may sleep for seconds longer than they ask for."""
+    import ray
+
+    (actor,) = actors("L2/T000").values()
+    ray.get(actor.chip_stats.remote(), timeout=60)  # its first call maps the cells
+    started = time.monotonic()
+    assert len(ray.get(actor.chip_stats.remote(), timeout=60)) == len(MACHINE.tiles)
+    assert time.monotonic() - started < 3  # not four seconds for every tile
+
+
 def test_stats_count_rows_and_updates(ray_fabric):
     before = stats("L0/")
     run_cycles(ray_fabric, range(0))
@@ -235,8 +264,8 @@ def test_tiles_that_are_paced_take_an_arrays_time_and_change_no_bit(ray_fabric):
         started = time.monotonic()
         ray_fabric.forward(layer, offsets)
         once = time.monotonic() - started
-        first, second = ray_fabric.begin_forward(layer, offsets), ray_fabric.begin_forward(layer, offsets)
         started = time.monotonic()
+        first, second = ray_fabric.begin_forward(layer, offsets), ray_fabric.begin_forward(layer, offsets)
         ray_fabric.finish(second)
         twice = time.monotonic() - started
         ray_fabric.finish(first)

@@ -86,9 +86,9 @@ def clock(monkeypatch) -> Clock:
     clock = Clock()
 
     class TakesTime(Assigner):
-        def for_training(self, *arguments):
+        def route_training(self, *arguments, **options):
             clock.ns += DIGITAL_NS
-            return super().for_training(*arguments)
+            return super().route_training(*arguments, **options)
 
     monkeypatch.setattr(measuring, "Assigner", TakesTime)
     for module in (stopwatch, measuring):
@@ -445,6 +445,8 @@ def refused(tmp_path, monkeypatch):
         (["--time-dilation", "nan"], ("--time-dilation needs a factor above 0",)),
         (["--time-dilation", "inf"], ("--time-dilation needs a factor above 0",)),
         (["--time-dilation", "fast"], ("'fast' is not a valid float",)),
+        (["--time-dilation", 1e20], ("hold its answer for", "30 s are allowed", "at most 36,")),
+        (["--time-dilation", 1e5, "--batch-size", 100], ("hold its answer for 819 s", "Use at most 3,662")),
         (["--forward-ns", 0], ("--forward-ns needs a time above 0", "it is 0")),
         (["--backward-ns", -80], ("--backward-ns needs a time above 0", "it is -80")),
         (["--update-ns", "nan"], ("--update-ns needs a time above 0",)),
@@ -465,7 +467,7 @@ def test_values_that_can_not_work(refused, arguments, parts):
 def test_more_tiles_than_memory_has_room_for(refused, monkeypatch):
     """The largest number of every layer counts, wherever it stands: 1024 + 256 + 64 actors."""
     monkeypatch.setattr(running, "memory", lambda: Memory(8 * 10**9, 4 * 10**9, False))
-    parts = ("Too little memory: 1,344 tiles", "4,000 MB are available", "About 63 tiles would fit", "--tiles")
+    parts = ("Too little memory: 1,344 tiles", "4,000 MB are available", "About 60 tiles would fit", "--tiles")
     refused(["--tiles", "1024,256,1", "--tiles", "1,1,64"], 1, *parts)
 
 

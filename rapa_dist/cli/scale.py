@@ -1,5 +1,6 @@
 """`rapa-dist scale`: what more tiles gain, measured on this machine."""
 
+import math
 import sys
 import time
 from contextlib import redirect_stdout
@@ -13,6 +14,7 @@ from rapa_dist.errors import UsageError
 
 _DEFAULT = ("1,1,1", "2,1,1", "4,1,1", "8,2,1", "16,4,1", "32,8,2", "64,16,4", "128,32,8")
 _TURNS, _STEPS, _BUDGET_S = 5, 20, 4.0
+_LONGEST_HOLD_S = 30.0  # a tile that says nothing for a minute is given up
 _TABLE_WIDTH = 140  # a cut-off number is worse than a broken line
 
 
@@ -151,9 +153,18 @@ def _plan(
     from rapa_dist.scaling.measure import Effort
     from rapa_dist.scaling.run import Plan
 
-    return Plan(
+    plan = Plan(
         configurations=tuple(configurations), cycles=cycles, paces=paces, effort=Effort(budget_s=_BUDGET_S, **effort)
     )
+    for pace in paces:
+        if (longest_s := plan.longest_hold_s(pace)) > _LONGEST_HOLD_S:
+            largest = math.floor(pace.dilation * _LONGEST_HOLD_S / longest_s)
+            raise UsageError(
+                f"--time-dilation {pace.dilation:,g} has a tile hold its answer for {longest_s:,.0f} s, and "
+                f"{_LONGEST_HOLD_S:.0f} s are allowed. Use at most {largest:,}, a smaller --batch-size, or shorter "
+                "cycle times."
+            )
+    return plan
 
 
 def _show(report: dict[str, Any], details: bool) -> None:

@@ -80,7 +80,10 @@ def retest(
         assigner = Assigner(machine, config.scheme, config.seed if seed is None else seed)
         mean = np.asarray(trained.data_mean, np.float32)
         step = trained.progress.step
-        score = evaluate(network, assigner, data.test, mean, step=step, votes=votes, advance=advance)
+        parts = config.micro_batches  # as in the run's own tests, so that the scores have the same bits
+        score = evaluate(
+            network, assigner, data.test, mean, step=step, votes=votes, micro_batches=parts, advance=advance
+        )
     assert score is not None
     return {
         "run_dir": str(path),

@@ -21,7 +21,8 @@ def one_digital_thread() -> Iterator[None]:
     """Compute the digital side on one thread.
 
     The sums of a matrix product depend on how many threads share them, and so would a run's bits; and
-    threads of PyTorch's that wait for work keep the cores from the tiles.
+    threads of PyTorch's that wait for work keep the cores from the tiles. From here on the process also keeps
+    memory that it frees.
     """
     keep_memory()
     before = torch.get_num_threads()

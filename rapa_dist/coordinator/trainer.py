@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -121,17 +122,18 @@ class Trainer:
         """Train what is left of the epoch under way and return the number of steps."""
         progress, steps = self.progress, 0
         learning_rate = self.config.learning_rate(progress.epoch)
-        for result in train(self._network, self._steps(learning_rate, stop)):
-            self._last = progress.step + 1, progress.epoch + 1, learning_rate
-            if not math.isfinite(result.loss):
-                raise self._diverged(f"the loss is {result.loss}")
-            steps += 1
-            progress.step += 1
-            progress.step_in_epoch += 1
-            progress.loss_sum += result.loss * result.images
-            progress.wrong += result.wrong
-            progress.seen += result.images
-            self._display.trained(progress, len(self._batches), result.loss)
+        with closing(train(self._network, self._steps(learning_rate, stop))) as results:
+            for result in results:
+                self._last = progress.step + 1, progress.epoch + 1, learning_rate
+                if not math.isfinite(result.loss):
+                    raise self._diverged(f"the loss is {result.loss}")
+                steps += 1
+                progress.step += 1
+                progress.step_in_epoch += 1
+                progress.loss_sum += result.loss * result.images
+                progress.wrong += result.wrong
+                progress.seen += result.images
+                self._display.trained(progress, len(self._batches), result.loss)
         return steps
 
     def _steps(self, learning_rate: float, stop: Callable[[], bool]) -> Iterator[Step]:

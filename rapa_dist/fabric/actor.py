@@ -56,9 +56,11 @@ class Tile:
         free_ns = 0  # when the array that this tile stands for is done with its last cycle
         bell.answer(0, Status.HELLO)
         while True:
-            number, cycle, first, last, learning_rate, weight_decay, hold_ns, rung_ns = bell.wait()
+            number, cycle, first, last, learning_rate, weight_decay, hold_ns, rung_ns, after = bell.wait()
             if number <= words[answered]:
                 continue  # done, by this process or one before it; the rows may be in use again
+            if after > words[answered]:
+                continue  # a ring was missed, or its cycle failed: that one has to come first
             try:
                 if cycle:
                     rows = views.get((first, last))
@@ -82,6 +84,7 @@ class Tile:
                         )
             except Exception:  # noqa: BLE001  whatever it is, the coordinator has to hear of it
                 traceback.print_exc()
+                words[state] = _STATE_IDLE
                 bell.answer(number, Status.FAILED)
                 continue
             if hold_ns:

@@ -100,6 +100,8 @@ class Chip:
         except BaseException:
             self.scratch.remove()
             raise
+        self.last_ring = [0] * len(self.cells)
+        """By tile the number of its newest ring, for the `after` of the next one."""
         self._under_way: dict[int, dict[int, Ring]] = defaultdict(dict)  # by number and tile, in their order
 
     def site(self, tile: int) -> Site:
@@ -121,6 +123,7 @@ class Chip:
         bell, under_way = self._bell, self._under_way
         for tile, ring in rings:
             under_way[ring.number][tile] = ring
+            self.last_ring[tile] = ring.number
             bell.ring(tile, ring)
 
     def wait(self, number: int | None = None) -> None:

@@ -1,7 +1,8 @@
-"""Doorbells: a few bytes over Unix datagram sockets that say "your rows are ready" and "mine are done".
+"""Doorbells: a few bytes over Unix datagram sockets that say "your rows are ready".
 
-The rows themselves lie in shared memory. A tile sleeps in `recv` on its own socket; all answers of a
-node arrive on one. Both ends ignore what does not carry the run's token.
+The rows themselves lie in shared memory. A tile sleeps in `recv` on its own socket. That it is done it writes
+into its cells; it sends a message, on the one socket of the node, where the coordinator sleeps for it, has to
+know that it is up, or that it failed. Both ends ignore what does not carry the run's token.
 """
 
 import os
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 from rapa_dist.errors import ClusterError
 
-_RING = struct.Struct("<QQIIIddQQ")
+_RING = struct.Struct("<QQIIIddQQQ")
 _ANSWER = struct.Struct("<QQIi")
 _TIMEVAL = struct.Struct("@ll")
 _SEND_TIMEOUT_S = 30.0
@@ -58,6 +59,8 @@ class Ring(NamedTuple):
     """Nanoseconds that an array would be busy, slowed down; the answer waits for them. 0: it comes at once."""
     rung_ns: int = 0
     """time.monotonic_ns() of the ring, from when `hold_ns` counts."""
+    after: int = 0
+    """Number of the tile's ring before this one; a tile that has not done that cycle missed it, and waits for it."""
 
 
 _unpack_ring, _make_ring, _RING_SIZE = _RING.unpack, Ring._make, _RING.size  # looked up once
@@ -80,9 +83,8 @@ class TileDoorbell:
     def wait(self) -> Ring:
         """Sleep until the coordinator rings for a cycle that this process has not answered yet.
 
-        Rings come in the order of their numbers. A first ring and this tile's HELLO may cross; the
-        coordinator then rings for the cycle again, and would find rows change under its hands if it were
-        done again.
+        A first ring and this tile's HELLO may cross; the coordinator then rings for the cycle again, and
+        would find rows change under its hands if it were done again.
         """
         while True:
             message = self._socket.recv(_LONGEST_MESSAGE)
@@ -99,7 +101,7 @@ class TileDoorbell:
 
 
 class NodeDoorbell:
-    """The coordinator's end on a node: rings its tiles, gathers their answers."""
+    """The coordinator's end on a node: rings its tiles, hears what they have to tell."""
 
     def __init__(self, directory: Path, n_tiles: int, token: int) -> None:
         """Bind the socket on which all tiles of the node answer.
@@ -126,10 +128,15 @@ class NodeDoorbell:
 
     def ring(self, tile: int, ring: Ring) -> None:
         """Ring one tile. A tile that is down misses it; it says HELLO when it is back."""
-        try:  # noqa: SIM105
+        try:
             self._socket.sendto(_RING.pack(self._token, *ring), self._paths[tile])
         except (ConnectionRefusedError, FileNotFoundError, ConnectionResetError):
             pass  # suppress() would cost as much as the call
+        except BlockingIOError as error:
+            raise ClusterError(
+                f"Tile number {tile} has not taken a ring for {_SEND_TIMEOUT_S:.0f} s: its process hangs, or the "
+                "mini-batch is cut into more parts than a socket holds messages. Use fewer --micro-batches."
+            ) from error
 
     def hear(self) -> tuple[int, int, int] | None:
         """Return (tile, number, status) of the next answer, or None when patience runs out."""

@@ -1,6 +1,5 @@
 """Looking into the tiles of a chip from one of their processes: their cells are files on the node."""
 
-import time
 from pathlib import Path
 
 from rapa_dist.fabric.chip import Site, cells_name, tile_name
@@ -23,12 +22,8 @@ class Inspector:
 
     def chip(self) -> list[TileStats]:
         """Return the stats of every tile on the chip."""
-        stats = []
-        for number in range(len(self._site.machine.tiles)):
-            if number in self._cells or self._file(number).exists():
-                stats.append(self._read(number))
-                time.sleep(0)  # lets the thread that serves this tile's doorbell go first
-        return stats
+        tiles = range(len(self._site.machine.tiles))
+        return [self._read(number) for number in tiles if number in self._cells or self._file(number).exists()]
 
     def _read(self, number: int) -> TileStats:
         machine = self._site.machine

@@ -10,14 +10,18 @@ import signal
 import struct
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 _PR_SET_TIMERSLACK = 29
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST_KEPT = 1 << 30  # bytes
+_LARGEST_KEPT = 1 << 25  # bytes; the GNU C library takes no more
+_NEVER = 1 << 30
 _TIMER = struct.Struct("@llll")  # struct itimerspec: interval and time left, in s and ns each
 _PERIOD_NS = 10_000_000  # of Ray's timer
 _TRIES = 20
+_LOOKS = 8
+_PASSING_NS = 250_000_000_000
 _LATE_NS = "4000000000"
 
 
@@ -28,9 +32,8 @@ def keep_memory() -> None:
     finding them zeroed page by page, takes a tenth of its time.
     """
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # of the GNU C library
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
-        libc.mallopt(_M_TRIM_THRESHOLD, _LARGEST_KEPT)
+    if hasattr(libc, "mallopt") and libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT):  # of the GNU C library
+        libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 
 def sharp_sleep() -> None:
@@ -63,7 +66,7 @@ def stop_polling() -> bool:
     The main thread of a Ray worker (2.60) wakes every 10 ms to look for Python's signals. With nothing else
     to do, one process takes 0.7 % of a core for it; 168 of them take a core and more. It does so by a
     timer of its event loop, which is disarmed here: the loop then sleeps until Ray has something for it.
-    Nothing is done unless exactly such a timer is found.
+    Nothing is done unless that loop has one timer, and that goes off every 10 ms.
 
     Returns:
         Whether the process is quiet now.
@@ -73,13 +76,25 @@ def stop_polling() -> bool:
         return False
     for _ in range(_TRIES):
         timer = _timer_of_main_thread()
-        if timer is not None and _time_left_ns(libc, timer) in range(1, _PERIOD_NS + 1):
+        if timer is not None and _has_the_period(libc, timer):
             libc.timerfd_settime(timer, 0, _TIMER.pack(0, 0, 0, 0), None)
             time.sleep(2 * _PERIOD_NS * 1e-9)  # had it just gone off, the loop would have set it again by then
             if _time_left_ns(libc, timer) == 0:
                 return True
         time.sleep(0.3e-9 * _PERIOD_NS)  # the main thread is busy, or the timer is just being set
     return False
+
+
+def _has_the_period(libc: ctypes.CDLL, timer: int) -> bool:
+    """Return whether a timer, looked at over three of Ray's periods, never has more than one of them left."""
+    left = []
+    for _ in range(_LOOKS):
+        left.append(_time_left_ns(libc, timer))
+        time.sleep(3e-9 * _PERIOD_NS / _LOOKS)
+    usual = [ns for ns in left if 0 <= ns <= _PERIOD_NS]  # 0 when it has gone off and the loop has no core yet
+    passing = [ns for ns in left if ns > _PASSING_NS]  # while the loop sets it anew
+    was_set_anew = any(later > earlier for earlier, later in pairwise(usual))
+    return len(usual) + len(passing) == _LOOKS and was_set_anew
 
 
 def relax_others() -> None:

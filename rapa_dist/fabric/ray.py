@@ -21,7 +21,7 @@ from rapa_dist.fabric.registry import Registration
 from rapa_dist.hardware import Pace
 from rapa_dist.interrupts import uninterrupted
 from rapa_dist.machine import Layer, Machine
-from rapa_dist.tile import Cells, Matrix, Update
+from rapa_dist.tile import Cells, Matrix, Update, Word
 
 _START_TIMEOUT_S = 60.0  # for the next tile to come up, not for all of them
 _RESTART_TIMEOUT_S = 60.0
@@ -173,7 +173,7 @@ class RayFabric(Fabric):
         return self._ring(layer, np.zeros(layer.n_tiles + 1, np.int64), Cycle.EMPTY, None)
 
     def finish(self, cycle: int) -> None:
-        """Wait for the tiles' answers."""
+        """Wait until the tiles are done."""
         self._chip.wait(cycle)
 
     def _ring(self, layer: Layer, offsets: NDArray[np.int64], cycle: int, update: Update | None) -> int:
@@ -189,12 +189,20 @@ class RayFabric(Fabric):
                 update=bool(cycle & Cycle.UPDATE),
             )
         )
+        before = self._chip.last_ring
         self._chip.ring(
             (
                 tile,
-                Ring(number, cycle, first, last, *rates, int((last - first) * row_ns), time.monotonic_ns())
-                if row_ns
-                else Ring(number, cycle, first, last, *rates),
+                Ring(
+                    number,
+                    cycle,
+                    first,
+                    last,
+                    *rates,
+                    hold_ns=int((last - first) * row_ns),
+                    rung_ns=time.monotonic_ns() if row_ns else 0,
+                    after=before[tile],
+                ),
             )
             for tile, (first, last) in enumerate(pairwise(offsets.tolist()), first_tile)
         )
@@ -206,7 +214,7 @@ class RayFabric(Fabric):
         return self._chip.cells[first : first + self.machine.layers[layer].n_tiles]
 
     def _welcome(self, tile: int) -> None:
-        if self._started:
+        if self._started and self._chip.cells[tile].words[Word.STARTS] > 1:  # else its first HELLO is heard late
             self._on_restart(self._chip.name_of(tile))
 
     def _look_after(self, tiles: list[int], silence_s: float) -> None:

@@ -6,7 +6,7 @@ in a fixed order, so that each tile sees them in the same order in every layer, 
 whether tiles work at the same time or not.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -67,7 +67,7 @@ class Result(NamedTuple):
     """Images in all."""
 
 
-def train(network: Network, steps: Iterable[Step]) -> Iterator[Result]:
+def train(network: Network, steps: Iterable[Step]) -> Generator[Result]:
     """Train mini-batches: forward, backward, and the update of tiles and digital side.
 
     While the tiles do the last cycle of a step, the next one is asked for and begun: its first cycle queues
@@ -139,7 +139,6 @@ class _Training:
             self._first_image = before._images
             if self._first_image + self._images > network.convolutions[0].fabric.images:
                 self._first_image = 0
-        self._under_way: list[Passage] = []
         self._whole: Passage | None = None
 
     def overlaps(self, before: "_Training") -> bool:
@@ -164,7 +163,6 @@ class _Training:
         ways = [self._way(self._whole, part, errors, commit=part is parts[-1]) for part in parts]
         for _ in range(2 * len(others) + 1):
             _advance(ways)
-        self._under_way.clear()
         self._whole.send_errors(errors, step.update, input_error=False)
 
     def end(self) -> None:
@@ -173,10 +171,9 @@ class _Training:
         self._whole.finish()
 
     def abandon(self) -> None:
-        """Wait for what has been begun, so that nothing is under way any more."""
-        for passage in (self._whole, *self._under_way):
-            if passage is not None:
-                passage.finish()
+        """Wait for the first cycle, if it has been begun, so that nothing is under way any more."""
+        if self._whole is not None:
+            self._whole.finish()
 
     def _way(self, whole: Passage, part: Part, errors_of_first: Tensor, *, commit: bool) -> Iterator[None]:
         """Go forward and back; stop wherever tiles have work to do."""
@@ -187,7 +184,6 @@ class _Training:
         passages, saved = [], []
         for convolution, stage, assignment in layers:
             passages.append(convolution.begin(planes, assignment, part.first))
-            self._under_way.append(passages[-1])
             yield
             planes, for_backward = stage.forward(passages[-1].receive_outputs())
             saved.append(for_backward)

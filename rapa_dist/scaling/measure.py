@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from statistics import median
 
 import torch
-import torch.nn.functional as F
 
 from rapa_dist.config import TrainConfig
 from rapa_dist.coordinator.assigner import Assigner
@@ -13,6 +12,8 @@ from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.hardware import CycleTimes, Pace
 from rapa_dist.machine import Layer
 from rapa_dist.network.model import Network, initial_digital, initial_kernels
+from rapa_dist.network.pipeline import Step as TrainingStep
+from rapa_dist.network.pipeline import train
 from rapa_dist.scaling.stopwatch import BACKWARD_UPDATE, FORWARD, UPDATE, CycleTime, Stopwatch, now_ns
 from rapa_dist.tile import Update
 
@@ -70,10 +71,9 @@ class Contender:
         self._watch.take()
         self._step += 1
         started = now_ns()
-        assignments = self._assigner.for_training(self._step, self.images)  # not cut into micro-batches
-        scores = self._network(self._pixels, assignments, _UPDATE)
-        F.cross_entropy(scores, self._labels).backward()  # type: ignore[no-untyped-call]
-        self._network.update_digital(_UPDATE)
+        routing = self._assigner.route_training(self._step, self.images, micro_batches=1)
+        for _ in train(self._network, [TrainingStep(self._pixels, self._labels, routing, _UPDATE)]):
+            pass
         return Step(now_ns() - started, self._watch.take())
 
     def set_pace(self, pace: Pace) -> None:

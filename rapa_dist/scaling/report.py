@@ -15,7 +15,8 @@ from rapa_dist.scaling.stopwatch import CycleTime
 FORMAT = 1
 DEFINITIONS = {
     "wall_ms": "of a cycle: from just before the first ring to after the last answer; of a step: from the drawing of "
-    "its assignments to the update of the digital side. No two cycles of a step overlap.",
+    "its assignments to the update of the digital side. A mini-batch is not cut into parts, and nothing overlaps: "
+    "a step of `train`, where coordinator and tiles work at the same time, is shorter.",
     "cycles": "forward; backward_update (one ring does both); in the first layer update alone, as nobody wants the "
     "error of the network's input. “all” is a layer's two cycles together. Layers are numbered from 0.",
     "compute": "tiles work as fast as the cores of this machine let them.",

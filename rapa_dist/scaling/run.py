@@ -22,7 +22,16 @@ from rapa_dist.hardware import CycleTimes, Pace
 from rapa_dist.interrupts import asked_to_stop
 from rapa_dist.machine import Machine
 from rapa_dist.network.model import initial_kernels
-from rapa_dist.scaling.measure import Block, Contender, Effort, Factors, find_factors, measure
+from rapa_dist.scaling.measure import (
+    Block,
+    Contender,
+    Effort,
+    Factors,
+    find_factors,
+    kinds_of,
+    measure,
+    untiled_ns,
+)
 from rapa_dist.scaling.plot import block_title, draw
 from rapa_dist.scaling.report import DEFINITIONS, FORMAT, describe_block, describe_factors
 from rapa_dist.tile import Cells, Word
@@ -45,6 +54,18 @@ class Plan:
     def images(self) -> int:
         """Images of a mini-batch."""
         return self.configurations[0].batch_size
+
+    def longest_hold_s(self, pace: Pace) -> float:
+        """Return for how long the slowest tile of all holds an answer at a pace."""
+        layers = [layer for config in self.configurations for layer in config.machine.layers]
+        return (
+            max(
+                untiled_ns(layer, kind, self.images, pace) / layer.n_tiles
+                for layer in layers
+                for kind in kinds_of(layer)
+            )
+            / 1e9
+        )
 
     @property
     def machine(self) -> Machine:
