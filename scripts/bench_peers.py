@@ -24,6 +24,7 @@ from contextlib import suppress
 import numpy as np
 
 BATCH, CLASSES = 10, 10
+EMPTY_ROUNDS = 500
 WARM_UP = 4  # the first steps of a block find cold caches, and are not counted
 RATE, DECAY = 0.005, 1e-4
 Block = Callable[[int], Iterator[None]]
@@ -33,8 +34,9 @@ Block = Callable[[int], Iterator[None]]
 class Contender:
     """A way to train the network: made in its own process, run in blocks."""
 
-    def __init__(self, block: Block, tiles: list[int] | None = None) -> None:
-        self._block, self._tiles = block, tiles or []
+    def __init__(self, block: Block, tiles: list[int] | None = None, close: Callable[[], None] = lambda: None) -> None:
+        self._block, self._tiles, self._close = block, tiles or [], close
+        self.empty_round: Callable[[], None] | None = None
 
     def run(self, steps: int) -> float:
         """Return the seconds per step of a block."""
@@ -46,8 +48,20 @@ class Contender:
         self._signal(signal.SIGSTOP)
         return seconds
 
+    def run_empty(self, rounds: int) -> float:
+        """Return the median of the seconds that a round takes in which the tiles of layer 1 do nothing."""
+        self._signal(signal.SIGCONT)
+        seconds = []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            self.empty_round()
+            seconds.append(time.perf_counter() - started)
+        self._signal(signal.SIGSTOP)
+        return float(np.median(seconds))
+
     def close(self) -> None:
         self._signal(signal.SIGCONT)
+        self._close()
 
     def _signal(self, number: int) -> None:
         for pid in self._tiles:
@@ -58,8 +72,8 @@ class Contender:
 # --- PyTorch
 
 
-def plain(threads: int, channels_last: bool = False) -> Contender:
-    """Return the untiled network as anybody would write it in PyTorch."""
+def plain(threads: int, channels_last: bool = False, keep: bool = False) -> Contender:
+    """Return the untiled network as anybody would write it in PyTorch; `keep`: with freed memory kept, as ours."""
     import torch
     import torch.nn.functional as F
     from torch import nn
@@ -77,6 +91,10 @@ def plain(threads: int, channels_last: bool = False) -> Contender:
                 planes = planes * (1 + 5e-5 * F.avg_pool2d(planes * planes, 3, 1, 1)) ** -0.75
             return self.head(planes.flatten(1))
 
+    if keep:
+        from rapa_dist.fabric.quiet import keep_memory
+
+        keep_memory()
     torch.set_num_threads(threads)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = PlainNetwork().to(memory_format=layout)
@@ -125,7 +143,7 @@ def on_fabric(name: str, tiles: tuple[int, ...], micro_batches: int) -> Contende
             fabric = RayFabric(machine, images, kernels, run="peers", cluster=cluster)
             pids = [int(cells.words[Word.PID]) for layer in machine.layers for cells in fabric.cells(layer.index)]
         else:
-            fabric = fabric_of_calls(machine, kernels)
+            fabric = fabric_of_calls(machine, images, kernels, cluster)
             pids = fabric.pids()
     network = Network(fabric, pooling="max", digital=initial_digital(machine, CLASSES, 0))
     assigner = Assigner(machine, "random" if max(tiles) > 1 else "none", 0)
@@ -142,10 +160,14 @@ def on_fabric(name: str, tiles: tuple[int, ...], micro_batches: int) -> Contende
         for _ in train(network, steps(count)):
             yield
 
-    return Contender(block, pids)
+    contender = Contender(block, pids, fabric.close)
+    if name == "ray":
+        first = machine.layers[0]
+        contender.empty_round = lambda: fabric.finish(fabric.begin_empty(first))
+    return contender
 
 
-def fabric_of_calls(machine, kernels):
+def fabric_of_calls(machine, images, kernels, cluster):
     """Return a fabric whose tiles are ordinary Ray actors: rows go through the object store."""
     import ray
 
@@ -174,8 +196,8 @@ def fabric_of_calls(machine, kernels):
         name = "calls"
 
         def __init__(self) -> None:
-            super().__init__(machine, BATCH)
-            shapes = [(BATCH * layer.n_patches, layer.k, layer.c_out) for layer in machine.layers]
+            super().__init__(machine, images)
+            shapes = [(images * layer.n_patches, layer.k, layer.c_out) for layer in machine.layers]
             self._patches = [np.empty((rows, k), np.float32) for rows, k, _ in shapes]
             self._outputs = [np.empty((rows, c_out), np.float32) for rows, _, c_out in shapes]
             self._tiles = [[OrdinaryTile.remote(kernel) for kernel in of_layer] for of_layer in kernels]
@@ -223,7 +245,7 @@ def fabric_of_calls(machine, kernels):
             raise NotImplementedError
 
         def close(self) -> None:
-            ray.shutdown()
+            cluster.close()
 
     return Calls()
 
@@ -258,6 +280,10 @@ CONTENDERS: dict[str, tuple[str, Callable[[tuple[int, ...], int], Contender]]] =
     "serial": ("`serial`, the same tiles in one process", lambda tiles, m: on_fabric("serial", tiles, m)),
     "plain-2": ("PyTorch, 2 threads", lambda tiles, m: plain(2)),
     "plain-1": ("PyTorch, 1 thread", lambda tiles, m: plain(1)),
+    "plain-2-kept": (
+        "PyTorch, 2 threads, freed memory kept as `rapa-dist` keeps it",
+        lambda tiles, m: plain(2, keep=True),
+    ),
     "plain-2-last": ("PyTorch, 2 threads, channels last", lambda tiles, m: plain(2, channels_last=True)),
     "plain-1-last": ("PyTorch, 1 thread, channels last", lambda tiles, m: plain(1, channels_last=True)),
     "calls": ("tiles as ordinary Ray actors, rows in the object store", lambda tiles, m: on_fabric("calls", tiles, 1)),
@@ -268,17 +294,27 @@ CONTENDERS: dict[str, tuple[str, Callable[[tuple[int, ...], int], Contender]]] =
 # --- taking turns
 
 
+def default_cut(tiles: str) -> int:
+    """Return into how many parts `rapa-dist train` cuts a mini-batch."""
+    from rapa_dist.config import parse_list, resolve
+
+    rest = {"dataset": None, "limit_train": None, "limit_test": None, "pooling": "max", "augment": True, "seed": 0}
+    rest |= {"epochs": 1, "batch_size": BATCH, "lr_decay_every": 25, "warmup_epochs": 1, "weight_decay": DECAY}
+    return resolve(tiles=parse_list("--tiles", tiles), **rest).micro_batches
+
+
 class Worker:
     """A contender's process."""
 
     def __init__(self, name: str, arguments: argparse.Namespace) -> None:
-        options = ["--worker", name, "--tiles", arguments.tiles, "--micro-batches", str(arguments.micro_batches)]
+        options = ["--worker", name, "--tiles", arguments.tiles]
+        options += ["--micro-batches", str(arguments.micro_batches or default_cut(arguments.tiles))]
         self._process = subprocess.Popen(
             [sys.executable, __file__, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self._read()
 
-    def run(self, steps: int) -> float:
+    def run(self, steps: int | str) -> float:
         self._process.stdin.write(f"{steps}\n")
         self._process.stdin.flush()
         return float(self._read())
@@ -300,7 +336,8 @@ def work(name: str, tiles: tuple[int, ...], micro_batches: int) -> None:
     contender.run(5)
     print("> ready", flush=True)
     for line in sys.stdin:
-        print(f"> {contender.run(int(line))}", flush=True)
+        word, _, count = line.strip().rpartition(" ")
+        print(f"> {(contender.run_empty if word else contender.run)(int(count))}", flush=True)
     contender.close()
 
 
@@ -312,7 +349,7 @@ def quartiles(values: np.ndarray) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiles", default="16,4,1")
-    parser.add_argument("--micro-batches", type=int, default=2)
+    parser.add_argument("--micro-batches", type=int, help="default: as `rapa-dist train` would cut")
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--steps", type=int, default=25, help="steps of a block that are counted")
     parser.add_argument("--without", action="append", default=[], choices=CONTENDERS, metavar="NAME")
@@ -332,18 +369,20 @@ def main() -> None:
         for name in names if turn % 2 == 0 else names[::-1]:
             seconds[name].append(workers[name].run(arguments.steps))
         print(f"turn {turn + 1} of {arguments.turns}", file=sys.stderr)
+    empty_s = workers["ray"].run(f"empty {EMPTY_ROUNDS}")
     for worker in workers.values():
         worker.close()
     times = {name: np.array(values) for name, values in seconds.items()}
     report = {
         "tiles": list(tiles),
         "batch_size": BATCH,
-        "micro_batches": arguments.micro_batches,
+        "micro_batches": arguments.micro_batches or default_cut(arguments.tiles),
         "turns": arguments.turns,
         "steps_per_turn": arguments.steps,
         "contenders": {name: CONTENDERS[name][0] for name in names},
         "step_ms": {name: quartiles(1e3 * values) for name, values in times.items()},
         "ray_over": {name: quartiles(times["ray"] / values) for name, values in times.items() if name != "ray"},
+        "empty_round": {"tiles": tiles[0], "rounds": EMPTY_ROUNDS, "us_per_tile": round(1e6 * empty_s / tiles[0], 1)},
         "environment": {key: value for key, value in environment().items() if key != "argv"},
     }
     print(json.dumps(report, indent=2))

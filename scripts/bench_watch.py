@@ -45,11 +45,13 @@ def main() -> None:
                 )
             elif watcher is not None and done > max(seen, 2):  # two epochs for it to find its place
                 seen = done
+                if watcher.poll() is not None:
+                    raise SystemExit("the watcher has ended")
                 watcher.send_signal(signal.SIGCONT if done % 2 == 0 else signal.SIGSTOP)
             time.sleep(0.02)
-        if watcher is not None:
-            watcher.send_signal(signal.SIGCONT)
-            watcher.wait(30)
+        watcher.send_signal(signal.SIGCONT)
+        if train.returncode or watcher.wait(60):
+            raise SystemExit(f"training ended with {train.returncode}, watcher with {watcher.returncode}")
         lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     step_ms = np.array([line["wall"]["step_ms"] for line in lines])
     alone, watched = step_ms[3::2], step_ms[4::2]  # counted from 0, even epochs are watched

@@ -44,12 +44,23 @@ def peers_table(name: str) -> str:
             label += f" {tiles}: {count} tiles in {count} processes"
         spread = f"{ratio['median']:.2f} ({ratio['q25']:.2f} to {ratio['q75']:.2f})" if ratio else ""
         rows.append([label, f"{times['median']:.1f} ({times['q25']:.1f} to {times['q75']:.1f})", spread])
-    steps = report["turns"] * report["steps_per_turn"]
+    steps, empty = report["turns"] * report["steps_per_turn"], report["empty_round"]
     return (
         table(["training step, mini-batch of 10", "ms, median (quartiles)", "`ray` over it, median (quartiles)"], rows)
         + f"\n\nn = {report['turns']} turns of {report['steps_per_turn']} steps each, {steps} in all; "
         f"{machine_of(report['environment'])}, OpenBLAS kernels for {report['environment']['blas']}; mini-batches cut "
-        f"into {report['micro_batches']}."
+        f"into {report['micro_batches']}. An empty round over the tiles of layer 1 takes {empty['us_per_tile']:.0f} µs "
+        f"per tile (median of {empty['rounds']})."
+    )
+
+
+def watch_line() -> str:
+    report = read("watch.json")
+    ratio = report["watched_over_alone"]
+    return (
+        f"A training watched by `stats --watch` takes {ratio['median']:.3f} times as long per step as alone (median of "
+        f"{report['pairs_of_epochs']} pairs of epochs of {report['steps_per_epoch']} steps each, by turns; quartiles "
+        f"{ratio['q25']:.3f} to {ratio['q75']:.3f}; `scripts/bench_watch.py`)."
     )
 
 
@@ -132,6 +143,7 @@ def update_figure(*, check: bool) -> bool:
 TABLES = {
     "step": lambda: peers_table("peers-16x4x1.json"),
     "step-128": lambda: peers_table("peers-128x32x8.json"),
+    "watch": watch_line,
     "scaling": scaling_table,
     "first-results": first_results_table,
 }
@@ -149,7 +161,9 @@ def main() -> None:
     before = after = path.read_text()
     for name, make in TABLES.items():
         begin, end = f"<!-- table {name} -->\n", f"<!-- end of table {name} -->"
-        head, _, rest = after.partition(begin)
+        head, found, rest = after.partition(begin)
+        if not found or end not in rest:
+            sys.exit(f"README.md has no place for the table {name}: add {begin.strip()} and {end}")
         after = f"{head}{begin}{make()}\n{end}{rest.partition(end)[2]}"
     if arguments.check:
         stale = changed or after != before

@@ -3,6 +3,7 @@
 import math
 import sys
 from contextlib import redirect_stdout
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import click
@@ -18,7 +19,7 @@ _INTERVAL_S = 2.0
 
 
 @click.command()
-@click.option("--run", metavar="NAME", help="Name of the run, as of its directory.  [default: the only one]")
+@click.option("--run", metavar="NAME", help="Name of the run, or its directory.  [default: the only one]")
 @click.option(
     "--address",
     metavar="HOST:PORT",
@@ -26,7 +27,10 @@ _INTERVAL_S = 2.0
     "that runs here]",
 )
 @click.option("--layer", metavar="N", help="Only the tiles of one layer: 0, 1, … as in L0/T003.")
-@click.option("--sort", default="tile", show_default=True, metavar="COLUMN", help="Sort tiles by a column.")
+@click.option("--sort", default="tile", show_default=True, metavar="COLUMN",
+    help="Sort tiles by a column: state, restarts, forward, backward, updates, busy, waiting, device, utilisation, in, "
+    "out, norm, step, memory, pid or node.",
+)
 @click.option("--watch", is_flag=True, help="Go on showing it until Ctrl-C, or until the run ends.")
 @click.option(
     "--interval", type=float, metavar="SECONDS", help=f"Between looks with --watch.  [default: {_INTERVAL_S:g}]"
@@ -67,7 +71,7 @@ def stats(
     from rapa_dist.fabric.watcher import RunEndedError, find_run
 
     with redirect_stdout(sys.stderr):  # Ray prints its warnings to stdout
-        watcher = find_run(run, address)
+        watcher = find_run(PurePath(run).name if run else run, address)
     try:
         try:
             first = watcher.read().only(only)

@@ -57,7 +57,8 @@ class RunResult:
         lines = [f"run          {values['run_dir']}", f"checkpoint   {values['checkpoint']}"]
         if values["epochs"]:
             lines.append(
-                f"test error   {values['test_error_percent']:.2f} % after {values['epochs']} epochs; "
+                f"test error   {values['test_error_percent']:.2f} % after {values['epochs']} "
+                f"epoch{'s' if values['epochs'] > 1 else ''}; "
                 f"best {values['best_test_error_percent']:.2f} % in epoch {values['best_epoch']}"
             )
             lines.append(
