@@ -27,7 +27,11 @@ _INTERVAL_S = 2.0
     "that runs here]",
 )
 @click.option("--layer", metavar="N", help="Only the tiles of one layer: 0, 1, … as in L0/T003.")
-@click.option("--sort", default="tile", show_default=True, metavar="COLUMN",
+@click.option(
+    "--sort",
+    default="tile",
+    show_default=True,
+    metavar="COLUMN",
     help="Sort tiles by a column: state, restarts, forward, backward, updates, busy, waiting, device, utilisation, in, "
     "out, norm, step, memory, pid or node.",
 )
