@@ -15,6 +15,7 @@ from rapa_dist.assignment import assign_random
 from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.fabric.base import Fabric
 from rapa_dist.fabric.cluster import NAMESPACE, connect
+from rapa_dist.fabric.doorbell import Cycle, Ring
 from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.hardware import CycleTimes, Pace
@@ -22,7 +23,7 @@ from rapa_dist.machine import Machine
 from rapa_dist.network.model import Network, initial_digital, initial_kernels
 from rapa_dist.network.pipeline import Step, train
 from rapa_dist.streams import Purpose, stream
-from rapa_dist.tile import Update
+from rapa_dist.tile import Update, Word
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -199,6 +200,23 @@ def test_a_killed_tile_changes_no_bit(ray_fabric, serial_fabric, restarted, stop
     assert_same_bits(ours, run_cycles(serial_fabric, [*steps, 300]))
     assert sorted(restarted[known:]) == ["L0/T001", "L1/T000", "L2/T000"]
     assert stats("L0/T001")[0]["restarts"] == stats("L2/T000")[0]["restarts"] >= 1
+
+
+def test_a_tile_does_no_cycle_before_one_that_it_missed(ray_fabric):
+    chip, first = ray_fabric._chip, ray_fabric._number + 1
+    words, done = chip.cells[0].words, chip.cells[0].words[Word.ANSWERED]
+    missed = Ring(first, Cycle.EMPTY, 0, 0, after=done)
+    early = Ring(first + 1, Cycle.EMPTY, 0, 0, after=first)
+    ray_fabric._number += 2
+    chip._bell.ring(0, early)
+    time.sleep(0.3)
+    assert words[Word.ANSWERED] == done
+    chip._bell.ring(0, missed)
+    chip._bell.ring(0, early)
+    deadline = time.monotonic() + 30
+    while words[Word.ANSWERED] != first + 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_dead_ring_and_a_foreign_message_do_no_harm(ray_fabric, serial_fabric):

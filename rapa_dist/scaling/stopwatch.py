@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,10 +59,6 @@ class Stopwatch(Fabric):
         self._stop = stop
         self._words = [[cells.words for cells in fabric.cells(layer.index)] for layer in fabric.machine.layers]
         self._cycles: list[CycleTime] = []
-
-    def __getattr__(self, name: str) -> Any:
-        """Pass on whatever else the other fabric can do."""
-        return getattr(self._fabric, name)
 
     def take(self) -> tuple[CycleTime, ...]:
         """Return the cycles since the last call, in the order in which they were run."""
