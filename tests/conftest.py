@@ -33,6 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "RAPA_DIST_SHM": str(shared),
     }
     os.environ.pop("RAY_ADDRESS", None)
+    # started in the background of a shell, a process ignores Ctrl-C, and so would all that the tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     tempfile.tempdir = None  # read TMPDIR again
     config.stash[_world] = token, [temporary, shared]
 
