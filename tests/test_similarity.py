@@ -13,7 +13,9 @@ def test_similarity_is_the_mean_correlation_of_all_pairs(shape: tuple[int, int, 
     rng = np.random.default_rng(0)
     kernels = (rng.normal(size=shape) + rng.normal(size=shape[1:])).astype(np.float32)
     expected = [
-        np.mean([np.corrcoef(kernels[i, :-1, c], kernels[j, :-1, c])[0, 1] for i, j in combinations(range(shape[0]), 2)])
+        np.mean(
+            [np.corrcoef(kernels[i, :-1, c], kernels[j, :-1, c])[0, 1] for i, j in combinations(range(shape[0]), 2)]
+        )
         for c in range(shape[2])
     ]
     np.testing.assert_allclose(channel_similarity(kernels), expected, atol=1e-6)
