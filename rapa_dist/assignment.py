@@ -4,16 +4,16 @@ A patch of a mini-batch is numbered image · n_p + y · side + x. An assignment 
 tile, so that the rows of one tile lie side by side in memory, and says where each tile's rows begin.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMES = ("none", "random", "random-fixed", "alternate", "image-overlap")
+SCHEMES = ("none", "random", "random-fixed", "alternate", "image-overlap", "image-pad", "perforated")
 """The tiling schemes by their names on the command line."""
-SQUARE_SCHEMES = ("alternate", "image-overlap")
+SQUARE_SCHEMES = ("alternate", "image-overlap", "image-pad")
 """Schemes that cut the plane into q × q and so need n_t = q²."""
 
 Indices = NDArray[np.int64]
@@ -55,8 +55,8 @@ def tile_map(scheme: str, n_tiles: int, side: int, rng: np.random.Generator | No
     """Return the (side², ) tile of every pixel for a scheme that is the same for every image.
 
     Args:
-        scheme: "none", "random-fixed", "alternate" or "image-overlap".
-        n_tiles: n_t; 1 for "none", a square for the last two.
+        scheme: "none", "random-fixed", "alternate", "image-overlap" or "image-pad".
+        n_tiles: n_t; 1 for "none", a square for the last three.
         side: pixels along one side of the output plane.
         rng: draws the partition of "random-fixed"; not used by the others.
     """
@@ -68,7 +68,7 @@ def tile_map(scheme: str, n_tiles: int, side: int, rng: np.random.Generator | No
         return np.zeros(side * side, np.int64)
     if scheme == "alternate":
         return np.asarray((x % q) + q * (y % q))
-    if scheme == "image-overlap":
+    if scheme in ("image-overlap", "image-pad"):
         return np.asarray(q * x // side + q * (q * y // side))
     if scheme == "random-fixed":
         if rng is None:
@@ -77,15 +77,40 @@ def tile_map(scheme: str, n_tiles: int, side: int, rng: np.random.Generator | No
     raise ValueError(f"{scheme} has no tile map that holds for every image")
 
 
-def assign_fixed(tile_of_pixel: Indices, n_tiles: int, images: int) -> Assignment:
+def region_mask(region_of_pixel: Indices, side: int, kernel_side: int) -> NDArray[np.bool_]:
+    """Return which pixels a patch may see if those of other regions are zero, as in "image-pad".
+
+    Args:
+        region_of_pixel: (side²,) as `tile_map` returns it.
+        side: pixels along one side of the plane.
+        kernel_side: pixels along one side of the kernel, odd; the plane is padded by half of it.
+
+    Returns:
+        (n_p, kernel_side²): whether the pixel at that place of the patch lies in the plane and in the region
+        of the patch's own pixel.
+    """
+    pad = kernel_side // 2
+    y, x = np.divmod(np.arange(side * side)[:, None], side)
+    kh, kw = np.indices((kernel_side, kernel_side)).reshape(2, 1, -1)
+    from_y, from_x = y + kh - pad, x + kw - pad  # (n_p, kernel_side²)
+    inside = (from_y >= 0) & (from_y < side) & (from_x >= 0) & (from_x < side)
+    region = region_of_pixel[np.where(inside, from_y * side + from_x, 0)]
+    return np.asarray(inside & (region == region_of_pixel[:, None]))
+
+
+def assign_fixed(
+    tile_of_pixel: Indices, n_tiles: int, images: int, mask: NDArray[np.bool_] | None = None
+) -> Assignment:
     """Assign the patches of a mini-batch by one map that holds for every image.
 
     Args:
         tile_of_pixel: (n_p,) as `tile_map` returns it.
         n_tiles: n_t.
         images: images in the mini-batch.
+        mask: (n_p, kh · kw) as `region_mask` returns it, or None.
     """
-    return _by_tile(np.tile(tile_of_pixel, images), n_tiles)
+    assignment = _by_tile(np.tile(tile_of_pixel, images), n_tiles)
+    return assignment if mask is None else replace(assignment, mask=mask)
 
 
 def assign_random(n_tiles: int, n_patches: int, images: int, rng: np.random.Generator) -> Assignment:
@@ -119,6 +144,32 @@ def assign_random_in_parts(
         slots = _random_slots(n_tiles, n_patches, first, size)
         patches = (pixels[first : first + size] + _first_patches(n_patches, size)).ravel()
         parts.append(Assignment(patches[slots.order], slots.offsets, size * n_patches))
+        first += size
+    return parts
+
+
+def assign_perforated_in_parts(
+    perforation: int, n_patches: int, images: tuple[int, ...], rng: np.random.Generator
+) -> list[Assignment]:
+    """Have one tile compute a random ⌊n_p / perforation⌋ of every image's patches; drop the others ("perforated").
+
+    Args:
+        perforation: how many times fewer patches are computed, what n_t is to the other schemes.
+        n_patches: n_p, patches of one image.
+        images: images in each part of the mini-batch.
+        rng: the layer's stream for this mini-batch.
+
+    Returns:
+        One assignment per part; patches are numbered within their part.
+    """
+    if perforation == 1:
+        return [_one_tile(n_patches * size) for size in images]
+    kept = n_patches // perforation
+    pixels = rng.permuted(_pixels_of_images(n_patches, sum(images)), axis=1)[:, :kept]
+    parts, first = [], 0
+    for size in images:
+        patches = (pixels[first : first + size] + _first_patches(n_patches, size)).ravel()
+        parts.append(Assignment(patches, np.array([0, patches.size]), size * n_patches))
         first += size
     return parts
 

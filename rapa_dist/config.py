@@ -14,10 +14,14 @@ from rapa_dist.errors import UsageError
 from rapa_dist.fabric import FABRICS
 from rapa_dist.machine import Layer, Machine
 
-POOLING_NAMES = ("max", "average")
+POOLING_NAMES = ("max", "average", "stochastic", "mixed")
 """The pooling methods by their names on the command line."""
 PAPER_CHANNELS = (32, 32, 64)
 PAPER_TILES = (16, 4, 1)
+ENLARGED_CHANNELS = (54, 64, 64)
+"""Of the paper's "enlarged" network: untiled, with about as many weights as 32,32,64 on 16,4,1 tiles."""
+SCHEME_CHOICES = (*SCHEMES, "enlarged")
+"""What `resolve` takes for a scheme: the schemes, and the enlarged network, whose scheme is "none"."""
 _FEW_TILES = 8
 """Behind the first layer: with fewer, cutting a mini-batch in two gains more than ringing them twice costs."""
 WARMUP_FACTOR = 50
@@ -30,7 +34,7 @@ class TrainConfig:
     """One training run, every value resolved. Build it with `resolve`."""
 
     tiles: tuple[int, ...]
-    """n_t of every layer."""
+    """n_t of every layer; for "perforated", how many times fewer patches its one tile computes."""
     scheme: str
     """Tiling scheme, one of `SCHEMES`."""
     pooling: str
@@ -80,8 +84,8 @@ class TrainConfig:
             )
         _check_choice("--scheme", self.scheme, SCHEMES)
         _check_choice("--pooling", self.pooling, POOLING_NAMES)
-        for layer in self.machine.layers:
-            _check_tiles(self.scheme, layer)
+        for layer, n_tiles in zip(self.machine.layers, self.tiles, strict=True):
+            _check_tiles(self.scheme, layer, n_tiles)
         for name in ("epochs", "batch_size", "micro_batches", "lr_decay_every"):
             _check_at_least(name, getattr(self, name), 1)
         for name in ("warmup_epochs", "seed"):
@@ -101,7 +105,7 @@ class TrainConfig:
     @property
     def machine(self) -> Machine:
         """The machine that the run emulates."""
-        return Machine.build(channels=self.channels, tiles=self.tiles)
+        return Machine.build(channels=self.channels, tiles=self.tiles, perforated=self.scheme == "perforated")
 
     def learning_rate(self, epoch: int) -> float:
         """Return λ in force in an epoch (counted from 0)."""
@@ -140,7 +144,7 @@ def resolve(
     *,
     tiles: tuple[int, ...] | None = None,
     scheme: str | None = None,
-    channels: tuple[int, ...] = PAPER_CHANNELS,
+    channels: tuple[int, ...] | None = None,
     lr: float | None = None,
     lr_decay: float | None = None,
     micro_batches: int | None = None,
@@ -148,10 +152,20 @@ def resolve(
 ) -> TrainConfig:
     """Return a configuration in which whatever is None has been derived.
 
-    `scheme` "none" implies one tile per layer; one tile per layer implies `scheme` "none". λ and γ are
-    the paper's: 0.05 and 0.75 with tiling, 0.005 and 0.5 without (§3). Mini-batches are cut in two where few
-    tiles follow the first layer.
+    `scheme` "none" implies one tile per layer; one tile per layer implies `scheme` "none"; "enlarged" is "none"
+    with the channels 54,64,64. λ and γ are the paper's: 0.05 and 0.75 with tiling, 0.005 and 0.5 without (§3).
+    Mini-batches are cut in two where few tiles follow the first layer.
     """
+    if scheme is not None:
+        _check_choice("--scheme", scheme, SCHEME_CHOICES)
+    if scheme == "enlarged":
+        if channels not in (None, ENLARGED_CHANNELS):
+            raise UsageError(
+                f"--scheme enlarged is the untiled network with --channels {','.join(map(str, ENLARGED_CHANNELS))}; "
+                f"not {','.join(map(str, channels or ()))}. Use --scheme none for other channels."
+            )
+        scheme, channels = "none", ENLARGED_CHANNELS
+    channels = channels or PAPER_CHANNELS
     if tiles is None:
         tiles = (1,) * len(channels) if scheme == "none" else PAPER_TILES
     tiled = any(n_tiles != 1 for n_tiles in tiles)
@@ -203,8 +217,8 @@ def _fits(kind: Any, value: Any) -> bool:
     return type(value) in ((int, float) if kind is float else get_args(kind) or (kind,))
 
 
-def _check_tiles(scheme: str, layer: Layer) -> None:
-    n_tiles, number = layer.n_tiles, layer.index + 1
+def _check_tiles(scheme: str, layer: Layer, n_tiles: int) -> None:
+    number = layer.index + 1
     if scheme == "none" and n_tiles != 1:
         raise UsageError(
             f"--scheme none means one tile per layer; layer {number} has {n_tiles}. "

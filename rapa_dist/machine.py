@@ -34,6 +34,8 @@ class Layer:
     """n_t: replicas of the kernel matrix, each on a tile of its own."""
     kernel_side: int = KERNEL_SIDE
     """Pixels along one side of the kernel. A machine can be planned with any; `train` has the default."""
+    perforation: int = 1
+    """In training one patch in so many is computed, and the others are dropped (scheme "perforated")."""
 
     @property
     def k(self) -> int:
@@ -63,12 +65,21 @@ class Machine:
     layers: tuple[Layer, ...]
 
     @classmethod
-    def build(cls, *, channels: tuple[int, ...], tiles: tuple[int, ...]) -> "Machine":
-        """Lay out Caffe's "Full" CIFAR-10 network with the given channels and tiles per layer."""
+    def build(cls, *, channels: tuple[int, ...], tiles: tuple[int, ...], perforated: bool = False) -> "Machine":
+        """Lay out Caffe's "Full" CIFAR-10 network.
+
+        Args:
+            channels: c_out per layer.
+            tiles: n_t per layer.
+            perforated: whether every layer has one tile instead, that is spared as many patches as n_t tiles
+                would share.
+        """
         layers = []
         side, c_in = IMAGE_SIDE, IMAGE_CHANNELS
-        for index, (c_out, n_tiles) in enumerate(zip(channels, tiles, strict=True)):
-            layers.append(Layer(index=index, side=side, c_in=c_in, c_out=c_out, n_tiles=n_tiles))
+        for index, (c_out, number) in enumerate(zip(channels, tiles, strict=True)):
+            n_tiles, perforation = (1, number) if perforated else (number, 1)
+            layer = Layer(index=index, side=side, c_in=c_in, c_out=c_out, n_tiles=n_tiles, perforation=perforation)
+            layers.append(layer)
             side, c_in = pooled_side(side), c_out
         return cls(tuple(layers))
 
@@ -81,6 +92,16 @@ class Machine:
     def n_weights(self) -> int:
         """Weights on all tiles of all layers (79,328 for the paper's untiled network)."""
         return sum(layer.n_weights for layer in self.layers)
+
+    def digital_shapes(self, classes: int, pooling: str) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the digital side's parameters, by name.
+
+        The fully connected layer has (features, classes) weights and (classes,) biases; "mixed" pooling a β
+        for every channel, behind all layers but the last.
+        """
+        mixed = self.layers[:-1] if pooling == "mixed" else ()
+        of_pooling: dict[str, tuple[int, ...]] = {f"pool.{layer.index}.beta": (layer.c_out,) for layer in mixed}
+        return {"head.weight": (self.n_features, classes), "head.bias": (classes,)} | of_pooling
 
     @property
     def n_features(self) -> int:

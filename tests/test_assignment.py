@@ -12,6 +12,7 @@ from rapa_dist.assignment import (
     Assignment,
     assign_fixed,
     assign_random,
+    region_mask,
     tile_map,
 )
 from rapa_dist.coordinator.assigner import Assigner
@@ -142,14 +143,28 @@ def test_alternate_is_the_formula_of_the_paper(shape):
 
 
 @any_shape
-@given(planes(square=True))
-def test_image_overlap_is_the_formula_of_the_paper(shape):
+@given(planes(square=True), st.sampled_from(["image-overlap", "image-pad"]))
+def test_image_schemes_are_the_formula_of_the_paper(shape, scheme):
     n_tiles, side, _ = shape
     q = round(n_tiles**0.5)
-    of_pixel = tile_map("image-overlap", n_tiles, side)
+    of_pixel = tile_map(scheme, n_tiles, side)
     for y in range(side):
         for x in range(side):
             assert of_pixel[y * side + x] == (q * x) // side + q * ((q * y) // side)
+
+
+@any_shape
+@given(planes(square=True), st.sampled_from([1, 3, 5]))
+def test_the_mask_of_image_pad_shows_the_pixels_of_the_patches_own_region_and_no_other(shape, kernel_side):
+    n_tiles, side, _ = shape
+    region = tile_map("image-pad", n_tiles, side)
+    mask = region_mask(region, side, kernel_side)
+    assert mask.shape == (side * side, kernel_side**2)
+    for y, x, kh, kw in np.ndindex(side, side, kernel_side, kernel_side):
+        from_y, from_x = y + kh - kernel_side // 2, x + kw - kernel_side // 2
+        in_plane = 0 <= from_y < side and 0 <= from_x < side
+        expected = in_plane and region[from_y * side + from_x] == region[y * side + x]
+        assert mask[y * side + x, kh * kernel_side + kw] == expected
 
 
 def test_none_has_one_tile():
@@ -281,18 +296,20 @@ def test_random_fixed_partitions_uniformly():
 
 MACHINE = Machine.build(channels=(4, 4, 4), tiles=(16, 4, 1))
 UNTILED = Machine.build(channels=(4, 4, 4), tiles=(1, 1, 1))
-FIXED = [scheme for scheme in SCHEMES if scheme != "random"]
+PERFORATED = Machine.build(channels=(4, 4, 4), tiles=(16, 4, 1), perforated=True)
+MACHINES = {"none": UNTILED, "perforated": PERFORATED}
+FIXED = [scheme for scheme in SCHEMES if scheme not in ("random", "perforated")]
 
 
 def assigner(scheme, seed=0):
-    return Assigner(UNTILED if scheme == "none" else MACHINE, scheme, seed)
+    return Assigner(MACHINES.get(scheme, MACHINE), scheme, seed)
 
 
 def all_equal(one, other):
     return all(equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "perforated"])
 def test_the_assigner_covers_every_layer(scheme):
     assignments = assigner(scheme).for_training(step=3, images=2)
     for layer, assignment in zip(MACHINE.layers, assignments, strict=True):
@@ -307,6 +324,38 @@ def test_two_assigners_of_one_seed_agree_whatever_they_were_asked_before(scheme)
     one.for_test(step=5, first_image=0, images=3)
     assert all_equal(one.for_training(step=5, images=2), other.for_training(step=5, images=2))
     assert all_equal(one.for_test(5, 50, 2, vote=1), other.for_test(5, 50, 2, vote=1))
+
+
+@pytest.mark.parametrize("tiles", [(16, 4, 1), (3, 5, 7)])
+def test_perforated_keeps_exactly_its_share_of_every_image_in_training_and_all_in_a_test(tiles):
+    machine = Machine.build(channels=(4, 4, 4), tiles=tiles, perforated=True)
+    here, images = Assigner(machine, "perforated", 0), 3
+    assert [layer.n_tiles for layer in machine.layers] == [1, 1, 1]
+    for layer, n_tiles, of_training, of_test in zip(
+        machine.layers, tiles, here.for_training(2, images), here.for_test(2, 0, images), strict=True
+    ):
+        kept = tile_of_patch(of_training).reshape(images, layer.n_patches) == 0
+        assert kept.sum(axis=1).tolist() == [layer.n_patches // n_tiles] * images
+        assert of_training.n_patches == images * layer.n_patches
+        assert of_test.rows == of_test.n_patches == images * layer.n_patches
+
+
+def test_perforated_keeps_other_rows_of_every_image_step_layer_and_seed_and_all_of_them_equally_often():
+    machine = Machine(tuple(Layer(index=i, side=6, c_in=2, c_out=2, n_tiles=1, perforation=4) for i in range(2)))
+    draws = [Assigner(machine, "perforated", seed).for_training(step, 2) for seed in (0, 1) for step in range(500)]
+    kept = np.array([[tile_of_patch(one).reshape(2, 36) == 0 for one in layers] for layers in draws])
+    assert len({rows.tobytes() for rows in kept.reshape(-1, 36)}) > 0.99 * 4000
+    spread = np.sqrt(0.25 * 0.75 / 4000)
+    assert np.all(abs(kept.reshape(-1, 36).mean(axis=0) - 0.25) < 5 * spread)
+
+
+def test_perforated_is_the_same_however_the_mini_batch_is_cut():
+    here = assigner("perforated")
+    whole = here.route_training(7, 5, 1).parts[0].assignments
+    parts = [part.assignments for part in here.route_training(7, 5, 2).parts]
+    for layer, expected in enumerate(whole):
+        kept = np.concatenate([tile_of_patch(part[layer]) for part in parts])
+        assert np.array_equal(kept, tile_of_patch(expected))
 
 
 def test_random_changes_with_step_first_image_vote_seed_and_purpose():

@@ -173,7 +173,7 @@ def test_a_misspelt_name_gets_a_suggestion(changes, suggestion):
 def test_a_name_that_is_like_none_gets_the_list_alone():
     with pytest.raises(UsageError) as caught:
         a_config(pooling="zzz")
-    assert str(caught.value) == "--pooling is one of max, average; not “zzz”."
+    assert str(caught.value) == "--pooling is one of max, average, stochastic, mixed; not “zzz”."
 
 
 @pytest.mark.parametrize(
@@ -299,3 +299,25 @@ def test_the_difference_names_every_field_with_both_values():
 def test_a_configuration_can_not_be_changed():
     with pytest.raises(AttributeError):
         a_config().epochs = 5
+
+
+def test_enlarged_is_the_untiled_network_with_more_channels():
+    config = a_config(scheme="enlarged")
+    assert (config.scheme, config.tiles, config.channels, config.lr) == ("none", (1, 1, 1), (54, 64, 64), 0.005)
+    assert config.machine.n_weights == 193_032, "the paper's count"
+    with pytest.raises(UsageError, match=r"--scheme enlarged is .* --channels 54,64,64; not 32,32,64"):
+        a_config(scheme="enlarged", channels=(32, 32, 64))
+
+
+def test_perforated_has_one_tile_per_layer_and_the_learning_rate_of_tiling():
+    config = a_config(scheme="perforated")
+    assert (config.tiles, config.lr, config.lr_decay) == ((16, 4, 1), 0.05, 0.75)
+    assert [layer.n_tiles for layer in config.machine.layers] == [1, 1, 1]
+    assert [layer.perforation for layer in config.machine.layers] == [16, 4, 1]
+    assert config.machine.n_weights == 79_328, "one kernel matrix per layer"
+
+
+@pytest.mark.parametrize("scheme", ["image-pad", "image-overlap", "alternate"])
+def test_schemes_of_regions_need_a_square_number_of_tiles(scheme):
+    with pytest.raises(UsageError, match=f"{scheme} needs a square number of tiles per layer; layer 2 has 8"):
+        a_config(scheme=scheme, tiles=(16, 8, 1))

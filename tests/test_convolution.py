@@ -45,7 +45,7 @@ class Bench:
     """One layer of tiles on the fabric `serial`."""
 
     def __init__(self, kernels, images=IMAGES):
-        self.layer = Layer(index=0, side=SIDE, c_in=C_IN, c_out=C_OUT, n_tiles=len(kernels))
+        self.layer = Layer(index=0, side=SIDE, c_in=C_IN, c_out=C_OUT, n_tiles=len(kernels), perforation=4)
         self.machine = Machine((self.layer,))
         self.fabric = SerialFabric(self.machine, images, [kernels])
         self.convolution = TiledConvolution(self.layer, self.fabric)
@@ -160,10 +160,20 @@ def test_the_bias_is_the_last_row_of_the_kernel(bench):
 
 # --- equal kernels on many tiles are conv2d
 
-TILES = {"none": 1, "random": 5, "random-fixed": 5, "alternate": 9, "image-overlap": 9}
+TILES = {
+    "none": 1,
+    "random": 5,
+    "random-fixed": 5,
+    "alternate": 9,
+    "image-overlap": 9,
+    "image-pad": 9,
+    "perforated": 1,
+}
+WHOLE = [scheme for scheme in SCHEMES if scheme not in ("image-pad", "perforated")]
+"""Schemes that compute every patch, and all of it."""
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", WHOLE)
 def test_equal_kernels_are_conv2d_whatever_the_scheme(bench, scheme):
     kernels, planes, errors = equal_kernels(TILES[scheme]), planes_of(), errors_of()
     many = bench(kernels)
@@ -173,7 +183,7 @@ def test_equal_kernels_are_conv2d_whatever_the_scheme(bench, scheme):
     close(gradient, input_gradient)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", WHOLE)
 def test_the_changes_of_equal_kernels_add_up_to_the_step_of_conv2d(bench, scheme):
     kernels, planes, errors = equal_kernels(TILES[scheme]), planes_of(), errors_of()
     many = bench(kernels)
@@ -196,8 +206,26 @@ def test_distinct_kernels_are_the_sum_over_patches_with_its_gradients(bench, sch
     tiles = tile_of_patch(assignment)
     outputs, gradient, updated = train(many, planes, errors, assignment)
     expected, input_gradient, kernel_gradient = reference(
-        lambda p, k: sum_over_patches(p, k, tiles), planes, kernels, errors
+        lambda p, k: sum_over_patches(p, k, tiles, assignment.mask), planes, kernels, errors
     )
+    close(outputs, expected)
+    close(gradient, input_gradient)
+    close(updated, after_step(kernels, kernel_gradient))
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_image_pad_is_an_ordinary_convolution_of_every_region_by_itself(bench, equal):
+    """Each region is cut out, padded with zeros and convolved with the kernel of its tile."""
+    kernels, planes, errors = (equal_kernels if equal else distinct_kernels)(9), planes_of(), errors_of()
+    many = bench(kernels)
+    outputs, gradient, updated = train(many, planes, errors, many.assignment("image-pad"))
+
+    def by_region(p, k):
+        edges = [slice(first, first + 2) for first in range(0, SIDE, 2)]
+        rows = [[conv2d(p[:, y, x], k[3 * i + j]) for j, x in enumerate(edges)] for i, y in enumerate(edges)]
+        return torch.cat([torch.cat(row, dim=2) for row in rows], dim=1)
+
+    expected, input_gradient, kernel_gradient = reference(by_region, planes, kernels, errors)
     close(outputs, expected)
     close(gradient, input_gradient)
     close(updated, after_step(kernels, kernel_gradient))
@@ -248,7 +276,7 @@ def test_a_tile_that_gets_no_patch_only_decays(bench):
     close(updated, after_step(kernels, kernel_gradient))
 
 
-# --- what schemes to come need: masked pixels and dropped patches
+# --- masked pixels and dropped patches
 
 
 def a_mask():

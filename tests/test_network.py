@@ -11,10 +11,11 @@ from rapa_dist.config import POOLING_NAMES
 from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.machine import Machine
+from rapa_dist.network.draws import pooling_draws
 from rapa_dist.network.model import Network, initial_digital, initial_kernels
 from rapa_dist.network.normalisation import normalise, normalise_backward
 from rapa_dist.network.pipeline import Step, train
-from rapa_dist.network.pooling import POOLINGS
+from rapa_dist.network.pooling import POOLINGS, make_pooling
 from rapa_dist.network.stage import Stage
 from rapa_dist.tile import Update
 
@@ -24,7 +25,15 @@ def planes_of(side, images=2, channels=3, scale=1.0, seed=0):
     return torch.from_numpy(values.astype(np.float32))
 
 
+FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}
+
 # --- pooling
+
+BETA = torch.tensor([0.2, -0.1, 0.05])
+
+
+def a_pooling(method, channels=3):
+    return make_pooling(method, 0, {"pool.0.beta": BETA[:channels].clone()})
 
 
 def windows(planes):
@@ -36,12 +45,42 @@ def windows(planes):
             yield y, x, planes[:, 2 * y : 2 * y + 3, 2 * x : 2 * x + 3]
 
 
-OF_WINDOW = {"max": lambda window: window.amax(dim=(1, 2)), "average": lambda window: window.mean(dim=(1, 2))}
+def largest(window, beta, draw):
+    return window.amax(dim=(1, 2))
 
 
-def plain_pool(method, planes):
+def mean(window, beta, draw):
+    return window.mean(dim=(1, 2))
+
+
+def mixture(window, beta, draw):
+    alpha = 1 / (1 + torch.exp(10 * beta))
+    return alpha * mean(window, beta, draw) + (1 - alpha) * largest(window, beta, draw)
+
+
+def drawn_or_expected(window, beta, draw):
+    """Zeiler & Fergus: with probability a / Σ a the activation a; without a draw the expectation."""
+    activations = window.flatten(1, 2)  # (images, pixels, channels)
+    total = activations.sum(dim=1)
+    if draw is None:
+        return (activations**2).sum(dim=1) / total.clamp_min(1e-30)
+    result = []
+    for image, channel in np.ndindex(*draw.shape):
+        reached = torch.cumsum(activations[image, :, channel], dim=0) > draw[image, channel] * total[image, channel]
+        first = int(reached.nonzero()[0]) if reached.any() else 0  # if none is above 0, any will do
+        result.append(activations[image, first, channel])
+    return torch.stack(result).reshape(draw.shape)
+
+
+OF_WINDOW = {"max": largest, "average": mean, "stochastic": drawn_or_expected, "mixed": mixture}
+
+
+def plain_pool(method, planes, beta=None, draws=None):
     """ReLU and pooling, window by window; any precision, and autograd goes back through it."""
-    pooled = {(y, x): OF_WINDOW[method](window.relu()) for y, x, window in windows(planes)}
+    pooled = {
+        (y, x): OF_WINDOW[method](window.relu(), beta, None if draws is None else draws[:, y, x])
+        for y, x, window in windows(planes)
+    }
     side = round(len(pooled) ** 0.5)
     return torch.stack([torch.stack([pooled[y, x] for x in range(side)], dim=1) for y in range(side)], dim=1)
 
@@ -49,17 +88,74 @@ def plain_pool(method, planes):
 @pytest.mark.parametrize("side", [32, 16, 8, 7, 5])
 @pytest.mark.parametrize("method", POOLING_NAMES)
 def test_pooling_is_over_what_is_inside_of_every_window(method, side):
-    planes, errors = planes_of(side).requires_grad_(), None
-    expected = plain_pool(method, planes)
-    pooled, saved = POOLINGS[method].forward(planes.detach())
-    assert_close(pooled, expected.detach())
+    planes, pooling = planes_of(side), a_pooling(method)
+    plain, beta = planes.double().requires_grad_(), BETA.double().requires_grad_()
+    expected = plain_pool(method, plain, beta)
+    pooled, saved = pooling.forward(planes)
+    assert_close(pooled.double(), expected.detach(), **FLOAT32)
     errors = planes_of(pooled.shape[1], seed=1)
-    expected.backward(errors)
-    assert_close(POOLINGS[method].backward(saved, errors), planes.grad)
+    expected.backward(errors.double())
+    assert_close(pooling.backward(saved, errors).double(), plain.grad, **FLOAT32)
+    if method == "mixed":
+        assert_close(pooling.beta.grad.double(), beta.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [32, 8, 7, 5])
+def test_stochastic_pooling_gives_the_activation_that_was_drawn_and_the_error_to_it(side):
+    planes, pooling = planes_of(side), a_pooling("stochastic")
+    plain = planes.double().requires_grad_()
+    pooled_shape = pooling.forward(planes)[0].shape
+    draws = torch.from_numpy(np.random.default_rng(3).random(pooled_shape, np.float32))
+    expected = plain_pool("stochastic", plain, draws=draws.double())
+    pooled, saved = pooling.forward(planes, draws)
+    assert_close(pooled.double(), expected.detach(), **FLOAT32)
+    errors = planes_of(pooled.shape[1], seed=1)
+    expected.backward(errors.double())
+    assert_close(pooling.backward(saved, errors).double(), plain.grad, **FLOAT32)
+
+
+def test_stochastic_pooling_draws_in_proportion_to_the_activations():
+    window = torch.tensor([[1.0, 2.0, -3.0], [0.0, 4.0, -1.0], [0.5, 2.5, 0.0]])
+    n_draws = 100_000
+    planes = window.view(1, 3, 3, 1).expand(n_draws, 3, 3, 1)
+    draws = torch.from_numpy(np.random.default_rng(0).random((n_draws, 1, 1, 1), np.float32))
+    pooled, _ = a_pooling("stochastic", 1).forward(planes, draws)
+    for activation, probability in ((1, 0.1), (2, 0.2), (4, 0.4), (0.5, 0.05), (2.5, 0.25)):
+        share = (pooled == activation).double().mean().item()
+        assert abs(share - probability) < 5 * np.sqrt(probability * (1 - probability) / n_draws)
+    expected, _ = a_pooling("stochastic", 1).forward(planes[:1])
+    assert expected.item() == pytest.approx((1 + 4 + 16 + 0.25 + 6.25) / 10)
+    assert abs(pooled.mean().item() - expected.item()) < 0.02
+
+
+@pytest.mark.parametrize("draws", [None, torch.full((1, 4, 4, 1), 0.999)])
+def test_stochastic_pooling_of_windows_without_activation_gives_zeros_and_no_error(draws):
+    pooling = a_pooling("stochastic", 1)
+    pooled, saved = pooling.forward(-torch.ones(1, 8, 8, 1), draws)
+    assert not pooled.any()
+    assert not pooling.backward(saved, torch.ones(1, 4, 4, 1)).any()
+
+
+def test_draws_of_stochastic_pooling_are_a_function_of_seed_layer_and_step():
+    first = pooling_draws(UNTILED, "stochastic", 0, 5, IMAGES)
+    assert [tuple(draws.shape) for draws in first] == [(IMAGES, 16, 16, 4), (IMAGES, 8, 8, 5)]
+    assert all(draws.min() >= 0 and draws.max() < 1 and abs(draws.mean() - 0.5) < 0.05 for draws in first)
+    assert all(map(torch.equal, first, pooling_draws(UNTILED, "stochastic", 0, 5, IMAGES)))
+    for other in (pooling_draws(UNTILED, "stochastic", 0, 6, IMAGES), pooling_draws(UNTILED, "stochastic", 1, 5, 4)):
+        assert not any(map(torch.equal, first, other))
+    assert pooling_draws(UNTILED, "max", 0, 5, IMAGES) == ()
+
+
+def test_mixed_pooling_starts_with_a_share_of_88_percent_for_the_maximum():
+    (beta, _) = (v for k, v in initial_digital(UNTILED, CLASSES, 0, "mixed").items() if k.startswith("pool"))
+    planes = planes_of(8, channels=4)
+    mixed = make_pooling("mixed", 0, {"pool.0.beta": torch.from_numpy(beta)}).forward(planes)[0]
+    largest_, mean_ = a_pooling("max").forward(planes)[0], a_pooling("average").forward(planes)[0]
+    assert_close(mixed, 0.8808 * largest_ + 0.1192 * mean_, rtol=1e-3, atol=1e-4)
 
 
 def test_an_edge_window_averages_over_the_pixels_that_there_are():
-    pooled, _ = POOLINGS["average"].forward(torch.ones(1, 8, 8, 1))
+    pooled, _ = a_pooling("average").forward(torch.ones(1, 8, 8, 1))
     assert_close(pooled, torch.ones(1, 4, 4, 1))
 
 
@@ -67,14 +163,15 @@ def test_an_edge_window_averages_over_the_pixels_that_there_are():
 def test_pooling_changes_neither_its_input_nor_the_errors(method):
     planes, errors = planes_of(8), planes_of(4, seed=1)
     kept, kept_errors = planes.clone(), errors.clone()
-    _, saved = POOLINGS[method].forward(planes)
-    POOLINGS[method].backward(saved, errors)
+    pooling = a_pooling(method)
+    _, saved = pooling.forward(planes)
+    pooling.backward(saved, errors)
     assert torch.equal(planes, kept)
     assert torch.equal(errors, kept_errors)
 
 
 def test_every_pooling_that_can_be_asked_for_exists():
-    assert tuple(POOLINGS) == POOLING_NAMES
+    assert POOLINGS == POOLING_NAMES
 
 
 # --- normalisation
@@ -118,9 +215,9 @@ def test_normalisation_changes_neither_its_input_nor_the_errors():
 @pytest.mark.parametrize("method", POOLING_NAMES)
 def test_autograd_goes_back_through_a_stage(method):
     outputs, errors = planes_of(8, scale=200).requires_grad_(), planes_of(4, seed=1)
-    Stage(POOLINGS[method])(outputs).backward(errors)
+    Stage(a_pooling(method))(outputs).backward(errors)
     plain = outputs.detach().double().requires_grad_()
-    plain_normalise(plain_pool(method, plain)).backward(errors.double())
+    plain_normalise(plain_pool(method, plain, BETA.double())).backward(errors.double())
     assert_close(outputs.grad.double(), plain.grad, rtol=1e-5, atol=1e-5)
 
 
@@ -145,8 +242,10 @@ class PlainNetwork(nn.Module):
             convolution.bias = nn.Parameter(kernel[-1].clone())
             self.convolutions.append(convolution)
             c_in = kernel.shape[1]
-        pool = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}[pooling]
-        self.pools = [pool(3, 2, ceil_mode=True), pool(3, 2, ceil_mode=True), nn.AvgPool2d(3, 2, ceil_mode=True)]
+        self.pooling = pooling
+        self.betas = nn.ParameterList(
+            torch.from_numpy(digital[f"pool.{i}.beta"]).double() for i in range(2) if f"pool.{i}.beta" in digital
+        )
         self.head = nn.Linear(4 * 4 * c_in, len(digital["head.bias"]))
         rows = torch.from_numpy(digital["head.weight"]).double()  # (features, classes), features (y, x, channel)
         self.head.weight = nn.Parameter(self._transpose_head(rows, c_in))
@@ -156,10 +255,20 @@ class PlainNetwork(nn.Module):
     def _transpose_head(rows, c_in):
         return rows.reshape(4, 4, c_in, -1).permute(3, 2, 0, 1).flatten(1).contiguous()
 
-    def forward(self, images):
+    def pool(self, layer, planes, draws):
+        """Pool planes with channels first; two methods are PyTorch's own."""
+        if layer == 2 or self.pooling == "average":
+            return F.avg_pool2d(planes.relu(), 3, 2, ceil_mode=True)
+        if self.pooling == "max":
+            return F.max_pool2d(planes.relu(), 3, 2, ceil_mode=True)
+        beta = self.betas[layer] if self.betas else None
+        drawn = draws[layer].double() if draws else None
+        return plain_pool(self.pooling, planes.permute(0, 2, 3, 1), beta, drawn).permute(0, 3, 1, 2)
+
+    def forward(self, images, draws=()):
         planes = images.double().permute(0, 3, 1, 2)
-        for convolution, pool in zip(self.convolutions, self.pools, strict=True):
-            planes = pool(convolution(planes).relu())
+        for layer, convolution in enumerate(self.convolutions):
+            planes = self.pool(layer, convolution(planes), draws)
             planes = plain_normalise(planes.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return self.head(planes.flatten(1))
 
@@ -183,8 +292,8 @@ def some_kernels(machine, seed=5):
     return kernels
 
 
-def some_digital(machine, seed=5):
-    digital = initial_digital(machine, CLASSES, seed)
+def some_digital(machine, seed=5, pooling="max"):
+    digital = initial_digital(machine, CLASSES, seed, pooling)
     digital["head.bias"] = np.random.default_rng(seed).uniform(-0.2, 0.2, CLASSES).astype(np.float32)
     return digital
 
@@ -199,7 +308,8 @@ class Pair:
     """The same untiled network twice: on the fabric `serial`, and in plain PyTorch."""
 
     def __init__(self, fabric, pooling):
-        kernels, digital = some_kernels(UNTILED), some_digital(UNTILED)
+        kernels, digital = some_kernels(UNTILED), some_digital(UNTILED, pooling=pooling)
+        self.pooling = pooling
         self.fabric = fabric
         self.network = Network(fabric, pooling=pooling, digital=digital)
         self.plain = PlainNetwork(kernels, digital, pooling)
@@ -209,11 +319,12 @@ class Pair:
         """Train both on one mini-batch; return both losses."""
         images, labels = a_batch(number, scale)
         routing = self.assigner.route_training(number, IMAGES, micro_batches)
-        (result,) = train(self.network, [Step(images, labels, routing, update)])
+        draws = pooling_draws(UNTILED, self.pooling, 0, number, IMAGES)
+        (result,) = train(self.network, [Step(images, labels, routing, update, draws)])
 
         optimiser = torch.optim.SGD(self.plain.parameters(), update.learning_rate, weight_decay=update.weight_decay)
         optimiser.zero_grad()
-        plain_loss = F.cross_entropy(self.plain(images), labels)
+        plain_loss = F.cross_entropy(self.plain(images, draws), labels)
         plain_loss.backward()
         optimiser.step()
         return result.loss, plain_loss.item()
@@ -224,6 +335,8 @@ class Pair:
         digital = self.network.digital_arrays()
         assert_close(torch.from_numpy(digital["head.weight"]).double(), self.plain.head_weight(), **tolerance)
         assert_close(torch.from_numpy(digital["head.bias"]).double(), self.plain.head.bias.detach(), **tolerance)
+        for layer, beta in enumerate(self.plain.betas):
+            assert_close(torch.from_numpy(digital[f"pool.{layer}.beta"]).double(), beta.detach(), **tolerance)
 
 
 @pytest.fixture
@@ -232,17 +345,17 @@ def pair(request):
         yield Pair(fabric, request.param)
 
 
-both_poolings = pytest.mark.parametrize("pair", POOLING_NAMES, indirect=True)
+all_poolings = pytest.mark.parametrize("pair", POOLING_NAMES, indirect=True)
 
 
-@both_poolings
+@all_poolings
 def test_scores_of_the_untiled_network_are_those_of_plain_pytorch(pair):
     images, _ = a_batch(scale=300)  # so large that normalisation shows
     scores = pair.network(images, pair.assigner.for_training(0, IMAGES), None)
     assert_close(scores.double(), pair.plain(images), rtol=1e-4, atol=1e-3)
 
 
-@both_poolings
+@all_poolings
 @pytest.mark.parametrize("micro_batches", [1, 2, 3])
 def test_one_step_of_the_untiled_network_is_that_of_plain_pytorch(pair, micro_batches):
     update = Update(learning_rate=1.0, weight_decay=0.1)  # so that gradients show
@@ -251,7 +364,7 @@ def test_one_step_of_the_untiled_network_is_that_of_plain_pytorch(pair, micro_ba
     pair.assert_same_weights(rtol=1e-4, atol=1e-5)
 
 
-@both_poolings
+@all_poolings
 def test_ten_steps_of_the_untiled_network_follow_plain_pytorch(pair):
     for number in range(10):
         loss, expected = pair.step(number, Update(learning_rate=0.05, weight_decay=1e-2), micro_batches=2)
@@ -274,7 +387,7 @@ def test_without_an_update_a_backward_pass_changes_no_weight():
 @pytest.mark.parametrize("pooling", POOLING_NAMES)
 def test_a_tiled_network_of_equal_kernels_has_the_scores_of_the_untiled_one(pooling):
     tiled = Machine.build(channels=CHANNELS, tiles=(16, 4, 1))
-    kernels, digital = some_kernels(UNTILED), some_digital(UNTILED)
+    kernels, digital = some_kernels(UNTILED), some_digital(UNTILED, pooling=pooling)
     replicas = [np.repeat(k, layer.n_tiles, axis=0) for k, layer in zip(kernels, tiled.layers, strict=True)]
     images, _ = a_batch()
     with SerialFabric(tiled, IMAGES, replicas) as fabric:

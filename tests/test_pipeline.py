@@ -11,6 +11,7 @@ from rapa_dist.config import POOLING_NAMES
 from rapa_dist.coordinator.assigner import Assigner, cut
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.machine import Machine
+from rapa_dist.network.draws import pooling_draws
 from rapa_dist.network.model import Network, initial_digital, initial_kernels
 from rapa_dist.network.pipeline import Step, classify, train
 from rapa_dist.tile import Update
@@ -24,17 +25,20 @@ class Run:
     """A small network in training, its mini-batches cut into so many parts."""
 
     def __init__(self, micro_batches, scheme="random", pooling="max", fabric_class=SerialFabric, room=2 * IMAGES):
-        self.machine = Machine.build(channels=CHANNELS, tiles=TILES.get(scheme, (4, 4, 1)))
+        tiles = TILES.get(scheme, (4, 4, 1))
+        self.machine = Machine.build(channels=CHANNELS, tiles=tiles, perforated=scheme == "perforated")
         self.fabric = fabric_class(self.machine, room, initial_kernels(self.machine, 0))
-        digital = initial_digital(self.machine, CLASSES, 0)
+        digital = initial_digital(self.machine, CLASSES, 0, pooling)
         self.network = Network(self.fabric, pooling=pooling, digital=digital)
+        self.pooling = pooling
         self.assigner = Assigner(self.machine, scheme, seed=0)
         self.micro_batches = micro_batches
 
     def step(self, number):
         images, labels = a_batch(number)
         routing = self.assigner.route_training(number, IMAGES, self.micro_batches)
-        return Step(images, labels, routing, UPDATE)
+        draws = pooling_draws(self.machine, self.pooling, 0, number, IMAGES)
+        return Step(images, labels, routing, UPDATE, draws)
 
     def train(self, *numbers):
         return list(train(self.network, map(self.step, numbers)))

@@ -20,10 +20,14 @@ _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 1
 @click.option(
     "--scheme",
     metavar="NAME",
-    help="Tiling scheme: none, random, random-fixed, alternate or image-overlap.  "
-    "[default: random; none with one tile per layer]",
+    help="Tiling scheme: none, random, random-fixed, alternate, image-overlap, image-pad or perforated; or enlarged, "
+    "the untiled network with channels 54,64,64.  [default: random; none with one tile per layer]",
 )
-@click.option("--pooling", metavar="NAME", help="Pooling of all layers but the last: max or average.  [default: max]")
+@click.option(
+    "--pooling",
+    metavar="NAME",
+    help="Pooling of all layers but the last: max, average, stochastic or mixed.  [default: max]",
+)
 @click.option("--channels", metavar="N,N,N", help="Output channels of every layer.  [default: 32,32,64]")
 @click.option(
     "--dataset",
@@ -162,8 +166,11 @@ def _resumed(path: Path, given: dict[str, Any]) -> Any:
     """
     from dataclasses import replace
 
+    from rapa_dist.config import ENLARGED_CHANNELS
     from rapa_dist.coordinator.run_directory import RunDirectory
 
+    if given.get("scheme") == "enlarged":
+        given = given | {"scheme": "none", "channels": ENLARGED_CHANNELS}
     config = RunDirectory(path).config
     differs = [
         f"{name}: {getattr(config, name)} → {value}"

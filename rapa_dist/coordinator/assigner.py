@@ -5,7 +5,15 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from rapa_dist.assignment import Assignment, Indices, assign_fixed, assign_random_in_parts, tile_map
+from rapa_dist.assignment import (
+    Assignment,
+    Indices,
+    assign_fixed,
+    assign_perforated_in_parts,
+    assign_random_in_parts,
+    region_mask,
+    tile_map,
+)
 from rapa_dist.hardware import Load
 from rapa_dist.machine import Layer, Machine
 from rapa_dist.network.pipeline import Part, Routing
@@ -64,13 +72,20 @@ class Assigner:
         return [self._assign(layer, (images,), purpose, *place)[0] for layer in self._machine.layers]
 
     def _assign(self, layer: Layer, sizes: tuple[int, ...], purpose: Purpose, *place: int) -> list[Assignment]:
-        if self._scheme != "random":
-            return [self._fixed(layer, size) for size in sizes]
-        rng = stream(self._seed, purpose, layer.index, *place)
-        return assign_random_in_parts(layer.n_tiles, layer.n_patches, sizes, rng)
+        if self._scheme == "random":
+            rng = stream(self._seed, purpose, layer.index, *place)
+            return assign_random_in_parts(layer.n_tiles, layer.n_patches, sizes, rng)
+        if self._scheme == "perforated":
+            perforation = layer.perforation if purpose == Purpose.ASSIGN_TRAIN else 1  # a test computes all patches
+            rng = stream(self._seed, purpose, layer.index, *place)
+            return assign_perforated_in_parts(perforation, layer.n_patches, sizes, rng)
+        return [self._fixed(layer, size) for size in sizes]
 
     def _draw_fixed(self, layer: Layer, images: int) -> Assignment:
-        return assign_fixed(self._tile_map(layer), layer.n_tiles, images)
+        tile_of_pixel = self._tile_map(layer)
+        padded = self._scheme == "image-pad"
+        mask = region_mask(tile_of_pixel, layer.side, layer.kernel_side) if padded else None
+        return assign_fixed(tile_of_pixel, layer.n_tiles, images, mask)
 
     def _tile_map(self, layer: Layer) -> Indices:
         rng = stream(self._seed, Purpose.ASSIGN_FIXED, layer.index)

@@ -19,7 +19,6 @@ from safetensors.numpy import load, save
 from rapa_dist.config import TrainConfig
 from rapa_dist.errors import CheckpointError, UsageError
 from rapa_dist.fabric.base import Kernels
-from rapa_dist.machine import Machine
 from rapa_dist.tile import Matrix
 
 FORMAT = 1
@@ -120,7 +119,7 @@ def read(path: Path) -> Checkpoint:
             raise CheckpointError(f"Checkpoint {path}: sidecar and tensors tell different things. {_WAY_OUT}")
         tensors = load(data)
         config = TrainConfig.from_dict(about["config"])
-        _check_shapes(tensors, config.machine, about["classes"], path)
+        _check_shapes(tensors, config, about["classes"], path)
         return Checkpoint(
             config=config,
             data_fingerprint=about["data_fingerprint"],
@@ -193,11 +192,12 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
-def _check_shapes(tensors: dict[str, Any], machine: Machine, classes: int, path: Path) -> None:
+def _check_shapes(tensors: dict[str, Any], config: TrainConfig, classes: int, path: Path) -> None:
+    machine = config.machine
     expected: dict[str, tuple[int, ...]] = {
         f"layers.{layer.index}.tiles": (layer.n_tiles, *layer.kernel_shape) for layer in machine.layers
     }
-    expected |= {"head.weight": (machine.n_features, classes), "head.bias": (classes,)}
+    expected |= machine.digital_shapes(classes, config.pooling)
     found = {name: value.shape for name, value in tensors.items()}
     if found != expected or any(value.dtype != np.float32 for value in tensors.values()):
         raise CheckpointError(

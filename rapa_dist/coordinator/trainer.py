@@ -21,6 +21,7 @@ from rapa_dist.data import Batches, DataSet
 from rapa_dist.errors import DivergedError
 from rapa_dist.fabric.base import Fabric
 from rapa_dist.hardware import CycleTimes, training_epoch_s
+from rapa_dist.network.draws import pooling_draws
 from rapa_dist.network.model import Network, initial_digital, initial_kernels
 from rapa_dist.network.pipeline import Step, train
 from rapa_dist.tile import Update
@@ -59,7 +60,7 @@ def initial_checkpoint(config: TrainConfig, data: DataSet) -> Checkpoint:
         classes=classes,
         progress=Progress(),
         kernels=initial_kernels(machine, config.seed),
-        digital=initial_digital(machine, classes, config.seed),
+        digital=initial_digital(machine, classes, config.seed, config.pooling),
     )
 
 
@@ -138,13 +139,15 @@ class Trainer:
 
     def _steps(self, learning_rate: float, stop: Callable[[], bool]) -> Iterator[Step]:
         """Yield the steps that are left of the epoch under way, until `stop` says so."""
-        update = Update(learning_rate, self.config.weight_decay)
+        config = self.config
+        update = Update(learning_rate, config.weight_decay)
         batches = self._batches.epoch(self.progress.epoch, self.progress.step_in_epoch)
         for number, (pixels, labels) in enumerate(batches, self.progress.step):
             if stop():
                 return
-            routing = self._assigner.route_training(number, len(labels), self.config.micro_batches)
-            yield Step(torch.from_numpy(pixels), torch.from_numpy(labels), routing, update)
+            routing = self._assigner.route_training(number, len(labels), config.micro_batches)
+            draws = pooling_draws(config.machine, config.pooling, config.seed, number, len(labels))
+            yield Step(torch.from_numpy(pixels), torch.from_numpy(labels), routing, update, draws)
 
     def _test(self, stop: Callable[[], bool]) -> Score | None:
         return evaluate(

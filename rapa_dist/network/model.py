@@ -10,7 +10,7 @@ from rapa_dist.assignment import Assignment
 from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.machine import Machine
 from rapa_dist.network.convolution import TiledConvolution
-from rapa_dist.network.pooling import POOLINGS
+from rapa_dist.network.pooling import MIXTURE_START, AveragePooling, make_pooling
 from rapa_dist.network.stage import Head, Stage
 from rapa_dist.streams import Purpose, stream
 from rapa_dist.tile import Matrix, Update
@@ -32,8 +32,9 @@ class Network:
         """
         layers = fabric.machine.layers
         self.convolutions = [TiledConvolution(layer, fabric) for layer in layers]
-        self.stages = [*(Stage(POOLINGS[pooling]) for _ in layers[:-1]), Stage(POOLINGS["average"])]
         self.digital = {name: torch.from_numpy(np.array(value)).requires_grad_() for name, value in digital.items()}
+        self.stages = [Stage(make_pooling(pooling, layer.index, self.digital)) for layer in layers[:-1]]
+        self.stages.append(Stage(AveragePooling()))
         self.head = Head(self.digital["head.weight"], self.digital["head.bias"])
 
     def __call__(self, images: Tensor, assignments: Sequence[Assignment], update: Update | None) -> Tensor:
@@ -76,9 +77,14 @@ def initial_kernels(machine: Machine, seed: int) -> Kernels:
     return kernels
 
 
-def initial_digital(machine: Machine, classes: int, seed: int) -> dict[str, Matrix]:
-    """Draw the fully connected layer, (features, classes), like a kernel; its bias is 0."""
-    features = machine.n_features
+def initial_digital(machine: Machine, classes: int, seed: int, pooling: str = "max") -> dict[str, Matrix]:
+    """Draw the fully connected layer, (features, classes), like a kernel; its bias is 0.
+
+    "mixed" pooling has a β for every channel as well.
+    """
+    shapes = machine.digital_shapes(classes, pooling)
+    parameters = {name: np.full(shape, MIXTURE_START, np.float32) for name, shape in shapes.items()}
+    features, _ = shapes["head.weight"]
     bound = np.sqrt(3 / features)
     weight = stream(seed, Purpose.INIT, len(machine.layers)).uniform(-bound, bound, (features, classes))
-    return {"head.weight": weight.astype(np.float32), "head.bias": np.zeros(classes, np.float32)}
+    return parameters | {"head.weight": weight.astype(np.float32), "head.bias": np.zeros(classes, np.float32)}

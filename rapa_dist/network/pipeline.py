@@ -8,7 +8,7 @@ whether tiles work at the same time or not.
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from typing import NamedTuple
 
 import torch
@@ -54,6 +54,8 @@ class Step:
     """Who computes what."""
     update: Update
     """λ and decay."""
+    draws: Sequence[Tensor] = ()
+    """Per layer but the last (images, pooled side, pooled side, c_out) uniform draws, where pooling is stochastic."""
 
 
 class Result(NamedTuple):
@@ -179,13 +181,14 @@ class _Training:
         """Go forward and back; stop wherever tiles have work to do."""
         first_stage, *stages = self._network.stages
         images = slice(part.first, part.last)
-        planes, of_first = first_stage.forward(whole.receive_outputs(part.first, part.last))
+        draws = chain((of_layer[images] for of_layer in self.step.draws), repeat(None))
+        planes, of_first = first_stage.forward(whole.receive_outputs(part.first, part.last), next(draws))
         layers = zip(self._network.convolutions[1:], stages, part.assignments, strict=True)
         passages, saved = [], []
         for convolution, stage, assignment in layers:
             passages.append(convolution.begin(planes, assignment, part.first))
             yield
-            planes, for_backward = stage.forward(passages[-1].receive_outputs())
+            planes, for_backward = stage.forward(passages[-1].receive_outputs(), next(draws))
             saved.append(for_backward)
         loss, wrong, errors = self._network.head.train(planes, self.step.labels[images], self._images)
         self.loss += loss

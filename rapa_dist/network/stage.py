@@ -15,9 +15,9 @@ class Stage:
     def __init__(self, pooling: Pooling) -> None:
         self.pooling = pooling
 
-    def forward(self, outputs: Tensor) -> tuple[Tensor, Any]:
-        """Return the planes for the next layer, and what `backward` needs."""
-        pooled, for_pooling = self.pooling.forward(outputs)
+    def forward(self, outputs: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Return the planes for the next layer, and what `backward` needs; for `draws`, see `Pooling.forward`."""
+        pooled, for_pooling = self.pooling.forward(outputs, draws)
         planes, for_normalisation = normalise(pooled)
         return planes, (for_pooling, for_normalisation)
 
@@ -27,7 +27,7 @@ class Stage:
         return self.pooling.backward(for_pooling, normalise_backward(for_normalisation, errors))
 
     def __call__(self, outputs: Tensor) -> Tensor:
-        """Do the same as an operation that autograd can go back through."""
+        """Do the same, as in a test, as an operation that autograd can go back through."""
         planes: Tensor = _Function.apply(outputs, self)  # type: ignore[no-untyped-call]
         return planes
 

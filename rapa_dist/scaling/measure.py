@@ -51,7 +51,7 @@ class Contender:
         self._kernels = initial_kernels(self.machine, config.seed)
         fabric.use(self.machine, self._kernels)
         self._watch = Stopwatch(fabric, stop)
-        digital = initial_digital(self.machine, CLASSES, config.seed)
+        digital = initial_digital(self.machine, CLASSES, config.seed, config.pooling)
         self._network = Network(self._watch, pooling=config.pooling, digital=digital)
         self._assigner = Assigner(self.machine, config.scheme, config.seed)
         self._pixels = torch.rand(self.images, 32, 32, 3, generator=torch.Generator().manual_seed(config.seed)) - 0.5
