@@ -58,7 +58,14 @@ _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 1
 )
 @click.option("--augment/--no-augment", default=None, help="Mirror and brighten training images.  [default: augment]")
 @click.option("--seed", type=int, help=f"Seed of everything that is drawn.  [default: {_SEED}]")
-@click.option("--fabric", default="ray", show_default=True, metavar="NAME", help="Where the tiles live: ray or serial.")
+@click.option(
+    "--fabric",
+    default="ray",
+    show_default=True,
+    metavar="NAME",
+    help="Where the tiles live: ray, every one a process; serial, in this process; batched, as one product per layer.",
+)
+@click.option("--device", metavar="NAME", help="Where the fabric batched computes: cpu or cuda.  [default: cpu]")
 @click.option(
     "--address",
     metavar="HOST:PORT",
@@ -77,6 +84,7 @@ _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 1
 @json_option
 def train(
     fabric: str,
+    device: str | None,
     address: str | None,
     data_dir: Path | None,
     run_dir: Path | None,
@@ -105,6 +113,13 @@ def train(
         from rapa_dist.data.load import check_name
 
         given["dataset"] = check_name(given["dataset"])
+    if device is not None:
+        if fabric != "batched":
+            raise UsageError(f"--device is for the fabric batched; --fabric {fabric} computes on the CPU.")
+        from rapa_dist.fabric.batched import check_device
+
+        check_device(device)
+    device = device or "cpu"
     if address is not None and fabric != "ray":
         raise UsageError(f"--address is for the fabric ray; --fabric {fabric} uses no cluster. Leave one of them out.")
     if resume is not None and run_dir is not None:
@@ -125,11 +140,27 @@ def train(
     with redirect_stdout(sys.stderr):  # Ray prints its warnings to stdout
         if resume is None:
             config = _resolve(given)
-            result = start_run(config, fabric=fabric, address=address, data_dir=data_dir, run_dir=run_dir, live=live)
+            result = start_run(
+                config,
+                fabric=fabric,
+                device=device,
+                address=address,
+                data_dir=data_dir,
+                run_dir=run_dir,
+                live=live,
+            )
         else:
             _resumed(resume, given)  # a contradiction is an error before anything else is touched
             epochs = given.get("epochs")
-            result = resume_run(resume, epochs=epochs, fabric=fabric, address=address, data_dir=data_dir, live=live)
+            result = resume_run(
+                resume,
+                epochs=epochs,
+                fabric=fabric,
+                device=device,
+                address=address,
+                data_dir=data_dir,
+                live=live,
+            )
     if as_json:
         emit(result.as_dict())
     else:

@@ -11,8 +11,7 @@ from rapa_dist.console import Advance
 from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.data import ImageSet, evaluation_batches
 from rapa_dist.footprint import TEST_IMAGES
-from rapa_dist.network.model import Network
-from rapa_dist.network.pipeline import classify
+from rapa_dist.network.learner import Learner
 from rapa_dist.tile import Matrix
 
 
@@ -28,7 +27,7 @@ class Score:
 
 @torch.no_grad()
 def evaluate(
-    network: Network,
+    network: Learner,
     assigner: Assigner,
     images: ImageSet,
     mean: Matrix,
@@ -48,7 +47,7 @@ def evaluate(
         mean: (3,) mean pixel per channel to subtract.
         step: steps trained so far.
         votes: V; the class with most votes wins, among equals the one with the larger sum of probabilities.
-        micro_batches: parts that every batch is cut into.
+        micro_batches: parts that every batch is cut into, if the network has it cut.
         advance: told how many images are done.
         stop: asked after every batch whether to give up.
 
@@ -56,12 +55,13 @@ def evaluate(
         The score, or None if `stop` said so.
     """
     wrong, loss, first = 0, 0.0, 0
+    parts = micro_batches if network.cuts else 1
     total = len(images.labels)
     for pixels, labels in evaluation_batches(images, mean, TEST_IMAGES):
         batch, target = torch.from_numpy(pixels), torch.from_numpy(labels)
         ballot: torch.Tensor | None = None
         for vote in range(votes):
-            scores = classify(network, batch, assigner.route_test(step, first, len(labels), vote, micro_batches))
+            scores = network.classify(batch, assigner.route_test(step, first, len(labels), vote, parts))
             if vote == 0:
                 loss += F.cross_entropy(scores, target, reduction="sum").item()
             cast = _cast(scores)

@@ -1,6 +1,6 @@
 """The tiles of the run that this process trains: read where they lie, without asking anybody."""
 
-from rapa_dist.fabric.base import Fabric
+from rapa_dist.fabric.base import Tiles
 from rapa_dist.fabric.chip import tile_name
 from rapa_dist.inspection import RunStats, read_tile
 
@@ -8,7 +8,7 @@ from rapa_dist.inspection import RunStats, read_tile
 class OwnTiles:
     """What the tiles of a fabric have done, for the live table, the metrics and tiles.json."""
 
-    def __init__(self, fabric: Fabric, run: str) -> None:
+    def __init__(self, fabric: Tiles, run: str) -> None:
         """Look into a fabric while it is open."""
         self._fabric, self.run = fabric, run
         self._node = _node_id() if fabric.name == "ray" else ""

@@ -16,7 +16,7 @@ def plan(config: TrainConfig, fabric: str) -> dict[str, Any]:
     machine = config.machine
     layers = []
     for layer in machine.layers:
-        rows = config.batch_size * layer.n_patches
+        rows = config.batch_size * (layer.n_patches // layer.perforation)
         layers.append(
             {
                 "layer": layer.index,

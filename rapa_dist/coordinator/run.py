@@ -75,16 +75,18 @@ def start_run(
     address: str | None,
     data_dir: Path | None,
     run_dir: Path | None,
+    device: str = "cpu",
     live: bool = False,
 ) -> RunResult:
     """Train a new run. Everything that can be wrong is looked at before anything is written or started.
 
     Args:
         config: what to train.
-        fabric: "ray" or "serial".
+        fabric: one of `FABRICS`.
         address: the Ray cluster; None to look for one, or start one.
         data_dir: where data sets are; None for the usual places.
         run_dir: the run's directory; None for one below `runs/`.
+        device: where the fabric "batched" computes, "cpu" or "cuda".
         live: whether to show what every tile does.
 
     Raises:
@@ -94,7 +96,7 @@ def start_run(
     data = _load(config, data_dir)
     config = replace(config, dataset=data.name)
     with ExitStack() as clean_up:
-        place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)))
+        place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), device)
         clean_up.callback(place.close)
         place.connect(address)
         with uninterrupted():
@@ -113,6 +115,7 @@ def resume_run(
     fabric: str,
     address: str | None,
     data_dir: Path | None,
+    device: str = "cpu",
     live: bool = False,
 ) -> RunResult:
     """Go on with a run from its newest checkpoint, as if it had never stopped.
@@ -120,7 +123,8 @@ def resume_run(
     Args:
         path: the run's directory.
         epochs: a new number of epochs, or None for the old one.
-        fabric: "ray" or "serial"; need not be the one it was started with.
+        fabric: one of `FABRICS`; need not be the one it was started with.
+        device: as for `start_run`.
         address: as for `start_run`.
         data_dir: as for `start_run`; None for where the run found its data.
         live: as for `start_run`.
@@ -144,7 +148,7 @@ def resume_run(
                 f"The data set {data.name} is not the one that the run in {path} was trained on: its images differ. "
                 "Restore it, point --data-dir at the original one, or start a new run without --resume."
             )
-        place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)))
+        place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), device)
         clean_up.callback(place.close)
         place.connect(address)
         start = newest or initial_checkpoint(config, data)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from rapa_dist.console import stderr, work
-from rapa_dist.fabric.base import Fabric, Kernels
+from rapa_dist.fabric.base import Kernels, Tiles
 from rapa_dist.fabric.chip import check_room
 from rapa_dist.fabric.cluster import Cluster, connect_to, find_address
 from rapa_dist.fabric.quiet import keep_memory
@@ -36,26 +36,27 @@ def one_digital_thread() -> Iterator[None]:
 class Place:
     """Where a run's tiles live; owns the Ray cluster that was joined or started, and the tiles on it."""
 
-    def __init__(self, kind: str, machine: Machine, images: int) -> None:
+    def __init__(self, kind: str, machine: Machine, images: int, device: str = "cpu") -> None:
         """Choose it; nothing is started yet.
 
         Args:
-            kind: the fabric, "ray" or "serial".
+            kind: the fabric, one of `FABRICS`.
             machine: which tiles.
             images: images in the largest mini-batch.
+            device: where the fabric "batched" has its tensors, "cpu" or "cuda".
 
         Raises:
             ClusterError: there is too little memory.
         """
-        self._kind, self._machine, self._images = kind, machine, images
+        self._kind, self._machine, self._images, self._device = kind, machine, images, device
         self._cluster: Cluster | None = None
-        self._fabric: Fabric | None = None
+        self._fabric: Tiles | None = None
         if kind == "ray":
             check_room(machine, images)
         check_memory(machine, images, kind)
 
     def connect(self, address: str | None) -> None:
-        """Join the Ray cluster at `address`, or find or start one; for the fabric "serial" there is nothing to do.
+        """Join the Ray cluster at `address`, or find or start one; for the other fabrics there is nothing to do.
 
         Raises:
             UsageError, ClusterError: there is none with enough tiles.
@@ -75,7 +76,7 @@ class Place:
         on_restart: Callable[[str], None],
         *,
         step: int = 0,
-    ) -> Fabric:
+    ) -> Tiles:
         """Bring the tiles up with the given kernels.
 
         Args:
@@ -85,6 +86,11 @@ class Place:
             on_restart: told the name of a tile whose process died and is back.
             step: training steps that the kernels have been through.
         """
+        if self._kind == "batched":
+            from rapa_dist.fabric.batched import BatchedFabric
+
+            self._fabric = BatchedFabric(self._machine, self._images, [kernels], device=self._device, step=step)
+            return self._fabric
         if self._cluster is None:
             from rapa_dist.fabric.serial import SerialFabric
 

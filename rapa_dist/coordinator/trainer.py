@@ -19,11 +19,12 @@ from rapa_dist.coordinator.evaluation import Score, evaluate
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.data import Batches, DataSet
 from rapa_dist.errors import DivergedError
-from rapa_dist.fabric.base import Fabric
+from rapa_dist.fabric.base import Tiles
 from rapa_dist.hardware import CycleTimes, training_epoch_s
 from rapa_dist.network.draws import pooling_draws
-from rapa_dist.network.model import Network, initial_digital, initial_kernels
-from rapa_dist.network.pipeline import Step, train
+from rapa_dist.network.learner import build
+from rapa_dist.network.model import initial_digital, initial_kernels
+from rapa_dist.network.pipeline import Step
 from rapa_dist.tile import Update
 
 
@@ -75,7 +76,7 @@ class Trainer:
         self,
         start: Checkpoint,
         data: DataSet,
-        fabric: Fabric,
+        fabric: Tiles,
         directory: RunDirectory,
         display: Display,
     ) -> None:
@@ -87,7 +88,7 @@ class Trainer:
         self._fabric = fabric
         self._directory = directory
         self._display = display
-        self._network = Network(fabric, pooling=config.pooling, digital=start.digital)
+        self._network = build(fabric, pooling=config.pooling, digital=start.digital)
         self._assigner = Assigner(fabric.machine, config.scheme, config.seed)
         self._batches = Batches(
             data.train, data.mean, batch_size=config.batch_size, seed=config.seed, augment=config.augment
@@ -123,7 +124,7 @@ class Trainer:
         """Train what is left of the epoch under way and return the number of steps."""
         progress, steps = self.progress, 0
         learning_rate = self.config.learning_rate(progress.epoch)
-        with closing(train(self._network, self._steps(learning_rate, stop))) as results:
+        with closing(self._network.train(self._steps(learning_rate, stop))) as results:
             for result in results:
                 self._last = progress.step + 1, progress.epoch + 1, learning_rate
                 if not math.isfinite(result.loss):
@@ -140,12 +141,13 @@ class Trainer:
     def _steps(self, learning_rate: float, stop: Callable[[], bool]) -> Iterator[Step]:
         """Yield the steps that are left of the epoch under way, until `stop` says so."""
         config = self.config
+        parts = config.micro_batches if self._network.cuts else 1
         update = Update(learning_rate, config.weight_decay)
         batches = self._batches.epoch(self.progress.epoch, self.progress.step_in_epoch)
         for number, (pixels, labels) in enumerate(batches, self.progress.step):
             if stop():
                 return
-            routing = self._assigner.route_training(number, len(labels), config.micro_batches)
+            routing = self._assigner.route_training(number, len(labels), parts)
             draws = pooling_draws(config.machine, config.pooling, config.seed, number, len(labels))
             yield Step(torch.from_numpy(pixels), torch.from_numpy(labels), routing, update, draws)
 

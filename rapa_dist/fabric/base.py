@@ -49,8 +49,8 @@ class Arena:
         return self._outputs[layer]
 
 
-class Fabric(ABC):
-    """The tiles of a machine, and the memory through which rows reach them.
+class Tiles(ABC):
+    """The tiles of a machine, wherever they are, and what can be asked of them between steps.
 
     Use as a context manager: leaving it stops the tiles and frees what they held.
     """
@@ -61,6 +61,30 @@ class Fabric(ABC):
         """Prepare for mini-batches of at most `images` images."""
         self.machine = machine
         self.images = images
+
+    @abstractmethod
+    def cells(self, layer: int) -> list[Cells]:
+        """Return the cells of a layer's tiles, to look into."""
+
+    def kernels(self, layer: Layer) -> Matrix:
+        """Return a copy of the kernels of a layer, (n_t, k + 1, c_out). Between steps only."""
+        return np.stack([cells.kernel for cells in self.cells(layer.index)])
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop the tiles and free what they held. Safe to call twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Fabric(Tiles):
+    """Tiles that do their cycles one by one, and the memory through which rows reach them."""
 
     @abstractmethod
     def patches(self, layer: int) -> Matrix:
@@ -110,26 +134,6 @@ class Fabric(ABC):
     def backward(self, layer: Layer, offsets: NDArray[np.int64], *, update: Update | None, input_error: bool) -> None:
         """Run a backward cycle with its update from beginning to end."""
         self.finish(self.begin_backward(layer, offsets, update=update, input_error=input_error))
-
-    @abstractmethod
-    def cells(self, layer: int) -> list[Cells]:
-        """Return the cells of a layer's tiles, to look into."""
-
-    def kernels(self, layer: Layer) -> Matrix:
-        """Return a copy of the kernels of a layer, (n_t, k + 1, c_out). Between steps only."""
-        return np.stack([cells.kernel for cells in self.cells(layer.index)])
-
-    @abstractmethod
-    def close(self) -> None:
-        """Stop the tiles and free what they held. Safe to call twice."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 Kernels = Sequence[Matrix]

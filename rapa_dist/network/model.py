@@ -1,6 +1,6 @@
 """Caffe's "Full" CIFAR-10 network: tiled convolutions with a digital side between and behind them."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from rapa_dist.assignment import Assignment
 from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.machine import Machine
 from rapa_dist.network.convolution import TiledConvolution
+from rapa_dist.network.pipeline import Result, Routing, Step, classify, train
 from rapa_dist.network.pooling import MIXTURE_START, AveragePooling, make_pooling
 from rapa_dist.network.stage import Head, Stage
 from rapa_dist.streams import Purpose, stream
@@ -21,6 +22,9 @@ class Network:
 
     The kernels are the fabric's; the digital parameters are here.
     """
+
+    cuts = True
+    """Whether mini-batches may come in parts."""
 
     def __init__(self, fabric: Fabric, *, pooling: str, digital: dict[str, Matrix]) -> None:
         """Build the network on a fabric.
@@ -49,6 +53,14 @@ class Network:
         for convolution, stage, assignment in zip(self.convolutions, self.stages, assignments, strict=True):
             planes = stage(convolution(planes, assignment, update))
         return self.head(planes)
+
+    def train(self, steps: Iterable[Step]) -> Generator[Result]:
+        """Train mini-batches; see `pipeline.train`."""
+        return train(self, steps)
+
+    def classify(self, images: Tensor, routing: Routing) -> Tensor:
+        """Return the scores (images, classes) of a batch; see `pipeline.classify`."""
+        return classify(self, images, routing)
 
     @torch.no_grad()
     def update_digital(self, update: Update) -> None:

@@ -9,15 +9,17 @@ whether tiles work at the same time or not.
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rapa_dist.assignment import Assignment
 from rapa_dist.network.convolution import Passage
-from rapa_dist.network.model import Network
 from rapa_dist.tile import Update
+
+if TYPE_CHECKING:
+    from rapa_dist.network.model import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class Result(NamedTuple):
     """Images in all."""
 
 
-def train(network: Network, steps: Iterable[Step]) -> Generator[Result]:
+def train(network: "Network", steps: Iterable[Step]) -> Generator[Result]:
     """Train mini-batches: forward, backward, and the update of tiles and digital side.
 
     While the tiles do the last cycle of a step, the next one is asked for and begun: its first cycle queues
@@ -102,7 +104,7 @@ def train(network: Network, steps: Iterable[Step]) -> Generator[Result]:
 
 
 @torch.no_grad()
-def classify(network: Network, images: Tensor, routing: Routing) -> Tensor:
+def classify(network: "Network", images: Tensor, routing: Routing) -> Tensor:
     """Return the scores (images, classes) of a batch (images, 32, 32, 3)."""
     scores = torch.empty(len(images), len(network.head.bias))
     whole = network.convolutions[0].begin(images, routing.whole)
@@ -118,7 +120,7 @@ def _advance(ways: Iterable[Iterator[None]]) -> None:
         next(way, None)
 
 
-def _classification(network: Network, whole: Passage, part: Part, scores: Tensor) -> Iterator[None]:
+def _classification(network: "Network", whole: Passage, part: Part, scores: Tensor) -> Iterator[None]:
     planes, _ = network.stages[0].forward(whole.receive_outputs(part.first, part.last))
     layers = zip(network.convolutions[1:], network.stages[1:], part.assignments, strict=True)
     for convolution, stage, assignment in layers:
@@ -131,7 +133,7 @@ def _classification(network: Network, whole: Passage, part: Part, scores: Tensor
 class _Training:
     """A mini-batch in training."""
 
-    def __init__(self, network: Network, step: Step, before: "_Training | None") -> None:
+    def __init__(self, network: "Network", step: Step, before: "_Training | None") -> None:
         self.step = step
         self.loss, self.wrong = 0.0, 0
         self._network = network

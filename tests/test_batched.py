@@ -1,0 +1,124 @@
+"""The fabric `batched` against `serial`, step by step; several networks at once against each by itself."""
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from rapa_dist.assignment import SCHEMES
+from rapa_dist.config import POOLING_NAMES
+from rapa_dist.coordinator.assigner import Assigner
+from rapa_dist.fabric.batched import BatchedFabric
+from rapa_dist.fabric.serial import SerialFabric
+from rapa_dist.machine import Machine
+from rapa_dist.network.batched import BatchedNetwork
+from rapa_dist.network.draws import pooling_draws
+from rapa_dist.network.model import Network, initial_digital, initial_kernels
+from rapa_dist.network.pipeline import Step
+from rapa_dist.tile import Update, Word
+
+CHANNELS, CLASSES, IMAGES, STEPS = (4, 5, 6), 7, 4, 20
+TILES = {"none": (1, 1, 1), "random": (6, 3, 1), "random-fixed": (6, 3, 1)}
+"""6 and 3 divide no layer, nor do the 3 × 3 regions of the square schemes: some tiles have a row less."""
+
+
+def machine_of(scheme):
+    tiles = TILES.get(scheme, (9, 4, 1))
+    return Machine.build(channels=CHANNELS, tiles=tiles, perforated=scheme == "perforated")
+
+
+def step_of(machine, scheme, pooling, number, seed=0, images=IMAGES, parts=1, rate=0.05):
+    generator = np.random.default_rng((seed, number))
+    pixels = generator.normal(scale=0.5, size=(images, 32, 32, 3)).astype(np.float32)
+    return Step(
+        torch.from_numpy(pixels),
+        torch.from_numpy(generator.integers(0, CLASSES, images)),
+        Assigner(machine, scheme, seed).route_training(number, images, parts),
+        Update(rate, 0.01),
+        pooling_draws(machine, pooling, seed, number, images),
+    )
+
+
+def weights_of(fabric, network, number=0):
+    if isinstance(network, BatchedNetwork):
+        kernels = [fabric.kernels(layer, number) for layer in fabric.machine.layers]
+        digital = network.digital_arrays(number)
+    else:
+        kernels, digital = [fabric.kernels(layer) for layer in fabric.machine.layers], network.digital_arrays()
+    return {**{f"layer {i}": kernel for i, kernel in enumerate(kernels)}, **digital}
+
+
+def batched(machine, pooling, seeds=(0,)):
+    fabric = BatchedFabric(machine, IMAGES, [initial_kernels(machine, seed) for seed in seeds])
+    digital = [initial_digital(machine, CLASSES, seed, pooling) for seed in seeds]
+    return fabric, BatchedNetwork(fabric, pooling=pooling, digital=digital)
+
+
+@pytest.mark.parametrize("pooling", POOLING_NAMES)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_batched_follows_serial_for_twenty_steps_within_rounding(scheme, pooling):
+    machine = machine_of(scheme)
+    fabric, network = batched(machine, pooling)
+    results = list(network.train(step_of(machine, scheme, pooling, number) for number in range(STEPS)))
+    with SerialFabric(machine, IMAGES, initial_kernels(machine, 0)) as reference:
+        expected = Network(reference, pooling=pooling, digital=initial_digital(machine, CLASSES, 0, pooling))
+        followed = list(expected.train(step_of(machine, scheme, pooling, number) for number in range(STEPS)))
+        theirs = weights_of(reference, expected)
+        test = Assigner(machine, scheme, 0).route_test(STEPS, 0, IMAGES, 0, 1)
+        images = step_of(machine, scheme, pooling, 99).images
+        assert_close(network.classify(images, test), expected.classify(images, test), rtol=1e-4, atol=1e-5)
+        stats = [
+            [list(cells.words[Word.ROWS_FORWARD : Word.UPDATES + 1]) for cells in f.cells(0)]
+            for f in (fabric, reference)
+        ]
+    assert len(results) == STEPS
+    for (loss, *counts), (expected_loss, *expected_counts) in zip(results, followed, strict=True):
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        assert counts == expected_counts
+    for name, weight in weights_of(fabric, network).items():
+        assert_close(weight, theirs[name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    assert stats[0] == stats[1]
+
+
+@pytest.mark.parametrize("pooling", ["mixed", "stochastic"])
+@pytest.mark.parametrize("scheme", ["random", "perforated", "image-pad"])
+def test_several_networks_at_once_are_each_the_one_by_itself(scheme, pooling):
+    """Each with its own seed, images, assignments, draws and learning rate."""
+    machine, seeds, rates = machine_of(scheme), (0, 3, 4), (0.05, 0.02, 0.1)
+    fabric, network = batched(machine, pooling, seeds)
+    sizes = (IMAGES, IMAGES, 3)  # the last mini-batch of an epoch may be smaller
+    together = list(
+        network.train_together(
+            [
+                step_of(machine, scheme, pooling, number, seed, size, rate=rate)
+                for seed, rate in zip(seeds, rates, strict=True)
+            ]
+            for number, size in enumerate(sizes)
+        )
+    )
+    images = step_of(machine, scheme, pooling, 99).images
+    tests = [Assigner(machine, scheme, seed).route_test(3, 0, IMAGES, 0, 1) for seed in seeds]
+    scores = network.classify_together(images, tests)
+    for i, (seed, rate, test) in enumerate(zip(seeds, rates, tests, strict=True)):
+        own_fabric, alone = batched(machine, pooling, [seed])
+        steps = (step_of(machine, scheme, pooling, n, seed, size, rate=rate) for n, size in enumerate(sizes))
+        for (loss, *counts), of_all in zip(alone.train(steps), together, strict=True):
+            assert of_all[i].loss == pytest.approx(loss, rel=1e-5)
+            assert list(of_all[i][1:]) == counts
+        assert_close(scores[i], alone.classify(images, test), rtol=1e-4, atol=1e-5)
+        own = weights_of(own_fabric, alone)
+        for name, weight in weights_of(fabric, network, i).items():
+            assert_close(weight, own[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_test_in_the_middle_and_mini_batches_of_other_sizes_leave_no_trace():
+    machine = machine_of("image-pad")
+    disturbed, plain = batched(machine, "max"), batched(machine, "max")
+    images = step_of(machine, "image-pad", "max", 99, images=3).images
+    route = Assigner(machine, "image-pad", 0).route_test(1, 0, 3, 0, 1)
+    for number in range(3):
+        for _, network in (disturbed, plain):
+            list(network.train([step_of(machine, "image-pad", "max", number)]))
+        disturbed[1].classify(images, route)
+    for name, weight in weights_of(*disturbed).items():
+        assert np.array_equal(weight, weights_of(*plain)[name])
