@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import count, islice
 
 import numpy as np
 
@@ -167,6 +168,36 @@ def on_fabric(name: str, tiles: tuple[int, ...], micro_batches: int) -> Contende
     return contender
 
 
+def batched(tiles: tuple[int, ...], threads: int) -> Contender:
+    """Return the network on the fabric `batched`; its assignments are drawn in every step, as in a run."""
+    import torch
+
+    from rapa_dist.coordinator.assigner import Assigner
+    from rapa_dist.fabric.batched import BatchedFabric
+    from rapa_dist.fabric.quiet import keep_memory
+    from rapa_dist.machine import Machine
+    from rapa_dist.network.batched import BatchedNetwork
+    from rapa_dist.network.model import initial_digital, initial_kernels
+    from rapa_dist.network.pipeline import Step
+    from rapa_dist.tile import Update
+
+    keep_memory()
+    torch.set_num_threads(threads)
+    machine = Machine.build(channels=(32, 32, 64), tiles=tiles)
+    fabric = BatchedFabric(machine, BATCH, [initial_kernels(machine, 0)])
+    network = BatchedNetwork(fabric, pooling="max", digital=[initial_digital(machine, CLASSES, 0)])
+    assigner = Assigner(machine, "random" if max(tiles) > 1 else "none", 0)
+    pixels, labels = torch.rand(BATCH, 32, 32, 3) - 0.5, torch.arange(BATCH) % CLASSES
+    numbers = count()
+
+    def block(steps: int) -> Iterator[None]:
+        routes = (assigner.route_training(number, BATCH, 1) for number in islice(numbers, steps))
+        for _ in network.train(Step(pixels, labels, route, Update(RATE, DECAY)) for route in routes):
+            yield
+
+    return Contender(block)
+
+
 def fabric_of_calls(machine, images, kernels, cluster):
     """Return a fabric whose tiles are ordinary Ray actors: rows go through the object store."""
     import ray
@@ -288,6 +319,8 @@ CONTENDERS: dict[str, tuple[str, Callable[[tuple[int, ...], int], Contender]]] =
     "plain-1-last": ("PyTorch, 1 thread, channels last", lambda tiles, m: plain(1, channels_last=True)),
     "calls": ("tiles as ordinary Ray actors, rows in the object store", lambda tiles, m: on_fabric("calls", tiles, 1)),
     "floor": ("the bare matrix products, 1 thread", lambda tiles, m: floor(tiles)),
+    "batched-1": ("`batched`, 1 thread", lambda tiles, m: batched(tiles, 1)),
+    "batched-2": ("`batched`, 2 threads", lambda tiles, m: batched(tiles, 2)),
 }
 
 
@@ -353,6 +386,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--steps", type=int, default=25, help="steps of a block that are counted")
     parser.add_argument("--without", action="append", default=[], choices=CONTENDERS, metavar="NAME")
+    parser.add_argument(
+        "--only", action="append", choices=CONTENDERS, metavar="NAME", help="the first is the reference"
+    )
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     tiles = tuple(int(part) for part in arguments.tiles.split(","))
@@ -362,14 +398,15 @@ def main() -> None:
 
     from rapa_dist.coordinator.run_directory import environment
 
-    names = [name for name in CONTENDERS if name not in arguments.without]
+    names = arguments.only or [name for name in CONTENDERS if name not in arguments.without]
+    reference = names[0]
     workers = {name: Worker(name, arguments) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(arguments.turns):
         for name in names if turn % 2 == 0 else names[::-1]:
             seconds[name].append(workers[name].run(arguments.steps))
         print(f"turn {turn + 1} of {arguments.turns}", file=sys.stderr)
-    empty_s = workers["ray"].run(f"empty {EMPTY_ROUNDS}")
+    empty_s = workers["ray"].run(f"empty {EMPTY_ROUNDS}") if "ray" in names else None
     for worker in workers.values():
         worker.close()
     times = {name: np.array(values) for name, values in seconds.items()}
@@ -381,10 +418,14 @@ def main() -> None:
         "steps_per_turn": arguments.steps,
         "contenders": {name: CONTENDERS[name][0] for name in names},
         "step_ms": {name: quartiles(1e3 * values) for name, values in times.items()},
-        "ray_over": {name: quartiles(times["ray"] / values) for name, values in times.items() if name != "ray"},
-        "empty_round": {"tiles": tiles[0], "rounds": EMPTY_ROUNDS, "us_per_tile": round(1e6 * empty_s / tiles[0], 1)},
+        f"{reference}_over": {
+            name: quartiles(times[reference] / values) for name, values in times.items() if name != reference
+        },
         "environment": {key: value for key, value in environment().items() if key != "argv"},
     }
+    if empty_s is not None:
+        us_per_tile = round(1e6 * empty_s / tiles[0], 1)
+        report["empty_round"] = {"tiles": tiles[0], "rounds": EMPTY_ROUNDS, "us_per_tile": us_per_tile}
     print(json.dumps(report, indent=2))
 
 

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from rapa_dist.assignment import SCHEMES
 from rapa_dist.config import POOLING_NAMES
 from rapa_dist.coordinator.assigner import Assigner
+from rapa_dist.coordinator.session import one_digital_thread
 from rapa_dist.fabric.batched import BatchedFabric
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.machine import Machine
@@ -20,6 +21,13 @@ from rapa_dist.tile import Update, Word
 CHANNELS, CLASSES, IMAGES, STEPS = (4, 5, 6), 7, 4, 20
 TILES = {"none": (1, 1, 1), "random": (6, 3, 1), "random-fixed": (6, 3, 1)}
 """6 and 3 divide no layer, nor do the 3 × 3 regions of the square schemes: some tiles have a row less."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As in a run; threads of PyTorch's that wait for a core they share take a hundred times as long."""
+    with one_digital_thread():
+        yield
 
 
 def machine_of(scheme):
@@ -54,30 +62,49 @@ def batched(machine, pooling, seeds=(0,)):
     return fabric, BatchedNetwork(fabric, pooling=pooling, digital=digital)
 
 
+class Followed:
+    """Twenty steps on the fabric `serial`, a test, and what the tiles have counted."""
+
+    def __init__(self, scheme, pooling, nudge=0.0):
+        machine = machine_of(scheme)
+        rng = np.random.default_rng(17)
+        kernels = [
+            k * (1 + nudge * rng.choice([-1, 1], k.shape)).astype(np.float32) for k in initial_kernels(machine, 0)
+        ]
+        with SerialFabric(machine, IMAGES, kernels) as fabric:
+            network = Network(fabric, pooling=pooling, digital=initial_digital(machine, CLASSES, 0, pooling))
+            self.results, self.numbers, self.counts = follow(fabric, network, scheme, pooling)
+
+
+def follow(fabric, network, scheme, pooling):
+    """Return the results of twenty steps, all numbers that they led to, and what the tiles have counted."""
+    machine = fabric.machine
+    results = list(network.train(step_of(machine, scheme, pooling, number) for number in range(STEPS)))
+    route = Assigner(machine, scheme, 0).route_test(STEPS, 0, IMAGES, 0, 1)
+    scores = network.classify(step_of(machine, scheme, pooling, 99).images, route)
+    losses = np.array([result.loss for result in results])
+    numbers = weights_of(fabric, network) | {"scores": scores.numpy(), "losses": losses}
+    counts = [
+        list(cells.words[Word.ROWS_FORWARD : Word.UPDATES + 1])
+        for layer in machine.layers
+        for cells in fabric.cells(layer.index)
+    ]
+    return results, numbers, counts
+
+
 @pytest.mark.parametrize("pooling", POOLING_NAMES)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_batched_follows_serial_for_twenty_steps_within_rounding(scheme, pooling):
-    machine = machine_of(scheme)
-    fabric, network = batched(machine, pooling)
-    results = list(network.train(step_of(machine, scheme, pooling, number) for number in range(STEPS)))
-    with SerialFabric(machine, IMAGES, initial_kernels(machine, 0)) as reference:
-        expected = Network(reference, pooling=pooling, digital=initial_digital(machine, CLASSES, 0, pooling))
-        followed = list(expected.train(step_of(machine, scheme, pooling, number) for number in range(STEPS)))
-        theirs = weights_of(reference, expected)
-        test = Assigner(machine, scheme, 0).route_test(STEPS, 0, IMAGES, 0, 1)
-        images = step_of(machine, scheme, pooling, 99).images
-        assert_close(network.classify(images, test), expected.classify(images, test), rtol=1e-4, atol=1e-5)
-        stats = [
-            [list(cells.words[Word.ROWS_FORWARD : Word.UPDATES + 1]) for cells in f.cells(0)]
-            for f in (fabric, reference)
-        ]
+    """Where an activation is so close to 0 that rounding decides on its error, `serial` says how far that leads."""
+    results, numbers, counts = follow(*batched(machine_of(scheme), pooling), scheme, pooling)
+    serial, nudged = Followed(scheme, pooling), Followed(scheme, pooling, nudge=1e-7)
     assert len(results) == STEPS
-    for (loss, *counts), (expected_loss, *expected_counts) in zip(results, followed, strict=True):
-        assert loss == pytest.approx(expected_loss, rel=1e-5)
-        assert counts == expected_counts
-    for name, weight in weights_of(fabric, network).items():
-        assert_close(weight, theirs[name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
-    assert stats[0] == stats[1]
+    assert [result[1:] for result in results] == [result[1:] for result in serial.results]
+    assert counts == serial.counts
+    for name, expected in serial.numbers.items():
+        allowed = 1e-5 + 3 * abs(nudged.numbers[name] - expected).max()
+        assert allowed < 0.02
+        np.testing.assert_allclose(numbers[name], expected, rtol=1e-5, atol=allowed, err_msg=name)
 
 
 @pytest.mark.parametrize("pooling", ["mixed", "stochastic"])

@@ -75,6 +75,52 @@ class BatchedFabric(Tiles):
         weights.mul_(keep).sub_(gradient.mul_(rate))
         biases.mul_(keep).sub_(errors.sum(dim=1, keepdim=True).mul_(rate))
 
+    def convolve(self, layer: Layer, planes: Tensor) -> Tensor:
+        """Return what a layer's only tile makes of all patches, (images, side, side, c_out): an ordinary convolution.
+
+        Args:
+            layer: with one tile, of the only network.
+            planes: (images, side, side, c_in).
+        """
+        weight, bias = self._as_convolution(layer)
+        pad = [layer.kernel_side // 2] * 2
+        outputs: Tensor = torch.conv2d(planes.permute(0, 3, 1, 2), weight, bias, padding=pad)
+        return outputs.permute(0, 2, 3, 1)
+
+    def convolve_back(
+        self, layer: Layer, planes: Tensor, errors: Tensor, *, rate: Tensor, keep: Tensor, input_error: bool
+    ) -> Tensor | None:
+        """Update the tile of a `convolve`; return the errors (images, side, side, c_in) of its planes, if wanted.
+
+        Args:
+            layer: with one tile, of the only network.
+            planes: (images, side, side, c_in) as they were convolved.
+            errors: (images, side, side, c_out).
+            rate: (1, 1, 1) λ.
+            keep: (1, 1, 1) 1 − λ · weight decay.
+            input_error: whether the errors of the planes are wanted.
+        """
+        weight, bias = self._as_convolution(layer)
+        pad = [layer.kernel_side // 2] * 2
+        back, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            errors.permute(0, 3, 1, 2),
+            planes.permute(0, 3, 1, 2),
+            weight,
+            list(bias.shape),
+            *([1, 1], pad, [1, 1], False, [0, 0], 1),  # stride, padding, dilation, not transposed, groups
+            [input_error, True, True],
+        )
+        weights, biases = self._weights[layer.index], self._biases[layer.index]
+        weights.mul_(keep).sub_(of_weight.permute(2, 3, 1, 0).reshape(weights.shape) * rate)
+        biases.mul_(keep).sub_(of_bias.view(biases.shape) * rate)
+        return back.permute(0, 2, 3, 1) if input_error else None
+
+    def _as_convolution(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        """Return the only tile's kernel as PyTorch has it, (c_out, c_in, kh, kw), and its bias."""
+        kernel = self._weights[layer.index].view(layer.kernel_side, layer.kernel_side, layer.c_in, layer.c_out)
+        weight = kernel.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+        return weight, self._biases[layer.index].view(-1)
+
     def count(self, layer: Layer, rows: NDArray[np.int64], *, trained: bool) -> None:
         """Take note of the rows (n_t,) that the tiles of the first network have had in a mini-batch."""
         forward, backward, update = self._rows[layer.index]

@@ -45,6 +45,8 @@ class _Slots:
     """Whether there are empty slots."""
     some_dropped: bool
     """Whether there are dropped patches."""
+    plain: bool
+    """Whether one tile has all patches in their order: then the layer is an ordinary convolution."""
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return what may change from step to step."""
@@ -66,6 +68,7 @@ def _slots(assignments: Sequence[Assignment], layer: Layer) -> _Slots:
             filled = np.arange(width) < sizes[:, None]  # (n_t, width)
             patch_of_slot[network][filled] = assignment.order + network * n_patches
         patch_of_slot = patch_of_slot.ravel()
+    plain = len(assignments) * layer.n_tiles == 1 and np.array_equal(patch_of_slot, np.arange(total))
     slot_of_patch = np.full(total + 1, patch_of_slot.size, np.int64)
     slot_of_patch[patch_of_slot] = np.arange(patch_of_slot.size)
     mask = assignments[0].mask
@@ -73,7 +76,14 @@ def _slots(assignments: Sequence[Assignment], layer: Layer) -> _Slots:
     if mask is not None:
         padded = np.concatenate((np.tile(mask, (total // len(mask), 1)), np.ones((1, mask.shape[1]), bool)))
         seen = torch.from_numpy(padded[patch_of_slot].astype(np.float32)).unsqueeze(2)
-    return _Slots(torch.from_numpy(patch_of_slot), torch.from_numpy(slot_of_patch[:-1]), seen, some_empty, rows < total)
+    return _Slots(
+        torch.from_numpy(patch_of_slot),
+        torch.from_numpy(slot_of_patch[:-1]),
+        seen,
+        some_empty,
+        rows < total,
+        plain and mask is None,
+    )
 
 
 class _Convolution:
@@ -92,12 +102,16 @@ class _Convolution:
         n_runs = images * padded * padded - KERNEL_SIDE + 1
         self._runs = self._planes.view(-1).as_strided((n_runs, KERNEL_SIDE * layer.c_in), (layer.c_in, 1))
         self._patches = torch.empty(0, device=device)
+        self._convolved = self._patches
         self._slots: _Slots | None = None
 
     def forward(self, planes: Tensor, slots: _Slots) -> Tensor:
         """Return the outputs (images, side, side, c_out) of planes (images, side, side, c_in)."""
         layer, n_slots = self.layer, len(slots.patch_of_slot)
         self._slots = slots
+        if slots.plain:
+            self._convolved = planes
+            return self._fabric.convolve(layer, planes)
         self._planes[:, _PAD:-_PAD, _PAD:-_PAD].copy_(planes)
         runs = self._runs_of_patch.index_select(0, slots.patch_of_slot).view(-1)
         if len(self._patches) != n_slots:
@@ -119,11 +133,14 @@ class _Convolution:
         """
         layer, slots = self.layer, self._slots
         assert slots is not None
+        input_error = layer.index > 0
+        if slots.plain:
+            planes = self._convolved
+            return self._fabric.convolve_back(layer, planes, errors, rate=rate, keep=keep, input_error=input_error)
         rows = errors.reshape(-1, layer.c_out)
         if slots.some_empty:
             rows = torch.cat((rows, rows.new_zeros(1, layer.c_out)))
         rows = self._of_tiles(rows.index_select(0, slots.patch_of_slot))
-        input_error = layer.index > 0
         patches = self._of_tiles(self._patches)
         self._fabric.backward(layer, patches, rows, rate=rate, keep=keep, input_error=input_error)
         return self._scatter(slots) if input_error else None
