@@ -191,7 +191,7 @@ def test_more_tiles_than_memory_has_room_for(refused, monkeypatch):
     [
         ("--scheme", "randm", ("one of none, random", "“randm”", "Did you mean random?")),
         ("--pooling", "avrage", ("one of max, average", "“avrage”", "Did you mean average?")),
-        ("--fabric", "seriel", ("one of ray, serial", "“seriel”", "Did you mean serial?")),
+        ("--fabric", "seriel", ("one of ray, serial, batched", "“seriel”", "Did you mean serial?")),
         ("--epochs", 0, ("--epochs needs at least 1; it is 0",)),
         ("--epochs", -1, ("--epochs needs at least 1; it is -1",)),
         ("--epochs", "ten", ("--epochs", "'ten' is not a valid integer")),
@@ -715,3 +715,22 @@ def test_a_process_ends_with_one_object_a_message_and_nothing_else(here, argumen
 def test_a_cluster_for_a_fabric_that_uses_none(refused):
     parts = ("--address is for the fabric ray", "--fabric serial", "Leave one of them out")
     refused([*TRAIN, "--fabric", "serial", "--address", "10.0.0.1:6379"], 2, *parts)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("--fabric", "batched", "--device", "cuda"), ("--device cuda needs a GPU", "Use --device cpu")),
+        (("--fabric", "batched", "--device", "gpu"), ("--device is cpu or cuda", "“gpu”")),
+        (("--fabric", "serial", "--device", "cpu"), ("--device is for the fabric batched", "--fabric serial")),
+        (("--device", "cuda"), ("--device is for the fabric batched", "--fabric ray")),
+    ],
+)
+def test_a_device_that_is_not_there_or_not_used(refused, monkeypatch, options, parts):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    refused([*TRAIN, *options], 2, *parts)
+
+
+def test_the_enlarged_network_with_other_channels(refused):
+    parts = ("--scheme enlarged is the untiled network with --channels 54,64,64", "not 8,8,8")
+    refused(["train", "--dataset", "builtin", "--scheme", "enlarged", "--channels", "8,8,8"], 2, *parts)

@@ -156,6 +156,35 @@ def answers(address: str) -> bool:
         return False
 
 
+class TestBatched:
+    pytestmark = pytest.mark.slow
+
+    @pytest.mark.parametrize("options", [[], ["--scheme", "perforated", "--pooling", "mixed"]])
+    def test_a_run_that_was_resumed_has_the_bits_of_one_that_was_not(self, tmp_path, options):
+        options = [*options, "--fabric", "batched"]
+        whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+        for done in (
+            run("train", *TINY, *options, "--run-dir", whole),
+            run("train", *TINY, *options, "--epochs", 1, "--run-dir", resumed),
+            run("train", "--resume", resumed, "--epochs", 3, "--fabric", "batched", "--device", "cpu"),
+        ):
+            assert done.returncode == 0, done.stderr
+        assert_same_run(resumed, whole)
+
+    def test_a_run_ends_near_where_serial_ends_and_can_be_tested_there(self, undisturbed, tmp_path):
+        done = run("train", *TINY, "--fabric", "batched", "--run-dir", tmp_path / "r")
+        assert done.returncode == 0, done.stderr
+        for ours, theirs in zip(metrics(tmp_path / "r"), metrics(undisturbed), strict=True):
+            assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
+            assert ours["device_time_s"] == theirs["device_time_s"]
+        result = json.loads(run("evaluate", tmp_path / "r", "--json").stdout)
+        assert result["test_loss"] == pytest.approx(metrics(tmp_path / "r")[-1]["test_loss"], rel=1e-4)
+        mine, theirs = (json.loads((d / "tiles.json").read_text())["tiles"] for d in (tmp_path / "r", undisturbed))
+        counts = ("rows_forward", "rows_backward", "rows_update", "updates", "last_step")
+        for tile, other in zip(mine, theirs, strict=True):
+            assert [tile.get(name) for name in counts] == [other.get(name) for name in counts]
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(400)
 class TestRay:
@@ -165,6 +194,13 @@ class TestRay:
         assert json.loads(done.stdout)["finished"]
         assert "started for this run" in done.stderr
         assert_same_run(tmp_path / "r", undisturbed)
+
+    def test_perforated_and_stochastic_pooling_have_the_bits_of_serial_too(self, tmp_path):
+        options = [*TINY, "--epochs", 1, "--scheme", "perforated", "--pooling", "stochastic"]
+        for fabric in ("ray", "serial"):
+            done = run("train", *options, "--fabric", fabric, "--run-dir", tmp_path / fabric)
+            assert done.returncode == 0, done.stderr
+        assert_same_run(tmp_path / "ray", tmp_path / "serial")
 
     def test_the_coordinator_killed_and_resumed_gives_the_same_bits(self, undisturbed, tmp_path):
         directory = tmp_path / "r"
