@@ -159,6 +159,25 @@ class RunDirectory:
         """Where the checkpoints are."""
         return self.path / _CHECKPOINTS
 
+    def find_checkpoint(self, which: str) -> Path:
+        """Return the safetensors file of a checkpoint: "newest", "best" (lowest test error) or one by its name.
+
+        Raises:
+            CheckpointError: there is no such checkpoint; those there are are named.
+        """
+        folder = self.checkpoint_folder
+        newest = checkpoints.latest(folder)
+        if which == "newest":
+            return newest
+        found = checkpoints.checkpoints(folder)
+        if which == "best":
+            epoch = self.read_checkpoint(newest).progress.best_epoch
+            which = next((p.stem for p in found if epoch and p.stem.endswith(f"-epoch-{epoch:05d}")), which)
+        if (path := folder / f"{which}.safetensors") not in found:
+            names = ", ".join(p.stem for p in found)
+            raise CheckpointError(f"There is no checkpoint “{which}” in {folder}. There are: {names}.")
+        return path
+
     def read_checkpoint(self, path: Path) -> Checkpoint:
         """Read one of the run's checkpoints.
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from rapa_dist.analysis.similarity import similarity
 from rapa_dist.config import TrainConfig
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.assigner import Assigner
@@ -174,6 +175,7 @@ class Trainer:
             "test_loss": score.loss,
             "test_error_percent": score.error_percent,
             "device_time_s": self._device_time_s,
+            "similarity": self._similarity(),
             "wall": wall,
         }
         progress.metrics_bytes = self._directory.append_metrics(metrics)
@@ -183,6 +185,11 @@ class Trainer:
         progress.step_in_epoch, progress.loss_sum, progress.wrong, progress.seen = 0, 0.0, 0, 0
         self._directory.log(f"epoch {progress.epoch} done: {metrics}")
         self._display.finished_epoch(metrics)
+
+    def _similarity(self) -> list[float | None]:
+        """Return S of every layer (Fig. 3); None with fewer than two tiles, or where it is no finite number."""
+        found = [similarity(self._fabric.kernels(layer)) for layer in self._fabric.machine.layers]
+        return [value if value is not None and math.isfinite(value) else None for value in found]
 
     @staticmethod
     def _wall(steps: int, train_s: float, test_s: float) -> dict[str, Any]:
