@@ -24,6 +24,7 @@ COMMANDS = {
     "train": "rapa_dist.cli.train:train",
     "stats": "rapa_dist.cli.stats:stats",
     "evaluate": "rapa_dist.cli.evaluate:evaluate",
+    "analyze": "rapa_dist.cli.analyze:analyze",
     "plan": "rapa_dist.cli.plan:plan",
     "scale": "rapa_dist.cli.scale:scale",
     "doctor": "rapa_dist.cli.doctor:doctor",

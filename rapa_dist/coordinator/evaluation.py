@@ -64,7 +64,7 @@ def evaluate(
             scores = network.classify(batch, assigner.route_test(step, first, len(labels), vote, parts))
             if vote == 0:
                 loss += F.cross_entropy(scores, target, reduction="sum").item()
-            cast = _cast(scores)
+            cast = cast_vote(scores)
             ballot = cast if ballot is None else ballot + cast
         assert ballot is not None
         wrong += int((ballot.argmax(dim=1) != target).sum())
@@ -75,7 +75,7 @@ def evaluate(
     return Score(100 * wrong / total, loss / total)
 
 
-def _cast(scores: torch.Tensor) -> torch.Tensor:
+def cast_vote(scores: torch.Tensor) -> torch.Tensor:
     """Return (images, classes) 1 for the class voted for, plus a share that only ever breaks ties."""
     probabilities = scores.double().softmax(dim=1)
     vote = torch.zeros_like(probabilities)

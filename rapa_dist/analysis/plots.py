@@ -1,0 +1,117 @@
+"""The plots of `rapa-dist analyze`, as SVG. Nothing here computes what it shows."""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rapa_dist.analysis.similarity import channel_similarity
+from rapa_dist.coordinator.checkpoint import write_whole
+from rapa_dist.errors import RapaError, UsageError
+from rapa_dist.fabric.base import Kernels
+from rapa_dist.machine import KERNEL_SIDE
+from rapa_dist.tile import Matrix
+
+_FILTERS = 10
+_TILES = 16
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe & Ito
+
+
+def check_plot(path: Path | None) -> None:
+    """Raise an error if a plot was asked for that can't be drawn or written; before any work."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise UsageError(f"--plot is {path}: there is no folder {path.parent}. Make it, or give another name.")
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise RapaError("--plot needs matplotlib. Install the extra: pip install 'rapa-dist[plots]'.") from error
+
+
+def plot_similarity(path: Path, kernels: Kernels) -> None:
+    """Draw some filters of the first layer on its tiles (Fig. 3 B), and the similarity of channels in every layer.
+
+    Args:
+        path: the SVG to write.
+        kernels: one array (n_t, k + 1, c_out) per layer.
+    """
+    with _figure(path, 10, 5) as figure:
+        left, right = figure.subfigures(1, 2, width_ratios=(1.4, 1))
+        axes = left.add_subplot()
+        axes.imshow(_grid(kernels[0]), interpolation="nearest")
+        axes.set_xlabel("filter")
+        axes.set_ylabel("tile")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_title("First layer: the same filters on different tiles")
+        axes = right.add_subplot()
+        for index, of_layer in enumerate(kernels):
+            if len(of_layer) > 1:
+                axes.hist(
+                    channel_similarity(of_layer), bins=20, alpha=0.6, color=_COLOURS[index], label=f"layer {index + 1}"
+                )
+        axes.set_xlabel("similarity of a channel’s filters")
+        axes.set_ylabel("channels")
+        axes.legend(frameon=False)
+
+
+def plot_curves(
+    path: Path, curves: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, x: str, y: str, title: str
+) -> None:
+    """Draw curves, each with its label, and write the SVG.
+
+    Args:
+        path: the SVG to write.
+        curves: (label, x, y) of each.
+        x: what is along the lower edge.
+        y: what is along the left edge.
+        title: what it is about.
+    """
+    with _figure(path, 6, 4) as figure:
+        axes = figure.add_subplot()
+        for (label, along, values), colour in zip(curves, np.resize(_COLOURS, len(curves)), strict=True):
+            axes.plot(along, values, marker="o", markersize=3, color=str(colour), label=label)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.set_title(title)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(curves) > 1:
+            axes.legend(frameon=False)
+
+
+def _grid(kernels: Matrix) -> Matrix:
+    """Return an image of the first filters (columns) on the first tiles (rows), each scaled to its own range."""
+    n_tiles, rows, c_out = kernels.shape
+    channels = (rows - 1) // KERNEL_SIDE**2
+    n_tiles, filters = min(n_tiles, _TILES), min(c_out, _FILTERS)
+    step = KERNEL_SIDE + 1
+    grid = np.ones((n_tiles * step - 1, filters * step - 1, 3), np.float32)
+    for tile in range(n_tiles):
+        for channel in range(filters):
+            weights = kernels[tile, :-1, channel].reshape(KERNEL_SIDE, KERNEL_SIDE, channels)
+            shown = weights if channels == 3 else weights.mean(axis=2, keepdims=True)
+            low, high = shown.min(), shown.max()
+            place = slice(tile * step, tile * step + KERNEL_SIDE), slice(channel * step, channel * step + KERNEL_SIDE)
+            grid[place] = (shown - low) / (high - low if high > low else 1)
+    return grid
+
+
+@contextmanager
+def _figure(path: Path, width: float, height: float) -> Iterator[Any]:
+    """Yield a matplotlib figure; what was drawn on it is written as a whole, with the same bytes for the same plot."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": "rapa-dist", "font.family": "DejaVu Sans", "font.size": 9.0}):
+        figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
+        yield figure
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    try:
+        write_whole(path, buffer.getvalue())
+    except OSError as error:
+        raise UsageError(f"Can't write {path}: {error.strerror}. Give another --plot.") from error

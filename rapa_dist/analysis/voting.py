@@ -1,0 +1,62 @@
+"""Voting (§4): classification by the majority of several random assignments."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rapa_dist.console import work
+from rapa_dist.coordinator.evaluation import cast_vote
+from rapa_dist.coordinator.trained import Trained
+from rapa_dist.data import evaluation_batches
+from rapa_dist.errors import UsageError
+from rapa_dist.footprint import TEST_IMAGES
+
+
+def voting(
+    path: Path,
+    *,
+    votes: int,
+    checkpoint: str = "newest",
+    limit_test: int | None = None,
+) -> dict[str, Any]:
+    """Return the test error of the majority of the first 1, 2, … V votes, and of every vote by itself.
+
+    The votes are those of `rapa-dist evaluate --votes`.
+
+    Args:
+        path: directory of a run with the scheme "random".
+        votes: V.
+        checkpoint: "newest", "best" or a name.
+        limit_test: test images to use; None: as the run did.
+
+    Raises:
+        RapaError: with the cause, and what to do.
+    """
+    if votes < 1:
+        raise UsageError(f"--votes needs at least 1; it is {votes}.")
+    trained = Trained.open(path, checkpoint=checkpoint, limit_test=limit_test)
+    trained.check_random("all votes would agree")
+    assigner, parts = trained.assigner(), trained.config.micro_batches
+    wrong_majority, wrong_single = np.zeros(votes, int), np.zeros(votes, int)
+    first, total = 0, len(trained.data.test.labels)
+    with trained.network() as network, work("Voting", "images") as advance:
+        for pixels, labels in evaluation_batches(trained.data.test, trained.mean, TEST_IMAGES):
+            batch, target = torch.from_numpy(pixels), torch.from_numpy(labels)
+            ballot = torch.zeros(len(labels), trained.checkpoint.classes, dtype=torch.float64)
+            for vote in range(votes):
+                routing = assigner.route_test(trained.step, first, len(labels), vote, parts)
+                scores = network.classify(batch, routing)
+                ballot += cast_vote(scores)
+                wrong_majority[vote] += int((ballot.argmax(dim=1) != target).sum())
+                wrong_single[vote] += int((scores.argmax(dim=1) != target).sum())
+            first += len(labels)
+            advance(first, total)
+    singles = 100 * wrong_single / total
+    return trained.about() | {
+        "votes": list(range(1, votes + 1)),
+        "test_error_percent": (100 * wrong_majority / total).tolist(),
+        "single_test_error_percent": singles.tolist(),
+        "mean_single_test_error_percent": float(singles.mean()),
+    }

@@ -1,0 +1,273 @@
+"""`rapa-dist analyze`: what a trained network is made of, and what it withstands."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rapa_dist.cli.output import emit, json_option
+from rapa_dist.errors import UsageError
+
+_run_dir = click.argument("run_dir", type=click.Path(path_type=Path))
+_checkpoint = click.option(
+    "--checkpoint", metavar="NAME", default="newest", show_default=True, help="newest, best, or a checkpoint's name."
+)
+_limit_test = click.option("--limit-test", type=int, metavar="N", help="Use N test images only.  [default: the run's]")
+_plot = click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.svg", help="Draw it, too.")
+
+
+@click.group()
+def analyze() -> None:
+    """Look into a trained network: similarity of tiles, votes, reduction, attacks; and into the theory."""
+
+
+@analyze.command()
+@_run_dir
+@_checkpoint
+@_plot
+@json_option
+def similarity(run_dir: Path, checkpoint: str, plot: Path | None, as_json: bool) -> None:
+    """Print how similar the filters of a layer's tiles are: S, 1 where all are alike."""
+    from rapa_dist.analysis.plots import check_plot, plot_similarity
+    from rapa_dist.analysis.similarity import similarity as of_tiles
+    from rapa_dist.coordinator.run_directory import RunDirectory
+
+    check_plot(plot)
+    directory = RunDirectory(run_dir)
+    found = directory.find_checkpoint(checkpoint)
+    trained = directory.read_checkpoint(found)
+    if all(len(of_layer) < 2 for of_layer in trained.kernels):
+        raise UsageError(f"The run in {run_dir} has one tile per layer: nothing to compare. Give a tiled run.")
+    values = [of_tiles(of_layer) for of_layer in trained.kernels]
+    if plot is not None:
+        plot_similarity(plot, trained.kernels)
+    if as_json:
+        emit({"run_dir": str(run_dir), "checkpoint": found.stem, "similarity": values})
+        return
+    for layer, (value, of_layer) in enumerate(zip(values, trained.kernels, strict=True), 1):
+        shown = "one tile" if value is None else f"S = {value:.4f}"
+        click.echo(f"layer {layer}  {len(of_layer):4} tiles  {shown}")
+
+
+@analyze.command()
+@_run_dir
+@click.option("--votes", type=int, default=9, show_default=True, help="Most votes on an image.")
+@_checkpoint
+@_limit_test
+@_plot
+@json_option
+def voting(
+    run_dir: Path, votes: int, checkpoint: str, limit_test: int | None, plot: Path | None, as_json: bool
+) -> None:
+    """Print the test error by the majority of 1, 2, … random assignments."""
+    from rapa_dist.analysis.plots import check_plot, plot_curves
+    from rapa_dist.analysis.voting import voting as of_run
+
+    check_plot(plot)
+    result = of_run(run_dir, votes=votes, checkpoint=checkpoint, limit_test=limit_test)
+    if plot is not None:
+        curve = ("majority", result["votes"], result["test_error_percent"])
+        plot_curves(plot, [curve], x="votes", y="test error (%)", title="Voting over random assignments")
+    if as_json:
+        emit(result)
+        return
+    for number, error in zip(result["votes"], result["test_error_percent"], strict=True):
+        click.echo(f"{number:3} vote{'s' if number > 1 else ' '}  test error {error:.2f} %")
+    click.echo(f"single votes, mean  {result['mean_single_test_error_percent']:.2f} %")
+
+
+@analyze.command()
+@_run_dir
+@click.option("--by", default="norm", show_default=True, metavar="HOW", help="norm, or wins (of the max pooling).")
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE.pt", help="Save PyTorch's state dict there.")
+@_checkpoint
+@click.option("--limit-train", type=int, metavar="N", help="Training images to count wins on.  [default: 2000]")
+@_limit_test
+@json_option
+def reduce(
+    run_dir: Path,
+    by: str,
+    output: Path | None,
+    checkpoint: str,
+    limit_train: int | None,
+    limit_test: int | None,
+    as_json: bool,
+) -> None:
+    """Make one kernel matrix per layer of all tiles, and test it as an ordinary PyTorch network.
+
+    Of every output channel the filter of one tile is taken: the one with the largest norm, or the one that most often
+    wins the max pooling on training images.
+    """
+    from rapa_dist.analysis.reduction import reduce_run
+
+    result = reduce_run(
+        run_dir, by=by, checkpoint=checkpoint, output=output, limit_train=limit_train, limit_test=limit_test
+    )
+    if as_json:
+        emit(result)
+        return
+    click.echo(
+        f"test error {result['tiled_test_error_percent']:.2f} % tiled, "
+        f"{result['test_error_percent']:.2f} % reduced by {by}"
+    )
+    if output is not None:
+        click.echo(f"state dict   {output}")
+
+
+@analyze.command()
+@_run_dir
+@click.option("--snr", metavar="DB,DB,…", help="Signal-to-noise ratios in dB.  [default: 15,20,25,30,33,36,40,45,50]")
+@click.option("--baseline", type=click.Path(path_type=Path), metavar="RUN_DIR", help="An untiled run to compare with.")
+@click.option(
+    "--gradient-assignments", type=int, default=1, show_default=True, help="Random assignments the attacker averages."
+)
+@click.option(
+    "--judge-assignments",
+    type=int,
+    metavar="N",
+    help="Random assignments that judge.  [default: 4; 1 with --same-assignment]",
+)
+@click.option("--same-assignment", is_flag=True, help="Judge under the attacker's own assignment.")
+@click.option("--clip", is_flag=True, help="Cut attacked pixels off at 0 and 1.")
+@_checkpoint
+@_limit_test
+@_plot
+@json_option
+def attack(
+    run_dir: Path,
+    snr: str | None,
+    baseline: Path | None,
+    gradient_assignments: int,
+    judge_assignments: int | None,
+    same_assignment: bool,
+    clip: bool,
+    checkpoint: str,
+    limit_test: int | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Attack by the fast gradient sign method, and print the accuracy on images that were classified correctly."""
+    strengths = None if snr is None else _numbers("--snr", snr)
+    from rapa_dist.analysis.attack import DEFAULT_SNR_DB, gap_closed
+    from rapa_dist.analysis.attack import attack as on_run
+    from rapa_dist.analysis.plots import check_plot, plot_curves
+
+    check_plot(plot)
+    if baseline is not None:
+        _check_untiled(baseline)
+    settings: dict[str, Any] = {"snr_db": strengths or DEFAULT_SNR_DB, "checkpoint": checkpoint, "clip": clip}
+    settings["limit_test"] = limit_test
+    result = on_run(
+        run_dir,
+        gradient_assignments=gradient_assignments,
+        judge_assignments=(1 if same_assignment else 4) if judge_assignments is None else judge_assignments,
+        same_assignment=same_assignment,
+        **settings,
+    )
+    label = f"{result['scheme']} {','.join(map(str, result['tiles']))}"
+    curves = [(label, result["snr_db"], result["accuracy_percent"])]
+    if baseline is not None:
+        reference = on_run(baseline, **(settings | {"checkpoint": "newest"}))
+        result["baseline"] = reference
+        result["gap_closed_percent"] = gap_closed(result["accuracy_percent"], reference["accuracy_percent"])
+        curves.append(("untiled", reference["snr_db"], reference["accuracy_percent"]))
+    if plot is not None:
+        title = "Fast gradient sign method"
+        plot_curves(plot, curves, x="signal-to-noise ratio (dB)", y="accuracy (%)", title=title)
+    if as_json:
+        emit(result)
+        return
+    click.echo(f"accuracy without attack {result['clean_accuracy_percent']:.2f} %")
+    for row, ratio in enumerate(result["snr_db"]):
+        line = f"{ratio:6.1f} dB  accuracy {result['accuracy_percent'][row]:6.2f} %"
+        if baseline is not None:
+            gap = result["gap_closed_percent"][row]
+            share = "no gap" if gap is None else f"{gap:.1f} % of the gap closed"
+            line += f"  baseline {result['baseline']['accuracy_percent'][row]:6.2f} %  {share}"
+        click.echo(line)
+
+
+@analyze.command()
+@click.option("--tiles", type=int, default=3, show_default=True, help="n_t, replicas of every parameter.")
+@click.option("--side", type=int, default=2, show_default=True, help="Features: images of side × side grey pixels.")
+@click.option("--epochs", type=int, default=20, show_default=True, help="Passes over the images.")
+@click.option("--images", type=int, default=500, show_default=True, help="Images of two classes, at most.")
+@click.option("--lr", type=float, default=0.02, show_default=True, help="Learning rate λ.")
+@click.option("--samples", type=int, metavar="N", help="Estimate R from N choices.  [default: enumerate all]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything that is drawn.")
+@click.option("--dataset", metavar="NAME", default="builtin", show_default=True, help="Where the images are from.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are.")
+@_plot
+@json_option
+def regularizer(
+    tiles: int,
+    side: int,
+    epochs: int,
+    images: int,
+    lr: float,
+    samples: int | None,
+    seed: int,
+    dataset: str,
+    data_dir: Path | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Train a tiled logistic regression and print ⟨L⟩ = L(θ̄) + R, the regulariser R, and its Taylor form."""
+    from rapa_dist.analysis.plots import check_plot, plot_curves
+    from rapa_dist.analysis.regularizer import along_training
+    from rapa_dist.data.load import check_name
+
+    check_plot(plot)
+    result = along_training(
+        n_tiles=tiles,
+        side=side,
+        epochs=epochs,
+        images=images,
+        learning_rate=lr,
+        samples=samples,
+        seed=seed,
+        dataset=check_name(dataset),
+        data_dir=data_dir,
+    )
+    if plot is not None:
+        curves = [(label, result["epochs"], result[name]) for name, label in _REGULARIZER_CURVES]
+        plot_curves(plot, curves, x="epoch", y="sum over images", title="The regulariser along a training run")
+    if as_json:
+        emit(result)
+        return
+    click.echo("epoch        ⟨L⟩      L(θ̄)         R  R, 2nd order")
+    for row, epoch in enumerate(result["epochs"]):
+        values = (result[name][row] for name in ("loss", "loss_of_mean", "regularizer", "taylor"))
+        click.echo(f"{epoch:5} {' '.join(f'{value:10.3f}' for value in values)}")
+
+
+_REGULARIZER_CURVES = (
+    ("loss", "⟨L(θˢ)⟩"),
+    ("loss_of_mean", "L(θ̄)"),
+    ("regularizer", "R"),
+    ("taylor", "R to second order"),
+)
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    """Parse "20,30.5"."""
+    numbers = []
+    for part in text.split(","):
+        try:
+            numbers.append(float(part))
+        except ValueError:
+            raise UsageError(
+                f"{option} needs numbers with commas between, like 20,30,40; “{part}” in “{text}” is none."
+            ) from None
+    return tuple(numbers)
+
+
+def _check_untiled(path: Path) -> None:
+    from rapa_dist.coordinator.run_directory import RunDirectory
+
+    config = RunDirectory(path).config
+    if any(layer.n_tiles > 1 for layer in config.machine.layers):
+        raise UsageError(
+            f"--baseline needs an untiled run; the one in {path} has {','.join(map(str, config.tiles))} tiles. "
+            "Train one with --scheme none."
+        )

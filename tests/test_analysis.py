@@ -1,0 +1,260 @@
+"""What `rapa-dist analyze` finds, against definitions written out, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch.testing import assert_close
+
+from rapa_dist.analysis.attack import attack, gap_closed, perturb
+from rapa_dist.analysis.reduction import _wins, count_wins, reduce_kernels, reduce_run, strongest, untiled
+from rapa_dist.analysis.untiled import UntiledNetwork
+from rapa_dist.analysis.voting import voting
+from rapa_dist.cli import main
+from rapa_dist.config import POOLING_NAMES, resolve
+from rapa_dist.coordinator import checkpoint as checkpoints
+from rapa_dist.coordinator.retest import retest
+from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.coordinator.session import one_digital_thread
+from rapa_dist.coordinator.trained import Trained
+from rapa_dist.coordinator.trainer import initial_checkpoint
+from rapa_dist.data import evaluation_batches, load_dataset
+
+SETTINGS = {
+    "dataset": "builtin",
+    "limit_train": 60,
+    "limit_test": 40,
+    "epochs": 1,
+    "batch_size": 10,
+    "lr_decay_every": 25,
+    "warmup_epochs": 0,
+    "weight_decay": 1e-4,
+    "augment": False,
+    "seed": 0,
+    "channels": (6, 5, 4),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with one_digital_thread():
+        yield
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Make a run directory with one checkpoint, its weights drawn at random and large enough to matter."""
+
+    def make(name="run", *, equal=False, with_checkpoint=True, **settings):
+        config = resolve(**(SETTINGS | {"pooling": "max"} | settings))
+        data = load_dataset("builtin", data_dir=None, limit_train=60, limit_test=40)
+        start = initial_checkpoint(config, data)
+        rng = np.random.default_rng(1)
+        for kernels in start.kernels:
+            kernels *= 2
+            kernels[:, -1] = rng.normal(scale=0.1, size=kernels[:, -1].shape)
+            if equal:
+                kernels[:] = kernels[:1]
+        for key, value in start.digital.items():
+            if key.startswith("pool"):
+                value[:] = rng.normal(scale=0.2, size=value.shape)
+        directory = RunDirectory.create(tmp_path / name, config, None)
+        directory.release()
+        if with_checkpoint:
+            checkpoints.write(directory.checkpoint_folder, checkpoints.name_of(0, 0), start)
+        return tmp_path / name
+
+    return make
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_the_majority_of_votes_is_what_evaluate_counts(make_run):
+    run = make_run()
+    result = voting(run, votes=4)
+    assert result["votes"] == [1, 2, 3, 4]
+    assert result["test_error_percent"] == [retest(run, votes=v)["test_error_percent"] for v in (1, 2, 3, 4)]
+    assert result["single_test_error_percent"][0] == result["test_error_percent"][0]
+    assert len(set(result["single_test_error_percent"])) > 1, "votes differ"
+
+
+def test_of_every_channel_the_filter_with_the_largest_norm_is_taken_with_its_bias():
+    kernels = np.random.default_rng(0).normal(size=(5, 26, 7)).astype(np.float32)
+    kernels[:, -1] *= 100  # the bias is not part of the filter
+    reduced = reduce_kernels(kernels, strongest(kernels))
+    for channel in range(7):
+        norms = [sum(w * w for w in kernels[tile, :-1, channel]) for tile in range(5)]
+        assert np.array_equal(reduced[:, channel], kernels[int(np.argmax(norms)), :, channel])
+
+
+def test_wins_are_counted_window_by_window():
+    rng = np.random.default_rng(0)
+    outputs = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
+    outputs[:, :3, :3] = -1  # a window without activation has no winner
+    tile_of_patch = rng.integers(-1, 4, 2 * 64)
+    expected = np.zeros((4, 3), int)
+    for image, y, x, channel in np.ndindex(2, 4, 4, 3):
+        window = outputs[image, 2 * y : 2 * y + 3, 2 * x : 2 * x + 3, channel]
+        dy, dx = np.unravel_index(window.argmax(), window.shape)
+        tile = tile_of_patch[image * 64 + (2 * y + dy) * 8 + 2 * x + dx]
+        if window.max() > 0 and tile >= 0:
+            expected[tile, channel] += 1
+    assert np.array_equal(_wins(torch.from_numpy(outputs), tile_of_patch, 4), expected)
+
+
+def test_winners_are_counted_over_the_training_images(make_run):
+    trained = Trained.open(make_run())
+    wins = count_wins(trained, 50)
+    assert [of_layer.shape for of_layer in wins] == [(16, 6), (4, 5), (1, 4)]
+    assert all(of_layer.sum() > 0 for of_layer in wins)
+    assert wins[0].sum(axis=0).max() <= 50 * 16 * 16
+
+
+@pytest.mark.parametrize("pooling", POOLING_NAMES)
+def test_tiles_that_agree_are_reduced_to_an_ordinary_network_with_the_same_scores(make_run, pooling, tmp_path):
+    run = make_run(equal=True, pooling=pooling)
+    trained = Trained.open(run)
+    saved = tmp_path / "reduced.pt"
+    result = reduce_run(run, by="norm", output=saved)
+    assert result["test_error_percent"] == result["tiled_test_error_percent"]
+    network = UntiledNetwork((6, 5, 4), 64, 10, pooling)
+    network.load_state_dict(torch.load(saved, weights_only=True), strict=True)
+    (pixels, labels) = next(evaluation_batches(trained.data.test, trained.mean, 20))
+    with trained.network() as tiled, torch.no_grad():
+        images = torch.from_numpy(pixels)
+        expected = tiled.classify(images, trained.assigner().route_test(0, 0, len(labels), 0, 1))
+        assert_close(network(images.permute(0, 3, 1, 2)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_untiled_networks_own_kernels_are_an_ordinary_network(make_run):
+    """What `reduce` saves is that network, and conv2d agrees with its tiles."""
+    trained = Trained.open(make_run(scheme="none"))
+    network = untiled(trained, [of_layer[0] for of_layer in trained.checkpoint.kernels])
+    assert list(network.state_dict()) == [
+        f"{name}.{kind}" for name in ("conv1", "conv2", "conv3", "fc") for kind in ("weight", "bias")
+    ]
+
+
+def test_an_attack_has_exactly_the_strength_that_was_asked_for():
+    rng = np.random.default_rng(0)
+    mean = torch.tensor([0.5, 0.4, 0.3])
+    images = torch.from_numpy(rng.uniform(size=(4, 32, 32, 3)).astype(np.float32)) - mean
+    direction = torch.from_numpy(rng.normal(size=(4, 32, 32, 3)).astype(np.float32)).sign()
+    direction[3] = 0  # no gradient, no attack
+    attacked = perturb(images, mean, direction, 33)
+    for image, other, sign in zip(images[:3], attacked, direction, strict=False):
+        x, noise = (image + mean).double(), (other - image).double()
+        assert 20 * np.log10((x.norm() / noise.norm()).item()) == pytest.approx(33, abs=0.01)
+        assert torch.equal(noise.sign().float(), sign)
+    assert_close(attacked[3], images[3])
+    clipped = perturb(images, mean, direction, 10, clip=True) + mean
+    assert clipped.min() >= -1e-6
+    assert clipped.max() <= 1 + 1e-6
+
+
+def test_an_attack_goes_up_the_gradient_and_is_judged_on_what_was_right(make_run):
+    """Against an ordinary network: gradient, step and judgement written out with autograd."""
+    run = make_run(scheme="none")
+    trained = Trained.open(run)
+    network = untiled(trained, [of_layer[0] for of_layer in trained.checkpoint.kernels])
+    pixels, labels = next(evaluation_batches(trained.data.test, trained.mean, 40))
+    images, target = torch.from_numpy(pixels).permute(0, 3, 1, 2).requires_grad_(), torch.from_numpy(labels)
+    torch.nn.functional.cross_entropy(network(images), target, reduction="sum").backward()
+    with torch.no_grad():
+        right = network(images).argmax(dim=1) == target
+        x = images + torch.tensor(trained.mean)[:, None, None]
+        sign = images.grad.sign()
+        step = x.flatten(1).norm(dim=1) / sign.flatten(1).norm(dim=1) * 10 ** (-20 / 20)
+        still = right & (network(images + step[:, None, None, None] * sign).argmax(dim=1) == target)
+    assert right.any()
+    result = attack(run, snr_db=[20, 200])
+    assert result["clean_accuracy_percent"] == pytest.approx(100 * right.double().mean().item())
+    assert result["accuracy_percent"] == pytest.approx([100 * (still.sum() / right.sum()).item(), 100])
+    assert result["judge_assignments"] == 1, "an untiled network has no others"
+
+
+def test_attacks_on_a_tiled_network_are_judged_under_independent_assignments(make_run):
+    run = make_run()
+    independent = attack(run, snr_db=[15, 200], judge_assignments=3)
+    same = attack(run, snr_db=[15, 200], same_assignment=True, judge_assignments=1)
+    assert independent["judge_assignments"] == 3
+    assert independent["accuracy_std"][0] is not None
+    assert independent["accuracy_percent"][1] == same["accuracy_percent"][1] == 100
+    assert same["accuracy_percent"][0] <= independent["accuracy_percent"][0], "the attacker knew who computes what"
+    assert independent == attack(run, snr_db=[15, 200], judge_assignments=3)
+
+
+def test_the_share_of_the_gap():
+    assert gap_closed([80.0, 50.0, 100.0], [60.0, 60.0, 100.0]) == [50.0, -25.0, None]
+
+
+# --- the command line
+
+
+def test_every_analysis_prints_a_table_or_one_json_object(make_run, tmp_path):
+    run, untiled_run = make_run(), make_run("untiled", scheme="none")
+    pytest.importorskip("matplotlib")
+    for arguments in (
+        ("similarity", run, "--plot", tmp_path / "s.svg"),
+        ("voting", run, "--votes", 2, "--plot", tmp_path / "v.svg"),
+        ("reduce", run, "--by", "wins", "--limit-train", 10),
+        ("attack", run, "--snr", "20,40", "--baseline", untiled_run, "--plot", tmp_path / "a.svg"),
+        ("regularizer", "--epochs", 1, "--images", 50, "--plot", tmp_path / "r.svg"),
+    ):
+        plain, as_json = invoke("analyze", *arguments), invoke("analyze", *arguments, "--json")
+        assert plain.exit_code == as_json.exit_code == 0, plain.output + as_json.output
+        assert plain.stdout
+        assert isinstance(json.loads(as_json.stdout), dict)
+    for name in "svar":
+        assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("voting", "RUN", "--votes", 0), ("--votes needs at least 1", "0")),
+        (("voting", "UNTILED"), ("Scheme none", "all votes would agree", "--scheme random")),
+        (("voting", "FIXED"), ("Scheme alternate", "--scheme random")),
+        (("attack", "RUN", "--snr", "20,loud"), ("--snr needs numbers", "“loud”", "like 20,30,40")),
+        (("attack", "RUN", "--snr", "nan"), ("--snr needs ratios", "nan")),
+        (("attack", "RUN", "--snr", ""), ("--snr needs numbers",)),
+        (("attack", "RUN", "--judge-assignments", 0), ("--judge-assignments needs at least 1",)),
+        (("attack", "RUN", "--same-assignment", "--judge-assignments", 3), ("--same-assignment has one",)),
+        (("attack", "RUN", "--baseline", "RUN"), ("--baseline needs an untiled run", "16,4,1", "--scheme none")),
+        (("attack", "RUN", "--limit-test", 0), ("--limit-test needs at least 1",)),
+        (("reduce", "RUN", "--by", "luck"), ("--by is norm or wins", "“luck”")),
+        (("reduce", "UNTILED"), ("one kernel matrix per layer already",)),
+        (("reduce", "RUN", "--output", "no/such/folder.pt"), ("there is no folder no/such",)),
+        (("similarity", "UNTILED"), ("one tile per layer", "Give a tiled run")),
+        (("similarity", "RUN", "--plot", "no/such/plot.svg"), ("there is no folder no/such",)),
+        (("similarity", "RUN", "--checkpoint", "worst"), ("no checkpoint “worst”", "There are: step-")),
+        (("similarity", "EMPTY"), ("There is no checkpoint in", "Give another run directory")),
+        (("voting", "EMPTY"), ("There is no checkpoint in",)),
+        (("attack", "NOWHERE"), ("is no run directory", "rapa-dist train")),
+        (("regularizer", "--side", 3), ("--side needs 1, 2, 4",)),
+        (("regularizer", "--side", 8), ("can be combined in", "--samples")),
+        (("regularizer", "--tiles", 0), ("--tiles needs at least 1",)),
+        (("regularizer", "--samples", 1), ("--samples needs at least 2",)),
+        (("regularizer", "--dataset", "cifar11"), ("cifar11", "cifar10")),
+    ],
+)
+def test_bad_input_is_refused_with_what_to_do(make_run, tmp_path, monkeypatch, arguments, parts):
+    monkeypatch.chdir(tmp_path)
+    for name, settings in (
+        ("RUN", {}),
+        ("UNTILED", {"scheme": "none"}),
+        ("FIXED", {"scheme": "alternate"}),
+        ("EMPTY", {"with_checkpoint": False}),
+    ):
+        if name in arguments:
+            make_run(name, **settings)
+    result = invoke("analyze", *arguments)
+    assert result.exit_code in (1, 2), result.output
+    assert not result.stdout
+    for part in parts:
+        assert part in result.stderr
+    assert "Traceback" not in result.stderr
