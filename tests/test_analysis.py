@@ -225,7 +225,7 @@ def test_every_analysis_prints_a_table_or_one_json_object(make_run, tmp_path):
         (("attack", "RUN", "--judge-assignments", 0), ("--judge-assignments needs at least 1",)),
         (("attack", "RUN", "--same-assignment", "--judge-assignments", 3), ("--same-assignment has one",)),
         (("attack", "RUN", "--baseline", "RUN"), ("--baseline needs an untiled run", "16,4,1", "--scheme none")),
-        (("attack", "RUN", "--limit-test", 0), ("--limit-test needs at least 1",)),
+        (("attack", "RUN", "--limit-test", 0), ("at least 1; got 0",)),
         (("reduce", "RUN", "--by", "luck"), ("--by is norm or wins", "“luck”")),
         (("reduce", "UNTILED"), ("one kernel matrix per layer already",)),
         (("reduce", "RUN", "--output", "no/such/folder.pt"), ("there is no folder no/such",)),

@@ -18,9 +18,9 @@ def some_data(n=7, d=3, seed=0):
 
 
 def likelihood(x, y, theta):
-    """−Σ log p(y | x, θ) with the logistic function as it is usually written."""
-    p = 1 / (1 + np.exp(-(x @ theta)))
-    return -np.sum(np.log(np.where(y == 1, p, 1 - p)))
+    """−Σ log p(y | x, θ), p(1) = 1 / (1 + e⁻ᶻ) and p(0) = 1 / (1 + eᶻ)."""
+    z = x @ theta
+    return np.sum(np.log1p(np.exp(np.where(y == 1, -z, z))))
 
 
 @st.composite

@@ -127,8 +127,8 @@ def perturb(images: Tensor, mean: Tensor, direction: Tensor, snr_db: float, *, c
     """
     original = images + mean
     signal = original.flatten(1).norm(dim=1)
-    noise = direction.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-    length = signal / noise * 10 ** (-snr_db / 20)
+    noise = direction.flatten(1).norm(dim=1)
+    length = torch.where(noise > 0, signal / noise, 0) * 10 ** (-snr_db / 20)
     attacked: Tensor = original + length[:, None, None, None] * direction
     attacked = attacked.clamp(0, 1) if clip else attacked
     return attacked - mean

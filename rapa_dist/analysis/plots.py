@@ -17,7 +17,7 @@ from rapa_dist.tile import Matrix
 
 _FILTERS = 10
 _TILES = 16
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe & Ito
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999", "#7f3c8d")
 
 
 def check_plot(path: Path | None) -> None:
@@ -60,7 +60,13 @@ def plot_similarity(path: Path, kernels: Kernels) -> None:
 
 
 def plot_curves(
-    path: Path, curves: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, x: str, y: str, title: str
+    path: Path,
+    curves: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+    *,
+    x: str,
+    y: str,
+    title: str,
+    markers: bool = True,
 ) -> None:
     """Draw curves, each with its label, and write the SVG.
 
@@ -70,17 +76,31 @@ def plot_curves(
         x: what is along the lower edge.
         y: what is along the left edge.
         title: what it is about.
+        markers: whether to mark the points.
     """
     with _figure(path, 6, 4) as figure:
         axes = figure.add_subplot()
         for (label, along, values), colour in zip(curves, np.resize(_COLOURS, len(curves)), strict=True):
-            axes.plot(along, values, marker="o", markersize=3, color=str(colour), label=label)
+            marker = "o" if markers else None
+            axes.plot(along, values, marker=marker, markersize=3, linewidth=1.2, color=str(colour), label=label)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.set_title(title)
         axes.spines[["top", "right"]].set_visible(False)
         if len(curves) > 1:
             axes.legend(frameon=False)
+
+
+def plot_bars(path: Path, bars: Sequence[tuple[str, float]], *, y: str, title: str) -> None:
+    """Draw a bar for every (label, value), and write the SVG."""
+    with _figure(path, 7, 4) as figure:
+        axes = figure.add_subplot()
+        drawn = axes.bar([label for label, _ in bars], [value for _, value in bars], color=_COLOURS[0], width=0.7)
+        axes.bar_label(drawn, fmt="%.3f", fontsize=8)
+        axes.tick_params(axis="x", rotation=25)
+        axes.set_ylabel(y)
+        axes.set_title(title)
+        axes.spines[["top", "right"]].set_visible(False)
 
 
 def _grid(kernels: Matrix) -> Matrix:

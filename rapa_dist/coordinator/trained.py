@@ -55,8 +55,6 @@ class Trained:
         Raises:
             RapaError: with the cause, and what to do.
         """
-        if limit_test is not None and limit_test < 1:
-            raise UsageError(f"--limit-test needs at least 1; it is {limit_test}.")
         directory = RunDirectory(path)
         config = directory.config
         found = directory.find_checkpoint(checkpoint)

@@ -108,8 +108,14 @@ def connect(address: str | None, n_tiles: int) -> Cluster:
     return connect_to(find_address(address), n_tiles)
 
 
-def connect_to(found: tuple[str, str] | None, n_tiles: int) -> Cluster:
-    """Connect to the cluster that `find_address` found, or start one where it found none."""
+def connect_to(found: tuple[str, str] | None, n_tiles: int, *, gpus: int = 0) -> Cluster:
+    """Connect to the cluster that `find_address` found, or start one where it found none.
+
+    Args:
+        found: what `find_address` returned.
+        n_tiles: tiles that are needed; 0 for work of another kind.
+        gpus: GPUs that a cluster which is started offers.
+    """
     at_once = max(len(os.sched_getaffinity(0)), n_tiles // 4 + 1)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray reads it on import
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -128,8 +134,8 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int) -> Cluster:
             context: Any = ray.init(
                 address="local",
                 num_cpus=at_once,
-                num_gpus=0,
-                resources={RESOURCE: n_tiles},
+                num_gpus=gpus,
+                resources={RESOURCE: n_tiles} if n_tiles else {},
                 object_store_memory=_OBJECT_STORE_BYTES,
                 include_dashboard=False,
                 _temp_dir=str(scratch.path),

@@ -1,0 +1,122 @@
+"""One piece of work of an experiment, as it is done in a process of its own."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rapa_dist.errors import RapaError
+
+TRAIN = "train"
+SNR_DB = (15.0, 20.0, 25.0, 30.0, 33.0, 36.0, 40.0, 45.0, 50.0)
+_JUDGES = 4
+
+
+def do(
+    what: str, run_dir: str, config: dict[str, Any], data_dir: str | None, fabric: str, device: str
+) -> dict[str, Any]:
+    """Train a run, or analyse it; what a run has already done is not repeated.
+
+    Args:
+        what: "train", or the name of an analysis.
+        run_dir: the run's directory, made if it is not there.
+        config: of the run, as `TrainConfig.as_dict` returns it.
+        data_dir: where data sets are.
+        fabric: to train on.
+        device: where the fabric "batched" computes.
+
+    Returns:
+        The result; {"error": why} if it failed for good; {"stopped": True} if it was asked to stop.
+    """
+    try:
+        path, folder = Path(run_dir), None if data_dir is None else Path(data_dir)
+        return _train(path, config, folder, fabric, device) if what == TRAIN else ANALYSES[what](path)
+    except RapaError as error:
+        return {"error": str(error)}
+    except KeyboardInterrupt:
+        return {"stopped": True}
+
+
+def _train(path: Path, config: dict[str, Any], data_dir: Path | None, fabric: str, device: str) -> dict[str, Any]:
+    from rapa_dist.config import TrainConfig
+    from rapa_dist.coordinator.run import resume_run, start_run
+
+    where: dict[str, Any] = {"fabric": fabric, "device": device, "address": None, "data_dir": data_dir}
+    if (path / "config.toml").exists():
+        outcome = resume_run(path, epochs=None, **where)
+    else:
+        outcome = start_run(TrainConfig.from_dict(config), run_dir=path, **where)
+    if not outcome.finished:
+        return {"stopped": True}
+    metrics = outcome.directory.metrics()
+    best = min(metrics, key=lambda line: line["test_error_percent"])
+    environment = json.loads((path / "environment.json").read_text())
+    trained = outcome.directory.config.as_dict()
+    trained["dataset"] = re.sub(r"^images:.*/", "images:", trained["dataset"])  # where it lay is nobody's concern
+    return {
+        "config": trained,
+        "best_test_error_percent": best["test_error_percent"],
+        "best_epoch": best["epoch"],
+        "best_train_error_percent": min(line["train_error_percent"] for line in metrics),
+        "test_error_percent": metrics[-1]["test_error_percent"],
+        "train_error_percent": metrics[-1]["train_error_percent"],
+        "epochs": [line["epoch"] for line in metrics],
+        "test_errors_percent": [line["test_error_percent"] for line in metrics],
+        "train_errors_percent": [round(line["train_error_percent"], 3) for line in metrics],
+        "similarity": metrics[-1].get("similarity"),
+        "wall_s": round(sum(line["wall"]["train_s"] + line["wall"]["test_s"] for line in metrics), 1),
+        "environment": {key: value for key, value in environment.items() if key not in ("argv", "data_dir")},
+    }
+
+
+def _votes(number: int) -> Callable[[Path], dict[str, Any]]:
+    def vote(path: Path) -> dict[str, Any]:
+        from rapa_dist.analysis.voting import voting
+
+        return _without_place(voting(path, votes=number))
+
+    return vote
+
+
+def _reduced(path: Path) -> dict[str, Any]:
+    from rapa_dist.analysis.reduction import reduce_run
+
+    return _without_place({f"by_{how}": reduce_run(path, by=how) for how in ("norm", "wins")})
+
+
+def _similarity(path: Path) -> dict[str, Any]:
+    from rapa_dist.analysis.similarity import similarity
+    from rapa_dist.coordinator.run_directory import RunDirectory
+
+    directory = RunDirectory(path)
+    kernels = directory.read_checkpoint(directory.find_checkpoint("newest")).kernels
+    return {"similarity": [similarity(of_layer) for of_layer in kernels]}
+
+
+def _attack(path: Path) -> dict[str, Any]:
+    from rapa_dist.analysis.attack import attack
+
+    return _without_place(attack(path, snr_db=SNR_DB, judge_assignments=_JUDGES))
+
+
+def _without_place(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result without where its run and its data lay."""
+    kept: dict[str, Any] = {
+        name: _without_place(value) if isinstance(value, dict) else value
+        for name, value in result.items()
+        if name not in ("run_dir", "output")
+    }
+    if "dataset" in kept:
+        kept["dataset"] = re.sub(r"^images:.*/", "images:", str(kept["dataset"]))
+    return kept
+
+
+ANALYSES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "votes5": _votes(5),
+    "votes9": _votes(9),
+    "reduced": _reduced,
+    "similarity": _similarity,
+    "attack": _attack,
+}
+"""By name; each takes a run's directory."""

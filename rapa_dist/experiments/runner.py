@@ -1,0 +1,209 @@
+"""Carrying out an experiment: its jobs as Ray tasks, a core or a GPU each, and no job twice."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rapa_dist.console import stderr
+from rapa_dist.errors import ClusterError
+from rapa_dist.experiments.cells import Cell, analyses_of
+from rapa_dist.experiments.jobs import TRAIN, do
+from rapa_dist.experiments.store import Store
+from rapa_dist.fabric.cluster import connect_to, find_address
+from rapa_dist.interrupts import asked_to_stop, uninterrupted
+
+_POLL_S = 2.0
+_STOP_S = 120.0
+_RETRIES = 3  # of a job whose process was killed; training goes on from its newest checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Training a cell, or one analysis of it."""
+
+    cell: Cell
+    seed: int
+    what: str
+
+    @property
+    def name(self) -> str:
+        """Its name for people."""
+        return f"{self.cell.name}-{self.seed} {self.what}"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How an experiment ended."""
+
+    finished: bool
+    """False: it was asked to stop, and can be gone on with."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Why jobs failed, by name."""
+
+
+def jobs_of(experiment: str, cells: list[Cell], seeds: int) -> list[Job]:
+    """Return all jobs of an experiment, training first."""
+    trainings = [Job(cell, seed, TRAIN) for seed in range(seeds) for cell in cells]
+    analyses = [
+        Job(cell, seed, what) for seed in range(seeds) for cell in cells for what in analyses_of(experiment, cell)
+    ]
+    return trainings + analyses
+
+
+def missing(store: Store, jobs: list[Job]) -> list[Job]:
+    """Return the jobs without a result."""
+    return [job for job in jobs if store.result(job.cell, job.seed, job.what) is None]
+
+
+def carry_out(
+    store: Store, jobs: list[Job], *, fabric: str, device: str, address: str | None, data_dir: Path | None
+) -> Outcome:
+    """Do what is missing, as many jobs at a time as the cluster has cores (or GPUs).
+
+    Args:
+        store: where results are kept as they come.
+        jobs: all of the experiment.
+        fabric: to train on.
+        device: "cpu", or "cuda" for a GPU per job.
+        address: the Ray cluster, as `rapa-dist train` takes it.
+        data_dir: where data sets are.
+
+    Raises:
+        ClusterError: there is no cluster, or nothing on it that a job could run on.
+    """
+    left = missing(store, jobs)
+    if not left:
+        return Outcome(True)
+    with _cluster(address, device), asked_to_stop() as stop:
+        import ray
+
+        remote: Any = ray.remote(num_cpus=1, num_gpus=1 if device == "cuda" else 0, max_retries=_RETRIES)
+        task = remote(do)
+
+        def submit(job: Job) -> Any:
+            config = job.cell.config(store.protocol, job.seed).as_dict()
+            folder = None if data_dir is None else str(data_dir)
+            run_dir = str(store.run_dir(job.cell, job.seed).absolute())
+            return task.remote(job.what, run_dir, config, folder, fabric, device)
+
+        return _Round(store, left, submit).run(stop)
+
+
+class _Round:
+    """The jobs under way."""
+
+    def __init__(self, store: Store, jobs: list[Job], submit: Callable[[Job], Any]) -> None:
+        self._store, self._submit, self._total = store, submit, len(jobs)
+        self._outcome = Outcome(True)
+        self._blocked = [job for job in jobs if job.what != TRAIN]
+        self._under_way = {submit(job): job for job in jobs if job.what == TRAIN}
+        self._epochs: dict[str, int] = {}
+        self._unblock()
+
+    def run(self, stop: Callable[[], bool]) -> Outcome:
+        """Wait for all jobs, or until `stop` says so."""
+        import ray
+
+        while self._under_way and not stop():
+            done, _ = ray.wait(list(self._under_way), num_returns=1, timeout=_POLL_S)
+            for reference in done:
+                self._take(reference)
+            self._unblock()
+            self._show()
+        if self._under_way:
+            self._stop()
+        return self._outcome
+
+    def _take(self, reference: Any) -> None:
+        """Keep what a job came to."""
+        import ray
+
+        job = self._under_way.pop(reference)
+        try:
+            result = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            result = {"error": str(error).strip().splitlines()[-1]}
+        if result.get("stopped"):
+            self._outcome.finished = False
+        elif "error" in result:
+            self._outcome.failed[job.name] = result["error"]
+            stderr.print(f"{job.name} failed: {result['error']}", markup=False)
+        else:
+            self._store.keep(job.cell, job.seed, job.what, result)
+            figure = f"  best test error {result['best_test_error_percent']:.2f} %" if job.what == TRAIN else ""
+            done = self._total - len(self._under_way) - len(self._blocked)
+            stderr.print(f"{done:3}/{self._total} {job.name} done{figure}", markup=False)
+
+    def _unblock(self) -> None:
+        """Begin the analyses whose network is trained; give up those whose training failed."""
+        for job in list(self._blocked):
+            training = Job(job.cell, job.seed, TRAIN)
+            if self._store.result(job.cell, job.seed, TRAIN) is not None:
+                self._under_way[self._submit(job)] = job
+            elif training.name in self._outcome.failed:
+                self._outcome.failed[job.name] = "its network could not be trained"
+            else:
+                continue
+            self._blocked.remove(job)
+
+    def _show(self) -> None:
+        """Print a line whenever a tenth of a run is done, as far as its directory can be seen from here."""
+        for job in self._under_way.values():
+            if job.what != TRAIN:
+                continue
+            epochs = self._store.protocol.epochs
+            try:
+                lines = (self._store.run_dir(job.cell, job.seed) / "metrics.jsonl").read_bytes().count(b"\n")
+            except OSError:
+                continue
+            tenth = 10 * lines // epochs
+            if tenth > self._epochs.setdefault(job.name, tenth if lines else 0):
+                self._epochs[job.name] = tenth
+                stderr.print(f"        {job.cell.name}-{job.seed} epoch {lines}/{epochs}", markup=False)
+
+    def _stop(self) -> None:
+        """Have the jobs under way save and end."""
+        import ray
+
+        self._outcome.finished = False
+        stderr.print(f"Stopping {len(self._under_way)} jobs; those that train save a checkpoint", markup=False)
+        for reference in self._under_way:
+            ray.cancel(reference, force=False)
+        done, _ = ray.wait(list(self._under_way), num_returns=len(self._under_way), timeout=_STOP_S)
+        for reference in done:
+            job = self._under_way[reference]
+            try:
+                result = ray.get(reference)
+            except ray.exceptions.RayError:
+                continue
+            if not result.keys() & {"stopped", "error"}:
+                self._store.keep(job.cell, job.seed, job.what, result)
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+@contextmanager
+def _cluster(address: str | None, device: str) -> Iterator[None]:
+    """Join or start a Ray cluster; leave or stop it at the end."""
+    found = find_address(address)
+    with uninterrupted():
+        cluster = connect_to(found, 0, gpus=_gpus() if device == "cuda" else 0)
+    try:
+        import ray
+
+        offered = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        kind = "GPU" if device == "cuda" else "CPU"
+        number = int(offered.get(kind, 0))
+        if number < 1:
+            raise ClusterError(f"The Ray cluster at {cluster.address} offers no {kind}, and a job takes one.")
+        stderr.print(f"Ray cluster at {cluster.address} ({cluster.description}): {number} jobs at a time", markup=False)
+        yield
+    finally:
+        with uninterrupted():
+            cluster.close()

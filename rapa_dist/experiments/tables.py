@@ -1,0 +1,163 @@
+"""Results as Markdown: ours beside the paper's. The same results give the same bytes."""
+
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from rapa_dist.experiments import paper
+from rapa_dist.experiments.cells import POOLINGS, Cell, Protocol, cells_of
+from rapa_dist.experiments.jobs import TRAIN
+from rapa_dist.experiments.store import Store
+
+Result = dict[str, Any]
+_NONE = "–"
+
+
+class Results:
+    """All results of a store, by cell and kind."""
+
+    def __init__(self, store: Store, seeds: int) -> None:
+        """Read them; what is missing is missing in the tables."""
+        self.protocol: Protocol = store.protocol
+        self._store, self._seeds = store, range(seeds)
+
+    def of(self, cell: Cell, what: str = TRAIN) -> list[Result]:
+        """Return a cell's results of one kind, a seed each."""
+        found = (self._store.result(cell, seed, what) for seed in self._seeds)
+        return [result for result in found if result is not None]
+
+    def values(self, cell: Cell, key: str, what: str = TRAIN) -> list[float]:
+        """Return one number of every result."""
+        return [result[key] for result in self.of(cell, what)]
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Return the mean, and ± the standard deviation where there are several."""
+    if not values:
+        return _NONE
+    text = f"{mean(values):.{digits}f}"
+    return text if len(values) < 2 else f"{text} ± {stdev(values):.{digits}f}"
+
+
+def table1(results: Results) -> str:
+    """Return Table 1: best test and train error by tiling scheme."""
+    rows = []
+    for cell in cells_of("table1"):
+        trained = results.of(cell)
+        reference = paper.TABLE_1.get(cell.name)
+        if not trained and reference is None:
+            continue
+        rows.append(
+            [
+                f"`{cell.name}`" + (f" (λ = {cell.lr:g}, γ = {cell.lr_decay:g})" if cell.lr else ""),
+                spread([result["best_test_error_percent"] for result in trained]),
+                spread([result["best_train_error_percent"] for result in trained]),
+                spread([result["test_error_percent"] for result in trained]),
+                str(len(trained)),
+                f"{reference[0]:.2f}" if reference else _NONE,
+                f"{reference[1]:.2f}" if reference else _NONE,
+            ]
+        )
+    head = [
+        "scheme",
+        "best test error %",
+        "best train error %",
+        "last test error %",
+        "n",
+        "paper, test",
+        "paper, train",
+    ]
+    return f"{markdown(head, rows)}\n{_protocol(results)}\n"
+
+
+def table2(results: Results) -> str:
+    """Return Table 2: best test (train) error by pooling, 5 votes, and reduction to one kernel matrix."""
+    cells = {cell.name: cell for cell in cells_of("table2")}
+    rows = []
+    for pooling in POOLINGS:
+        row, count = [f"`{pooling}`"], []
+        for scheme in ("none", "enlarged", "random"):
+            cell = cells[scheme if pooling == "max" else f"{scheme}-{pooling}"]
+            test, train = (results.values(cell, f"best_{kind}_error_percent") for kind in ("test", "train"))
+            test_paper, train_paper = paper.TABLE_2[pooling][scheme]
+            row.append(f"{spread(test)} ({spread(train)}); {test_paper:.2f} ({train_paper:.2f})")
+            count.append(str(len(test)))
+        votes = [result["test_error_percent"][-1] for result in results.of(cell, "votes5")]
+        reduced = [result["by_norm"]["test_error_percent"] for result in results.of(cell, "reduced")]
+        row += [f"{spread(votes)}; {paper.VOTES_5[pooling]:.2f}"]
+        row += [f"{spread(reduced)}; {paper.REDUCED[pooling]:.2f}", ", ".join(count)]
+        rows.append(row)
+    head = ["pooling", "none", "enlarged", "random", "random, 5 votes", "random, reduced to one kernel", "n"]
+    return (
+        f"{markdown(head, rows)}\nBest test (train) error in %, ours; the paper’s. Votes and reduction at the end of "
+        f"training. {_protocol(results)}\n"
+    )
+
+
+def figure3(results: Results) -> str:
+    """Return the numbers of Fig. 3: similarity of the filters of a layer's tiles."""
+    rows = []
+    for cell in cells_of("figure3"):
+        found = results.of(cell, "similarity")
+        layers = list(zip(*(result["similarity"] for result in found), strict=True)) if found else []
+        shown = [spread([s for s in layer if s is not None], 3) for layer in layers[:2]] or [_NONE, _NONE]
+        rows.append([f"`{cell.scheme}`", cell.pooling, *shown, str(len(found))])
+    head = ["scheme", "pooling", "S, layer 1", "S, layer 2", "n"]
+    return (
+        f"{markdown(head, rows)}\nThe paper: S > 0.1 for random, about 1 with average pooling, < 0.01 for the other "
+        f"schemes. {_protocol(results)}\n"
+    )
+
+
+def figure4(results: Results) -> str:
+    """Return the numbers of Fig. 4: accuracy under attack, and the share of the gap to the untiled network closed."""
+    from rapa_dist.analysis.attack import gap_closed
+
+    cells = cells_of("figure4")
+    found = {cell.name: results.of(cell, "attack") for cell in cells}
+    known: list[float] = next((of_cell[0]["snr_db"] for of_cell in found.values() if of_cell), [])
+    mean_of = {
+        name: [mean(column) for column in zip(*(result["accuracy_percent"] for result in of_cell), strict=True)]
+        for name, of_cell in found.items()
+        if of_cell
+    }
+    rows = []
+    for row, ratio in enumerate(known):
+        line = [f"{ratio:g}"]
+        line += [spread([result["accuracy_percent"][row] for result in found[cell.name]]) for cell in cells]
+        for cell in cells[1:]:
+            both = cell.name in mean_of and "none" in mean_of
+            share = gap_closed([mean_of[cell.name][row]], [mean_of["none"][row]])[0] if both else None
+            line.append(_NONE if share is None else f"{share:.1f}")
+        rows.append(line)
+    tiled = [f"{cell.name}: gap closed %" for cell in cells[1:]]
+    head = ["SNR, dB", *(f"{cell.name}: accuracy %" for cell in cells), *tiled]
+    counts = ", ".join(f"{cell.name} {len(found[cell.name])}" for cell in cells)
+    return (
+        f"{markdown(head, rows)}\nFast gradient sign method, on the images classified correctly before. The paper at "
+        f"33: {paper.GAP_CLOSED['random']:g} % of the gap closed with 16,4,1 and "
+        f"{paper.GAP_CLOSED['random-128x32x8']:g} % with 128,32,8 tiles. n: {counts}. {_protocol(results)}\n"
+    )
+
+
+def regularizer(result: Result) -> str:
+    """Return the regulariser along a training run."""
+    rows = [
+        [str(epoch), *(f"{result[name][row]:.4f}" for name in ("loss", "loss_of_mean", "regularizer", "taylor"))]
+        for row, epoch in enumerate(result["epochs"])
+    ]
+    return (
+        f"{markdown(['epoch', '⟨L⟩', 'L(θ̄)', 'R', 'R to second order'], rows)}\n"
+        f"Logistic regression, {result['n_tiles']} tiles of {result['parameters']} parameters, all "
+        f"{result['choices']:,} choices enumerated, {result['images']} images; sums over them.\n"
+    )
+
+
+def _protocol(results: Results) -> str:
+    return f"Protocol: {results.protocol.describe()}."

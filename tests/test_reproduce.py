@@ -1,0 +1,297 @@
+"""`rapa-dist reproduce`: nothing is done twice, the same results give the same tables, claims are judged rightly."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from rapa_dist.cli import main
+from rapa_dist.config import PAPER_TILES, resolve
+from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.errors import UsageError
+from rapa_dist.experiments import figures, paper, tables
+from rapa_dist.experiments.cells import EXPERIMENTS, LARGE, POOLINGS, Protocol, analyses_of, cells_of
+from rapa_dist.experiments.claims import claims
+from rapa_dist.experiments.runner import jobs_of, missing
+from rapa_dist.experiments.store import Store
+
+COMMAND = [sys.executable, "-m", "rapa_dist", "reproduce"]
+TINY = ["--dataset", "builtin", "--limit-train", "100", "--limit-test", "40", "--address", "local"]
+_TIMEOUT_S = 200
+
+
+def protocol(**other):
+    return Protocol(**({"dataset": "builtin", "limit_train": 60, "epochs": 4, "lr_decay_every": 1} | other))
+
+
+@pytest.fixture
+def store(tmp_path):
+    here = Store(tmp_path / "store", protocol())
+    here.take()
+    yield here
+    here.release()
+
+
+def keep_training(store, name, test, train=10.0, seed=0, experiment="table1"):
+    (cell,) = cells_of(experiment, [name])
+    result = {
+        "best_test_error_percent": test,
+        "best_train_error_percent": train,
+        "test_error_percent": test + 1,
+        "epochs": [1, 2],
+        "test_errors_percent": [90.0, test],
+    }
+    store.keep(cell, seed, "train", result)
+    return cell
+
+
+# --- what an experiment consists of
+
+
+def test_table_1_has_the_papers_schemes_with_its_learning_rates():
+    for cell in cells_of("table1"):
+        config = cell.config(protocol(), seed=3)
+        assert (config.seed, config.epochs, config.pooling) == (3, 4, "max")
+        untiled = cell.scheme in ("none", "enlarged")
+        assert config.tiles == ((1, 1, 1) if untiled else PAPER_TILES)
+        if cell.name in paper.TABLE_1:
+            assert (config.lr, config.lr_decay) == ((0.005, 0.5) if untiled else (0.05, 0.75))
+    assert set(paper.TABLE_1) < {cell.name for cell in cells_of("table1")}
+
+
+def test_table_2_has_four_poolings_of_three_networks_and_analyses_of_random():
+    cells = cells_of("table2")
+    assert {(cell.pooling, cell.scheme) for cell in cells} == {
+        (pooling, scheme) for pooling in POOLINGS for scheme in ("none", "enlarged", "random")
+    }
+    for cell in cells:
+        assert ("votes5" in analyses_of("table2", cell)) == (cell.scheme == "random")
+    assert LARGE.config(protocol(), 0).tiles == (128, 32, 8)
+
+
+def test_experiments_share_the_runs_of_cells_that_are_the_same():
+    shared = {cell.name: cell for experiment in EXPERIMENTS for cell in cells_of(experiment)}
+    for experiment in EXPERIMENTS:
+        for cell in cells_of(experiment):
+            assert cell == shared[cell.name]
+
+
+@pytest.mark.parametrize(("epochs", "every"), [(400, 25), (200, 12), (100, 6), (16, 1), (1, 1)])
+def test_the_decay_schedule_is_scaled_to_the_number_of_epochs(epochs, every):
+    assert Protocol.scaled(epochs=epochs, dataset="builtin").lr_decay_every == every
+
+
+# --- the store
+
+
+def test_a_result_is_never_asked_for_again(store):
+    cells = cells_of("table1", ["none", "random"])
+    jobs = jobs_of("table1", cells, seeds=2)
+    assert [job.name for job in jobs] == [
+        "none-0 train",
+        "random-0 train",
+        "none-1 train",
+        "random-1 train",
+        "random-0 similarity",
+        "random-1 similarity",
+    ]
+    keep_training(store, "random", 20.0, seed=1)
+    assert [job.name for job in missing(store, jobs) if job.what == "train"] == [
+        "none-0 train",
+        "random-0 train",
+        "none-1 train",
+    ]
+
+
+def test_a_folder_has_one_protocol(store):
+    with pytest.raises(UsageError, match="results of another protocol: epochs: 4 → 5"):
+        Store(store.path, protocol(epochs=5))
+    Store(store.path, protocol())
+
+
+def test_a_run_that_was_trained_elsewhere_is_adopted_if_it_fits(store, tmp_path):
+    (cell,) = cells_of("table1", ["alternate"])
+    config = cell.config(protocol(), 1)
+    for name, seed in (("fits", 1), ("does-not", 7)):
+        RunDirectory.create(
+            tmp_path / name, resolve(**(config.as_dict() | _plain(config) | {"seed": seed})), None
+        ).release()
+    assert store.adopt(tmp_path / "fits", cells_of("table1"), range(2)) == "alternate-1"
+    assert store.run_dir(cell, 1).resolve() == (tmp_path / "fits").resolve()
+    store.adopt(tmp_path / "fits", cells_of("table1"), range(2))  # twice is once
+    with pytest.raises(UsageError, match="of no cell here; the nearest differs in seed: 7 →"):
+        store.adopt(tmp_path / "does-not", cells_of("table1"), range(2))
+
+
+def _plain(config):
+    return {"tiles": config.tiles, "channels": config.channels, "micro_batches": 1, "limit_test": None}
+
+
+# --- tables and claims
+
+
+def test_tables_show_mean_and_spread_beside_the_paper(store):
+    keep_training(store, "none", 20.0, seed=0)
+    keep_training(store, "none", 22.0, seed=1)
+    text = tables.table1(tables.Results(store, 2))
+    assert "| `none` | 21.00 ± 1.41 | 10.00 ± 0.00 | 22.00 ± 1.41 | 2 | 18.85 | 2.37 |" in text
+    assert "| `random` | – | – | – | 0 | 17.67 | 5.81 |" in text
+    assert "60 training and all test images, 4 epochs, λ decays every 1" in text
+    assert text == tables.table1(tables.Results(store, 2))
+
+
+def test_claims_hold_or_do_not_or_are_not_measured(store):
+    assert "holds" not in claims(tables.Results(store, 1))
+    keep_training(store, "random", 20.0, train=8.0)
+    keep_training(store, "alternate", 21.0)
+    keep_training(store, "image-pad", 19.0)
+    keep_training(store, "none", 20.0, train=9.0)
+    lines = claims(tables.Results(store, 1)).splitlines()
+    said = {line.split(" | ")[0].strip("| "): line.rsplit(" | ", 1)[1].strip(" |") for line in lines if " | " in line}
+    assert said["random beats alternate"] == "holds"
+    assert said["random beats image-pad"] == "does not hold"
+    assert said["random beats perforated"] == "not measured"
+    assert said["random is at or below none"] == "holds"
+    assert said["random’s train error is higher than that of none"] == "does not hold"
+
+
+def test_claims_of_votes_reduction_similarity_and_attack(store):
+    random = keep_training(store, "random", 20.0)
+    none = keep_training(store, "none", 20.0)
+    large = keep_training(store, LARGE.name, 20.0, experiment="figure4")
+    store.keep(random, 0, "votes5", {"test_error_percent": [20, 19], "mean_single_test_error_percent": 20.5})
+    store.keep(random, 0, "reduced", {"by_norm": {"test_error_percent": 20.8}})
+    store.keep(random, 0, "similarity", {"similarity": [0.2, 0.3, None]})
+    for cell, accuracy in ((none, 50.0), (random, 70.0), (large, 60.0)):
+        store.keep(cell, 0, "attack", {"snr_db": [33.0], "accuracy_percent": [accuracy]})
+    text = claims(tables.Results(store, 1))
+    assert "| 20.50 with 1 vote, 19.00 with 5 | holds |" in text
+    assert "| 20.80 against 20.00 | does not hold |" in text
+    assert "| S > 0.1 with max pooling (layer 1) | 0.200 | holds |" in text
+    assert "| 40.0 % closed | holds |" in text
+    assert "| 20.0 % against 40.0 % | does not hold |" in text
+    shown = tables.figure4(tables.Results(store, 1))
+    assert "| 33 | 50.00 | 70.00 | 60.00 | 40.0 | 20.0 |" in shown
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "regularizer"])
+def test_every_experiment_has_a_table_before_anything_is_measured(store, experiment, tmp_path):
+    assert "builtin" in getattr(tables, experiment)(tables.Results(store, 1))
+    assert not figures.draw(experiment, tables.Results(store, 1), tmp_path / "figure.svg")
+
+
+# --- the command line
+
+
+def run(*arguments, **options):
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, **options)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_what_was_stopped_goes_on_repeats_nothing_and_gives_the_same_table(tmp_path):
+    arguments = ["table1", *TINY, "--epochs", "4", "--cells", "none,random"]
+    stopped, straight = tmp_path / "stopped", tmp_path / "straight"
+    process = subprocess.Popen(
+        [*COMMAND, *arguments, "--output", str(stopped)], stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL
+    )
+    first = stopped / "results" / "none-0.train.json"
+    deadline = time.monotonic() + _TIMEOUT_S
+    while not first.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    stderr = process.communicate(timeout=_TIMEOUT_S)[1]
+    assert process.returncode == 130, stderr
+    kept = {path: path.stat().st_mtime_ns for path in (stopped / "results").iterdir()}
+    assert len(kept) < 3
+    done = run(*arguments, "--output", stopped)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    for name in ("none-0", "random-0"):
+        log = (stopped / "runs" / name / "log").read_text()
+        assert log.count("new run") == 1
+        metrics = stopped / "runs" / name / "metrics.jsonl"
+        epochs = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
+        assert epochs == [1, 2, 3, 4]
+    assert "resumed" not in (stopped / "runs" / "none-0" / "log").read_text()
+
+    done = run(*arguments, "--output", straight, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["failed"] == {}
+    for name in ("table1.md", "claims.md", "table1.svg"):
+        assert (stopped / name).read_bytes() == (straight / name).read_bytes(), name
+    planned = json.loads(run(*arguments, "--output", straight, "--dry-run", "--json").stdout)
+    assert planned["to_do"] == []
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_run_that_diverges_is_told_of_and_the_others_go_on(tmp_path):
+    output = tmp_path / "out"
+    options = [*TINY, "--epochs", "1", "--cells", "none,random", "--output", str(output)]
+    (cell,) = cells_of("table1", ["random"])
+    settings = Protocol.scaled(epochs=1, dataset="builtin", limit_train=100, limit_test=40)
+    config = cell.config(settings, 0)
+    broken = output / "runs" / "random-0"
+    broken.parent.mkdir(parents=True)
+    RunDirectory.create(broken, config, None).release()
+    (broken / "metrics.jsonl").write_text("{}\n")  # an epoch was trained, and its checkpoints are gone
+    done = run("table1", *options)
+    assert done.returncode == 1, done.stderr
+    assert "random-0 train failed: The run in" in done.stderr
+    assert "- random-0 similarity: its network could not be trained" in done.stdout
+    assert (output / "results" / "none-0.train.json").exists()
+
+
+def test_the_regularizer_is_a_table_and_a_figure(tmp_path):
+    outputs = []
+    for name in ("one", "other"):
+        result = CliRunner().invoke(
+            main, ["reproduce", "regularizer", "--dataset", "builtin", "--output", str(tmp_path / name)]
+        )
+        assert result.exit_code == 0, result.output
+        outputs.append((tmp_path / name / "regularizer.md").read_bytes())
+    assert outputs[0] == outputs[1]
+    assert "| 20 |" in outputs[0].decode()
+    assert (tmp_path / "one" / "regularizer.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("table3",), ("no experiment “table3”", "Did you mean table")),
+        (("table1", "--cells", "randon"), ("table1 has no cell “randon”", "Did you mean random?")),
+        (("table1", "--seeds", "0"), ("--seeds needs at least 1",)),
+        (("table1", "--epochs", "0"), ("--epochs needs at least 1",)),
+        (("table1", "--paper", "--epochs", "3"), ("--paper sets epochs and images itself", "--epochs")),
+        (("table1", "--device", "cuda"), ("--device cuda needs a GPU", "--device cpu")),
+        (("table1", "--device", "cuda", "--fabric", "serial"), ("--device is for the fabric batched",)),
+        (("table1", "--fabric", "ray"), ("--fabric ray has a process per tile",)),
+        (("table1", "--fabric", "bached"), ("Did you mean batched?",)),
+        (("table1", "--dataset", "imagenet"), ("imagenet",)),
+        (("table1", "--output", "file"), ("file",)),
+        (("table1", "--adopt", "nowhere", "--output", "out"), ("nowhere is no run directory",)),
+    ],
+)
+def test_bad_input_is_refused_before_anything_starts(tmp_path, monkeypatch, arguments, parts):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("rapa_dist.experiments.command.carry_out", lambda *a, **k: pytest.fail("started"))
+    Path("file").write_text("not a folder")
+    dataset = () if "--dataset" in arguments else ("--dataset", "builtin")
+    result = CliRunner().invoke(main, ["reproduce", *arguments, *dataset])
+    assert result.exit_code in (1, 2), result.output
+    for part in parts:
+        assert part in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("reproduce/*/results/*"))
