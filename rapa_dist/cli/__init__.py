@@ -25,6 +25,7 @@ COMMANDS = {
     "stats": "rapa_dist.cli.stats:stats",
     "evaluate": "rapa_dist.cli.evaluate:evaluate",
     "analyze": "rapa_dist.cli.analyze:analyze",
+    "report": "rapa_dist.cli.report:report",
     "reproduce": "rapa_dist.cli.reproduce:reproduce",
     "plan": "rapa_dist.cli.plan:plan",
     "scale": "rapa_dist.cli.scale:scale",

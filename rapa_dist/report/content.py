@@ -1,0 +1,193 @@
+"""What a report tells: read from a run directory, with a note on everything that is not there."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rapa_dist.config import TrainConfig
+from rapa_dist.coordinator.checkpoint import Checkpoint
+from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.errors import CheckpointError, RunDirectoryError, UsageError
+from rapa_dist.inspection import RunStats, TileStats
+
+_NEEDED = ("epoch", "learning_rate", "train_loss", "train_error_percent", "test_loss", "test_error_percent", "wall")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """A run as its directory shows it at one moment."""
+
+    path: Path
+    """The run directory."""
+    name: str
+    """The run's name."""
+    config: TrainConfig
+    environment: dict[str, Any]
+    """environment.json; empty where it is missing."""
+    metrics: list[dict[str, Any]]
+    """A dictionary for every finished epoch, oldest first. Runs from before there was any lack `similarity`."""
+    under_way: bool
+    """Whether a process trains in the directory right now."""
+    tiles: RunStats | None
+    """What the tiles did since the run was started or resumed; None until it has stopped."""
+    checkpoint_name: str | None
+    checkpoint: Checkpoint | None
+    """Where the filters are from."""
+    scaling: dict[str, Any] | None
+    """A scaling.json."""
+    missing: list[str] = field(default_factory=list)
+    """What could not be shown, and why: a sentence each."""
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The epoch with the lowest test error, the first of equals; None before any."""
+        return min(self.metrics, key=lambda line: line["test_error_percent"], default=None)
+
+    @property
+    def status(self) -> str:
+        """How far the run has come, in a few words."""
+        done, wanted = len(self.metrics), self.config.epochs
+        if self.under_way:
+            return f"in progress: {done:,} of {wanted:,} epochs"
+        return f"finished: {done:,} epochs" if done >= wanted else f"stopped after {done:,} of {wanted:,} epochs"
+
+    def similarity(self, layer: int) -> tuple[list[int], list[float]]:
+        """Return the epochs for which S of a layer was recorded, and S in them."""
+        pairs = [(line["epoch"], line["similarity"][layer]) for line in self.metrics if line.get("similarity")]
+        known = [(epoch, value) for epoch, value in pairs if value is not None]
+        return [epoch for epoch, _ in known], [value for _, value in known]
+
+
+def gather(path: Path, *, checkpoint: str = "newest", scaling: Path | None = None) -> Content:
+    """Read a run directory; the run may be under way.
+
+    Args:
+        path: the run directory.
+        checkpoint: "newest", "best" or a name: where the filters are taken from.
+        scaling: a scaling.json; None for the one in the run directory, if there is one.
+
+    Raises:
+        RunDirectoryError: this is no run directory, or its metrics are damaged.
+        CheckpointError: a checkpoint was asked for that is not there or not whole. (Without asking for one, a run that
+            has none is described without filters.)
+        UsageError: `scaling` is no scaling.json.
+    """
+    directory = RunDirectory(path)
+    config = directory.config
+    missing: list[str] = []
+    metrics = _read_metrics(path / "metrics.jsonl", len(config.tiles))
+    under_way = _is_locked(path / ".lock")
+    if not metrics:
+        missing.append("No epoch is finished yet: there are no curves and no errors.")
+    elif (
+        not any(line.get("similarity") for line in metrics)
+        and max(layer.n_tiles for layer in config.machine.layers) > 1
+    ):
+        missing.append(
+            "Similarity over time was not recorded: the run was trained by an older version. "
+            "That of the checkpoint is under Filters."
+        )
+    name, found = _read_checkpoint(directory, checkpoint, missing)
+    return Content(
+        path=path,
+        name=directory.name,
+        config=config,
+        environment=_read_environment(path / "environment.json", missing),
+        metrics=metrics,
+        under_way=under_way,
+        tiles=_read_tiles(path / "tiles.json", under_way, missing),
+        checkpoint_name=name,
+        checkpoint=found,
+        scaling=_read_scaling(path, scaling, missing),
+        missing=missing,
+    )
+
+
+def _read_metrics(path: Path, layers: int) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text() if path.exists() else ""
+        lines = text.splitlines()
+        if text and not text.endswith("\n"):  # the training is just writing it
+            lines.pop()
+        metrics = [json.loads(line) for line in lines]
+        for line in metrics:
+            if absent := [key for key in _NEEDED if key not in line]:
+                raise ValueError(f"a line lacks {', '.join(absent)}")
+            if line.get("similarity") and len(line["similarity"]) != layers:
+                raise ValueError(f"a line has similarities of {len(line['similarity'])} layers, the run has {layers}")
+    except (OSError, ValueError, TypeError) as error:
+        raise RunDirectoryError(f"{path} can't be read: {error}. It was damaged: restore it.") from error
+    return metrics
+
+
+def _read_checkpoint(
+    directory: RunDirectory, which: str, missing: list[str]
+) -> tuple[str, Checkpoint] | tuple[None, None]:
+    try:
+        path = directory.find_checkpoint(which)
+        return path.stem, directory.read_checkpoint(path)
+    except CheckpointError as error:
+        if which != "newest":
+            raise
+        missing.append(f"Filters can't be shown. {error}")
+        return None, None
+
+
+def _read_environment(path: Path, missing: list[str]) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise TypeError("it holds no object")
+    except (OSError, ValueError, TypeError) as error:
+        missing.append(f"What the run was trained with is not known: {path.name} can't be read ({_cause(error)}).")
+        return {}
+    return found
+
+
+def _read_tiles(path: Path, under_way: bool, missing: list[str]) -> RunStats | None:
+    try:
+        found = json.loads(path.read_text())
+        return RunStats.of(found["run"], [TileStats.from_dict(tile) for tile in found["tiles"]], found["silent"])
+    except FileNotFoundError:
+        what = "ask a running one with rapa-dist stats" if under_way else "this one was killed, or never took a step"
+        missing.append(f"Statistics of the tiles are written when a training ends ({what}): there is no {path.name}.")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        missing.append(f"Statistics of the tiles can't be shown: {path.name} can't be read ({_cause(error)}).")
+    return None
+
+
+def _read_scaling(directory: Path, given: Path | None, missing: list[str]) -> dict[str, Any] | None:
+    path = given or directory / "scaling.json"
+    if given is None and not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        if found["format"] != 1:
+            raise ValueError(f"its format is {found['format']}, expected 1")
+        for block in found["blocks"]:
+            for configuration in block["configurations"]:
+                _ = configuration["tiles"], configuration["layers"][0]["cycles"]["all"]["speed_up"]
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+        message = f"{path} is no scaling.json as `rapa-dist scale` writes it: {_cause(error)}."
+        if given is not None:
+            raise UsageError(f"--scaling: {message} Give one, or leave the option out.") from error
+        missing.append(f"Scaling can't be shown: {message}")
+        return None
+    return found
+
+
+def _cause(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process trains in the directory. The lock is looked up, not tried: nobody is kept from taking it."""
+    try:
+        about = path.stat()
+        table = Path("/proc/locks").read_text()
+    except OSError:
+        return False
+    place = f" {os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino} "
+    return any(place in line and "FLOCK" in line and "->" not in line for line in table.splitlines())

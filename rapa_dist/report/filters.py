@@ -1,0 +1,61 @@
+"""Filters as pictures, and how alike those of any two tiles are. NumPy and Pillow only."""
+
+import base64
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rapa_dist.machine import IMAGE_CHANNELS, KERNEL_SIDE
+from rapa_dist.tile import Matrix
+
+_GAP = 1  # transparent pixels between two filters
+
+
+def filter_row(kernel: Matrix) -> str:
+    """Return a PNG, as a data URI, of the filters of a first layer's tile, side by side, a pixel for each weight.
+
+    Every filter is scaled by its largest weight: 0 is mid-grey, and colours are those of the image's channels.
+
+    Args:
+        kernel: (k + 1, c_out), k ordered (kh, kw, c_in), c_in = 3, the bias last.
+    """
+    c_out = kernel.shape[1]
+    filters = kernel[:-1].T.reshape(c_out, KERNEL_SIDE, KERNEL_SIDE, IMAGE_CHANNELS).astype(np.float64)
+    largest = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
+    levels = np.divide(filters, largest, out=np.zeros_like(filters), where=largest > 0)
+    pixels = np.zeros((KERNEL_SIDE, c_out * (KERNEL_SIDE + _GAP) - _GAP, 4), np.uint8)
+    for number, level in enumerate(levels):
+        left = number * (KERNEL_SIDE + _GAP)
+        pixels[:, left : left + KERNEL_SIDE, :3] = np.rint(127.5 + 127.5 * level)
+        pixels[:, left : left + KERNEL_SIDE, 3] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def tile_similarity(kernels: Matrix) -> NDArray[np.float64]:
+    """Return the correlation coefficient of the filters of any two tiles, mean over output channels.
+
+    The mean of all entries off the diagonal is S of the layer.
+
+    Args:
+        kernels: (n_t, k + 1, c_out) with the bias as last row, which is not part of a filter.
+
+    Returns:
+        (n_t, n_t), symmetric; 1 on the diagonal unless a filter is constant, which correlates with none.
+    """
+    filters = kernels[:, :-1].astype(np.float64)
+    filters -= filters.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(filters, axis=1, keepdims=True)
+    filters = np.divide(filters, norms, out=np.zeros_like(filters), where=norms > 0)
+    flat = filters.reshape(len(kernels), -1)
+    pairs: NDArray[np.float64] = flat @ flat.T / kernels.shape[2]
+    return pairs
+
+
+def filter_norms(kernels: Matrix) -> NDArray[np.float64]:
+    """Return the Euclidean norm of every filter, (n_t, c_out), bias excluded, given kernels (n_t, k + 1, c_out)."""
+    norms: NDArray[np.float64] = np.linalg.norm(kernels[:, :-1].astype(np.float64), axis=1)
+    return norms

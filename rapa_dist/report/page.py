@@ -1,0 +1,420 @@
+"""The page: sections, tables and figures put together, in one file that needs no other."""
+
+import html
+import math
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rapa_dist import __version__
+from rapa_dist.analysis.similarity import similarity
+from rapa_dist.coordinator.checkpoint import write_whole
+from rapa_dist.errors import RunDirectoryError, UsageError
+from rapa_dist.machine import IMAGE_CHANNELS
+from rapa_dist.report import figures
+from rapa_dist.report.content import Content, gather
+from rapa_dist.report.filters import filter_norms, filter_row
+from rapa_dist.report.style import SHEET
+
+NAME = "report.html"
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_OPEN_ROWS = 32  # rows of filters, or of a table, that are shown without being asked for
+_NO_PLOTS = "Figures can't be drawn, as matplotlib is missing. Install it with: pip install 'rapa-dist[plots]'"
+
+
+def report(
+    path: Path, *, output: Path | None = None, checkpoint: str = "newest", scaling: Path | None = None
+) -> dict[str, Any]:
+    """Write the report on a run and return what was written, and what is missing in it.
+
+    Args:
+        path: the run directory; its run may be under way.
+        output: the HTML file to write; None for report.html in the run directory.
+        checkpoint: "newest", "best" or a name: where the filters are taken from.
+        scaling: a scaling.json; None for the one in the run directory, if there is one.
+
+    Raises:
+        UsageError: `output` does not end in .html, or `scaling` is no scaling.json.
+        RunDirectoryError: this is no run directory, its metrics are damaged, or the file can't be written.
+        CheckpointError: the checkpoint asked for is not there or not whole.
+    """
+    target = output if output is not None else path / NAME
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--output needs a name that ends in .html; it is {target}.")
+    content = gather(path, checkpoint=checkpoint, scaling=scaling)
+    text = render(content).encode()
+    try:
+        write_whole(target, text)
+    except OSError as error:
+        raise RunDirectoryError(f"Can't write {target}: {error.strerror}. Give another --output.") from error
+    return {
+        "run_dir": str(path),
+        "report": str(target),
+        "bytes": len(text),
+        "epochs": len(content.metrics),
+        "in_progress": content.under_way,
+        "checkpoint": content.checkpoint_name,
+        "missing": content.missing,
+    }
+
+
+def render(content: Content) -> str:
+    """Return the page as HTML; what it can't show is added to `content.missing`."""
+    sections = [
+        ("curves", "Errors and loss", _curves(content)),
+        ("time", "Device time and wall time", _time(content)),
+        ("tiles", "Tiles and their load", _tiles(content)),
+        ("filters", "Filters per tile", _filters(content)),
+        ("similarity", "Similarity over time", _similarity(content)),
+        ("scaling", "Scaling", _scaling(content)),
+        ("configuration", "Configuration", _configuration(content)),
+        ("environment", "Environment", _environment(content)),
+    ]
+    shown = [(key, title, body) for key, title, body in sections if body]
+    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in shown)
+    body = "\n".join(
+        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>\n{text}</section>'
+        for key, title, text in shown
+    )
+    config = content.config
+    about = (
+        f"{config.dataset} · {','.join(map(str, config.tiles))} tiles · scheme {config.scheme} · "
+        f"{config.pooling} pooling · {content.status}"
+    )
+    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{_text(content.name)} · rapa-dist report</title>
+<style>{SHEET}</style>
+</head>
+<body>
+<header>
+<p class="kicker">rapa-dist: training report</p>
+<h1>{_text(content.name)}</h1>
+<p class="soft">{_text(about)}</p>
+{_cards(content)}
+<nav aria-label="Sections">{links}</nav>
+</header>
+<main>
+{_notes(content)}
+{body}
+</main>
+<footer><p>Written {made} by rapa-dist {__version__} from {_text(content.path.resolve())}. Device time is what the
+emulated arrays would take; wall time is what this program took.</p></footer>
+</body>
+</html>
+"""
+
+
+def _cards(content: Content) -> str:
+    config, lines, best = content.config, content.metrics, content.best
+    tiles, weights = len(config.machine.tiles), config.machine.n_weights
+    cards = [("Tiles", f"{tiles:,}", f"{weights:,} weights on them")]
+    if lines and best:
+        last = lines[-1]
+        device_s = _sum(line.get("device_time_s") for line in lines)
+        wall_s = _sum(line["wall"].get("train_s") for line in lines)
+        cards = [
+            ("Best test error", f"{best['test_error_percent']:.2f} %", f"in epoch {best['epoch']:,}"),
+            ("Last test error", f"{last['test_error_percent']:.2f} %", f"after {last['epoch']:,} epochs"),
+            ("Last train error", f"{last['train_error_percent']:.2f} %", f"loss {last['train_loss']:.4f}"),
+            *cards,
+            ("Device time", _duration(device_s), "to train, on the emulated arrays"),
+            ("Wall time", _duration(wall_s), "to train, here"),
+        ]
+    items = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{small}</small></dd></div>" for name, value, small in cards)
+    return f'<dl class="cards">{items}</dl>'
+
+
+def _notes(content: Content) -> str:
+    if not content.missing:
+        return ""
+    items = "".join(f"<li>{_text(note)}</li>" for note in content.missing)
+    return f'<div class="note" role="note"><strong>Not in this report</strong><ul>{items}</ul></div>'
+
+
+def _curves(content: Content) -> str:
+    lines = content.metrics
+    if not lines:
+        return ""
+    rows = [
+        (
+            line["epoch"],
+            f"{line['learning_rate']:.4g}",
+            f"{line['train_loss']:.4f}",
+            f"{line['train_error_percent']:.2f}",
+            f"{line['test_loss']:.4f}",
+            f"{line['test_error_percent']:.2f}",
+            _or_dash(line["wall"].get("step_ms"), ".2f"),
+        )
+        for line in lines
+    ]
+    head = ("epoch", "λ", "train loss", "train error %", "test loss", "test error %", "wall time, ms/step")
+    caption = (
+        "Train error and loss are those of the augmented training images while the network learnt from them, test "
+        "error and loss those after the epoch. Point at a curve for its values."
+    )
+    return _figure(content, lambda: figures.curves(content), caption) + _folded(
+        f"All {len(lines):,} epochs as a table", _table("Every epoch", head, rows)
+    )
+
+
+def _time(content: Content) -> str:
+    lines = content.metrics
+    if not lines:
+        return ""
+    walls = [line["wall"] for line in lines]
+    steps = [wall["step_ms"] for wall in walls if wall.get("step_ms")]
+    device = [line.get("device_time_s") for line in lines]
+    facts = [
+        ("Device time of an epoch’s training", _duration(device[-1])),
+        ("Device time of all epochs", _duration(_sum(device))),
+        ("Wall time of all training", _duration(_sum(wall.get("train_s") for wall in walls))),
+        ("Wall time of all tests", _duration(_sum(wall.get("test_s") for wall in walls))),
+        ("Wall time of a step, median of the epochs", f"{median(steps):.2f} ms" if steps else "–"),
+    ]
+    chart = ""
+    if steps:
+        caption = "Wall time depends on the machine and on what else it does; device time only on rows and tiles."
+        chart = _figure(content, lambda: figures.step_times(content), caption)
+    return _facts(facts) + chart
+
+
+def _tiles(content: Content) -> str:
+    stats = content.tiles
+    if stats is None:
+        return ""
+    head = ("layer", "tiles", "rows forward", "rows backward", "updates", "device s", "busy s", "util %", "imbalance")
+    layers = [
+        (
+            f"{(total.layer or 0) + 1}",
+            f"{total.tiles:,}",
+            f"{total.rows_forward:,}",
+            f"{total.rows_backward:,}",
+            f"{total.updates:,}",
+            f"{total.device_time_s:.4g}",
+            f"{total.busy_s:.4g}",
+            f"{100 * total.utilisation:.1f}",
+            _or_dash(total.load_imbalance, ".4f"),
+        )
+        for total in stats.layers
+    ]
+    tile_head = ("tile", "rows forward", "rows backward", "updates", "device s", "busy s", "util %", "restarts", "‖K‖")
+    tiles = [
+        (
+            tile.tile,
+            f"{tile.rows_forward:,}",
+            f"{tile.rows_backward:,}",
+            f"{tile.updates:,}",
+            f"{tile.device_time_s:.4g}",
+            f"{tile.busy_s:.4g}",
+            f"{100 * tile.utilisation:.1f}",
+            f"{tile.restarts:,}",
+            f"{tile.kernel_norm:.3f}",
+        )
+        for tile in stats.tiles
+    ]
+    caption = (
+        "Load of every tile. A layer waits for the bar that is highest; imbalance is the rows of the busiest tile over "
+        "the mean. Processor time is that of this machine. Point at a bar for its tile."
+    )
+    summary = (
+        "Since the run was last started or resumed. Device time of a layer is that of its slowest tile; busy is "
+        "processor time; no rows go backward in layer 1, as nobody needs the error of the input."
+    )
+    return (
+        _figure(content, lambda: figures.load(stats), caption)
+        + _table(summary, head, layers)
+        + _folded(f"All {len(tiles):,} tiles as a table", _table("Every tile", tile_head, tiles))
+    )
+
+
+def _filters(content: Content) -> str:
+    checkpoint = content.checkpoint
+    if checkpoint is None:
+        return ""
+    progress = checkpoint.progress
+    rows, parts = [], []
+    for index, kernels in enumerate(checkpoint.kernels):
+        norms = filter_norms(kernels)
+        found = similarity(kernels)
+        rows.append(
+            (
+                f"{index + 1}",
+                f"{len(kernels):,}",
+                f"{norms.shape[1]:,}",
+                f"{norms.min():.3f}",
+                f"{norms.mean():.3f}",
+                f"{norms.max():.3f}",
+                _or_dash(found, ".4f"),
+            )
+        )
+        parts.append(f"<h3>Layer {index + 1}</h3>")
+        if index == 0 and (kernels.shape[1] - 1) % IMAGE_CHANNELS == 0:
+            parts.append(_first_layer(kernels))
+        parts.append(_likeness(content, index, kernels))
+    head = ("layer", "tiles", "filters per tile", "smallest norm", "mean norm", "largest norm", "similarity S")
+    when = f"after {progress.step:,} steps, {progress.epoch:,} epochs"
+    note = f"Checkpoint {content.checkpoint_name}: {when}. Norms leave the bias out."
+    return _table(note, head, rows) + "".join(parts)
+
+
+def _first_layer(kernels: Any) -> str:
+    def row(tile: int) -> str:
+        what = f"Filters of tile L0/T{tile:03d}, {kernels.shape[2]} channels"
+        source = filter_row(kernels[tile])
+        return f'<span>T{tile:03d}</span><img src="{source}" alt="{what}" title="{what}">'
+
+    rows = [row(tile) for tile in range(len(kernels))]
+    shown = f'<div class="filters">{"".join(rows[:_OPEN_ROWS])}</div>'
+    if rest := rows[_OPEN_ROWS:]:
+        shown += _folded(f"{len(rest):,} more tiles", f'<div class="filters">{"".join(rest)}</div>')
+    caption = (
+        "A row for each tile, a column for each output channel: 5 × 5 pixels of red, green and blue. Each filter is "
+        "scaled by its largest weight; mid-grey is 0."
+    )
+    return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
+
+
+def _likeness(content: Content, index: int, kernels: Any) -> str:
+    caption = (
+        "Left: correlation coefficient of the filters of two tiles, mean over the output channels (S is the mean of "
+        "all pairs). Right: the norm of every filter, bias left out."
+        if len(kernels) > 1
+        else "The norm of every filter, bias left out. With one tile there is nothing to be similar to."
+    )
+    return _figure(content, lambda: figures.likeness(index, kernels), caption)
+
+
+def _similarity(content: Content) -> str:
+    layers = [layer for layer in content.config.machine.layers if content.similarity(layer.index)[0]]
+    if not layers:
+        return ""
+    lines = [line for line in content.metrics if line.get("similarity")]
+    head = ("epoch", *(f"layer {layer.index + 1}, {layer.n_tiles} tiles" for layer in layers))
+    rows = [(line["epoch"], *(_or_dash(line["similarity"][layer.index], ".4f") for layer in layers)) for line in lines]
+    caption = (
+        "S: per output channel, the mean correlation coefficient between the filters of all pairs of tiles, averaged "
+        "over channels. 1: all tiles have learnt the same; 0: nothing in common. Layers with one tile have none."
+    )
+    return _figure(content, lambda: figures.similarities(content), caption) + _folded(
+        f"S after {len(rows):,} epochs as a table", _table("Similarity S", head, rows)
+    )
+
+
+def _scaling(content: Content) -> str:
+    measured = content.scaling
+    if measured is None:
+        return ""
+    from rapa_dist.scaling.plot import block_title
+
+    rows = []
+    for block in measured["blocks"]:
+        for configuration in block["configurations"]:
+            first = configuration["layers"][0]["cycles"]["all"]
+            rows.append(
+                (
+                    block_title(block["time_dilation"]),
+                    ",".join(map(str, configuration["tiles"])),
+                    f"{configuration['step']['wall_ms']['median']:,.1f}",
+                    f"{first['wall_ms']['median']:,.2f}",
+                    f"{first['speed_up']:.2f} ×",
+                    _or_dash(first.get("efficiency"), ".3f"),
+                )
+            )
+    head = ("mode", "tiles", "step, ms", "layer 1’s cycles, ms", "speed-up of layer 1", "efficiency")
+    caption = (
+        "Speed-up of layer 1’s cycles over one tile, and where a step’s time goes, as `rapa-dist scale` measured them."
+    )
+
+    def draw() -> str:
+        source = figures.scaling(measured)
+        return f'<img class="plate" src="{source}" alt="{caption} The numbers are in the table.">'
+
+    return _figure(content, draw, caption) + _table("Wall times, medians", head, rows)
+
+
+def _configuration(content: Content) -> str:
+    values = content.config.as_dict().items()
+    return _facts((key, ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for key, v in values)
+
+
+def _environment(content: Content) -> str:
+    about = content.environment
+    if not about:
+        return ""
+    facts: list[tuple[str, str]] = []
+    for key, value in about.items():
+        match key, value:
+            case "memory_bytes", int():
+                facts.append(("memory", f"{value / 2**30:.1f} GiB"))
+            case "argv", list():
+                facts.append(("command line", " ".join(map(str, value))))
+            case _, dict():
+                facts.append((key, ", ".join(f"{name} {item}" for name, item in value.items())))
+            case _:
+                facts.append((key, "–" if value is None else str(value)))
+    return _facts(facts)
+
+
+def _figure(content: Content, draw: Callable[[], str], caption: str) -> str:
+    """Return a figure with its caption; nothing, and a note, where there is no matplotlib."""
+    try:
+        picture = draw()
+    except ImportError:
+        if _NO_PLOTS not in content.missing:
+            content.missing.append(_NO_PLOTS)
+        return ""
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+
+
+def _table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    titles = "".join(f'<th scope="col">{_text(title)}</th>' for title in head)
+    lines = "\n".join(
+        f'<tr><th scope="row">{_text(first)}</th>{"".join(f"<td>{_text(cell)}</td>" for cell in cells)}</tr>'
+        for first, *cells in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(caption)}"><table><caption>{_text(caption)}'
+        f"</caption><thead><tr>{titles}</tr></thead><tbody>\n{lines}\n</tbody></table></div>"
+    )
+
+
+def _facts(pairs: Iterable[tuple[str, str]]) -> str:
+    lines = "\n".join(f'<tr><th scope="row">{_text(key)}</th><td>{_text(value)}</td></tr>' for key, value in pairs)
+    return f'<table class="facts"><tbody>\n{lines}\n</tbody></table>'
+
+
+def _folded(summary: str, body: str) -> str:
+    return f"<details><summary>{summary}</summary>{body}</details>"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _sum(values: Iterable[float | None]) -> float:
+    """Return the sum; not a number if one is unknown, as in runs of older versions."""
+    return sum(math.nan if value is None else value for value in values)
+
+
+def _duration(seconds: float | None) -> str:
+    """Return a time in the unit in which people would say it."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds:.0f} s"
