@@ -133,6 +133,23 @@ interrupted() {
     exit 130
 }
 
+# What the report is looked at with. A test that finds none says so, and fails.
+have_browser() {
+    local name
+    for name in chromium chromium-browser google-chrome; do
+        command -v "$name" >/dev/null && return
+    done
+    [[ $EUID == 0 ]] && command -v apt-get >/dev/null || return 0
+    log=$venv/browser.log
+    : >"$log"
+    trap 'interrupted' INT TERM
+    export DEBIAN_FRONTEND=noninteractive
+    stage "installing chromium, to look at reports with" \
+        sh -c 'apt-get install -y --no-install-recommends chromium ||
+            { apt-get update && apt-get install -y --no-install-recommends chromium; }'
+    trap - INT TERM
+}
+
 say() { printf '%s\n' "$*" >&2; }
 
 die() {
