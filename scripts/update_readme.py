@@ -8,11 +8,16 @@ With --check only say whether they are up to date. With --scaling DIR first keep
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from rapa_dist.experiments import tables
+from rapa_dist.experiments.cells import Cell, Protocol
+from rapa_dist.experiments.claims import claims
 from rapa_dist.scaling.plot import block_title, digest, draw, layer_1
 
 ROOT = Path(__file__).resolve().parent.parent
+REPRODUCED = "reproduce-cifar10-jpeg-10000.json"
 FIGURE = ROOT / "results" / "scaling.svg"
 
 
@@ -140,7 +145,72 @@ def update_figure(*, check: bool) -> bool:
     return True
 
 
+class Recorded:
+    """What scripts/record_experiment.py has kept, in place of a `Store`."""
+
+    def __init__(self, name: str) -> None:
+        kept = read(name)
+        self.protocol, self._results = Protocol(**kept["protocol"]), kept["results"]
+        self.seeds = 1 + max(int(key.partition(".")[0].rpartition("-")[2]) for key in self._results)
+
+    def result(self, cell: Cell, seed: int, what: str) -> dict | None:
+        return self._results.get(f"{cell.name}-{seed}.{what}")
+
+    def runs(self) -> list[dict]:
+        return [result for key, result in self._results.items() if key.endswith(".train")]
+
+
+def reproduced(make: Callable[[tables.Results], str]) -> str:
+    kept = Recorded(REPRODUCED)
+    return make(tables.Results(kept, kept.seeds)).rstrip("\n")
+
+
+def where_reproduced() -> str:
+    runs = Recorded(REPRODUCED).runs()
+    commits = sorted({run["environment"]["git"]["commit"][:7] for run in runs})
+    hours = sum(run["wall_s"] for run in runs) / 3600
+    return (
+        f"{len(runs)} runs, {hours:.1f} hours of one core in all, on a machine "
+        f"shared with other work: {machine_of(runs[0]['environment'])}; commits {', '.join(commits)}."
+    )
+
+
+def batched_line() -> str:
+    lines = []
+    for tiles in ("16x4x1", "1x1x1"):
+        report = read(f"batched-{tiles}.json")
+        step = report["step_ms"]
+        for threads in (1, 2):
+            ours, theirs = step[f"batched-{threads}"]["median"], step[f"plain-{threads}"]["median"]
+            last = step[f"plain-{threads}-last"]["median"]
+            lines.append(
+                [
+                    f"{','.join(map(str, report['tiles']))}, {threads} thread{'s' if threads > 1 else ''}",
+                    *(f"{value:.1f}" for value in (ours, theirs, last)),
+                    f"{theirs / ours:.2f}",
+                    f"{last / ours:.2f}",
+                ]
+            )
+    head = [
+        "`batched`",
+        "ms per step",
+        "`nn.Conv2d`, ms",
+        "channels last, ms",
+        "images/s over `nn.Conv2d`’s",
+        "over channels last’s",
+    ]
+    return (
+        table(head, lines)
+        + f"\n\nMedians of {report['turns']} turns of {report['steps_per_turn']} steps, alternately, mini-batch of 10; "
+        f"{machine_of(report['environment'])}."
+    )
+
+
 TABLES = {
+    "batched": batched_line,
+    "reproduced-table1": lambda: reproduced(tables.table1) + "\n\n" + where_reproduced(),
+    "reproduced-figure4": lambda: reproduced(tables.figure4),
+    "reproduced-claims": lambda: reproduced(claims),
     "step": lambda: peers_table("peers-16x4x1.json"),
     "step-128": lambda: peers_table("peers-128x32x8.json"),
     "watch": watch_line,
