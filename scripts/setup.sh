@@ -20,34 +20,6 @@ set_up() {
     exec {lock}>&-
 }
 
-# Installs a browser for the tests of the report where there is none. It has to be the system's: pip has none. Where it
-# can't be had the tests run nevertheless, and those that need it fail and say so.
-set_up_browser() {
-    local name start=$SECONDS
-    for name in chromium chromium-browser google-chrome; do
-        command -v "$name" >/dev/null && return
-    done
-    if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
-        say "warning: no browser here, so tests of the report will fail. Install chromium (on Debian, as root:" \
-            "apt-get install chromium)."
-        return
-    fi
-    printf 'installing chromium for the tests of the report (first run only) …' >&2
-    # an update may fail for one of several sources, and the others still have it
-    apt_get update
-    if apt_get install --yes --no-install-recommends chromium; then
-        say " $((SECONDS - start)) s"
-    else
-        say " failed after $((SECONDS - start)) s, so these tests will fail."
-        say "  The end of $venv/set-up.log says why; install chromium by hand."
-    fi
-}
-
-apt_get() {
-    DEBIAN_FRONTEND=noninteractive timeout 600 apt-get -o DPkg::Lock::Timeout=120 "$@" \
-        >>"$venv/set-up.log" 2>&1 </dev/null
-}
-
 # A stamp says that a set-up came to its end, and from which files it was made.
 is_whole() {
     [[ -x $venv/bin/python && -e $venv/set-up.$1 && $(<"$venv/set-up.$1") == "$(fingerprint)" ]]

@@ -132,6 +132,42 @@ def test_the_tests_need_more_than_the_command(clone):
         assert not clone.run(script).err
 
 
+APT = """#!/bin/sh
+# Stands for apt-get, which has a browser or fails.
+echo "apt-get $*" >>"$CALLS"
+case "$*" in
+*install*)
+    echo "chatter of apt"
+    [ "$FAKE_APT" = fails ] && exit 100
+    printf '#!/bin/sh\\n' >"${0%/*}/chromium" && chmod +x "${0%/*}/chromium" ;;
+esac
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may install packages")
+def test_the_tests_get_a_browser_once_and_the_command_none(clone):
+    (clone.bin / "apt-get").write_text(APT)
+    (clone.bin / "apt-get").chmod(0o755)
+    clone.run("rapa-dist")
+    assert "apt-get" not in clone.calls_file.read_text()
+    first = clone.run("test")
+    assert first.returncode == 7
+    assert "installing chromium" in first.err
+    assert "chatter" not in first.err
+    assert "install -y --no-install-recommends chromium" in clone.calls_file.read_text()
+    assert not clone.run("test").err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may install packages")
+def test_where_no_browser_can_be_had_the_tests_run_nevertheless(clone):
+    (clone.bin / "apt-get").write_text(APT)
+    (clone.bin / "apt-get").chmod(0o755)
+    failed = clone.run("test", FAKE_APT="fails")
+    assert failed.returncode == 7  # of pytest, which was started
+    assert "chatter of apt" in failed.err
+    assert "browser.log" in failed.err
+
+
 @pytest.mark.parametrize("name", ["pyproject.toml", "requirements.lock"])
 def test_other_requirements_are_installed(clone, name):
     clone.run("rapa-dist")
