@@ -332,7 +332,7 @@ def _scaling(content: Content) -> str:
             )
     head = ("mode", "tiles", "step, ms", "layer 1’s cycles, ms", "speed-up of layer 1", "efficiency")
     caption = (
-        "Speed-up of layer 1’s cycles over one tile, and where a step’s time goes, as `rapa-dist scale` measured them."
+        "Speed-up of layer 1’s cycles over one tile, and where a step’s time goes, as rapa-dist scale measured them."
     )
 
     def draw() -> str:
