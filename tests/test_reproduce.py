@@ -272,6 +272,7 @@ def test_the_regularizer_is_a_table_and_a_figure(tmp_path):
         (("table3",), ("no experiment “table3”", "Did you mean table")),
         (("table1", "--cells", "randon"), ("table1 has no cell “randon”", "Did you mean random?")),
         (("table1", "--seeds", "0"), ("--seeds needs at least 1",)),
+        (("table1", "--lr-decay-every", "0"), ("--lr-decay-every needs at least 1",)),
         (("table1", "--epochs", "0"), ("--epochs needs at least 1",)),
         (("table1", "--paper", "--epochs", "3"), ("--paper sets epochs and images itself", "--epochs")),
         (("table1", "--device", "cuda"), ("--device cuda needs a GPU", "--device cpu")),

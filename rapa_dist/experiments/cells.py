@@ -34,7 +34,7 @@ class Protocol:
         """Return one with the paper's decay schedule, every 25 of 400 epochs, scaled to the number of epochs."""
         if epochs < 1:
             raise UsageError(f"--epochs needs at least 1; it is {epochs}.")
-        every = lr_decay_every or max(1, round(_PAPER_DECAY_EVERY * epochs / _PAPER_EPOCHS))
+        every = max(1, round(_PAPER_DECAY_EVERY * epochs / _PAPER_EPOCHS)) if lr_decay_every is None else lr_decay_every
         return cls(epochs=epochs, lr_decay_every=every, **rest)
 
     def as_dict(self) -> dict[str, Any]:
