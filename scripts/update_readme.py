@@ -209,6 +209,7 @@ def batched_line() -> str:
 TABLES = {
     "batched": batched_line,
     "reproduced-table1": lambda: reproduced(tables.table1) + "\n\n" + where_reproduced(),
+    "reproduced-figure3": lambda: reproduced(tables.figure3),
     "reproduced-figure4": lambda: reproduced(tables.figure4),
     "reproduced-claims": lambda: reproduced(claims),
     "step": lambda: peers_table("peers-16x4x1.json"),
