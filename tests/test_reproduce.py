@@ -24,6 +24,7 @@ from rapa_dist.experiments.store import Store
 COMMAND = [sys.executable, "-m", "rapa_dist", "reproduce"]
 TINY = ["--dataset", "builtin", "--limit-train", "100", "--limit-test", "40", "--address", "local"]
 _TIMEOUT_S = 200
+_PLAN = ["--dry-run", "--json"]
 
 
 def protocol(**other):
@@ -197,7 +198,7 @@ def run(*arguments, **options):
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_what_was_stopped_goes_on_repeats_nothing_and_gives_the_same_table(tmp_path):
-    arguments = ["table1", *TINY, "--epochs", "4", "--cells", "none,random"]
+    arguments = ["table1", *TINY, "--epochs", "3", "--cells", "none,random"]
     stopped, straight = tmp_path / "stopped", tmp_path / "straight"
     process = subprocess.Popen(
         [*COMMAND, *arguments, "--output", str(stopped)], stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL
@@ -221,7 +222,7 @@ def test_what_was_stopped_goes_on_repeats_nothing_and_gives_the_same_table(tmp_p
         assert log.count("new run") == 1
         metrics = stopped / "runs" / name / "metrics.jsonl"
         epochs = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
-        assert epochs == [1, 2, 3, 4]
+        assert epochs == [1, 2, 3]
     assert "resumed" not in (stopped / "runs" / "none-0" / "log").read_text()
 
     done = run(*arguments, "--output", straight, "--json")
@@ -230,7 +231,7 @@ def test_what_was_stopped_goes_on_repeats_nothing_and_gives_the_same_table(tmp_p
     assert result["failed"] == {}
     for name in ("table1.md", "claims.md", "table1.svg"):
         assert (stopped / name).read_bytes() == (straight / name).read_bytes(), name
-    planned = json.loads(run(*arguments, "--output", straight, "--dry-run", "--json").stdout)
+    planned = json.loads(CliRunner().invoke(main, ["reproduce", *arguments, *_PLAN, "--output", str(straight)]).stdout)
     assert planned["to_do"] == []
 
 
@@ -254,16 +255,11 @@ def test_a_run_that_diverges_is_told_of_and_the_others_go_on(tmp_path):
 
 
 def test_the_regularizer_is_a_table_and_a_figure(tmp_path):
-    outputs = []
-    for name in ("one", "other"):
-        result = CliRunner().invoke(
-            main, ["reproduce", "regularizer", "--dataset", "builtin", "--output", str(tmp_path / name)]
-        )
-        assert result.exit_code == 0, result.output
-        outputs.append((tmp_path / name / "regularizer.md").read_bytes())
-    assert outputs[0] == outputs[1]
-    assert "| 20 |" in outputs[0].decode()
-    assert (tmp_path / "one" / "regularizer.svg").exists()
+    arguments = ["reproduce", "regularizer", "--dataset", "builtin", "--limit-train", "300", "--output", str(tmp_path)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "| 20 |" in (tmp_path / "regularizer.md").read_text()
+    assert (tmp_path / "regularizer.svg").exists()
 
 
 @pytest.mark.parametrize(
