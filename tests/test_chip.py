@@ -116,6 +116,21 @@ def test_waiting_ends_when_every_tile_has_answered(chip, tiles):
     assert [thread.rings for thread in threads] == [[EMPTY]] * 3
 
 
+def test_cycles_begun_together_reach_a_tile_in_one_message_and_in_their_order(chip, tiles, monkeypatch):
+    sent = []
+    monkeypatch.setattr(chip._bell, "ring", lambda tile, *rings: sent.append((tile, [r.number for r in rings])))
+    with chip.together():
+        chip.ring([(0, EMPTY), (1, EMPTY)])
+        chip.ring([(0, EMPTY._replace(number=2, after=1))])
+        assert not sent
+    chip.ring([(2, EMPTY._replace(number=3))])
+    assert sent == [(0, [1, 2]), (1, [1]), (2, [3])]
+    monkeypatch.undo()
+    threads = [tiles(tile) for tile in range(3)]  # nobody has heard them: their tiles are rung again
+    chip.wait()
+    assert [[ring.number for ring in thread.rings] for thread in threads] == [[1, 2], [1], [3]]
+
+
 def test_waiting_for_nobody_ends_at_once(chip):
     chip.wait()
 

@@ -87,6 +87,22 @@ def test_rings_that_come_while_a_tile_works_wait_for_it(bells):
     assert [tile.wait().number for _ in range(5)] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("count", [2, 4, 5, 9])
+def test_rings_that_are_sent_together_are_heard_one_after_the_other(bells, count):
+    node, tile = bells.node(), bells.tile()
+    rings = [A_RING._replace(number=number) for number in range(1, count + 1)]
+    node.ring(0, *rings)
+    assert [tile.wait() for _ in rings] == rings
+
+
+def test_of_rings_sent_together_those_that_are_answered_are_left_out(bells):
+    node, tile = bells.node(), bells.tile()
+    node.ring(0, *(A_RING._replace(number=number) for number in (1, 2, 3)))
+    assert tile.wait().number == 1
+    tile.answer(2)
+    assert tile.wait().number == 3
+
+
 def test_a_sleeping_tile_is_woken(bells):
     node, tile = bells.node(), bells.tile()
     heard = []

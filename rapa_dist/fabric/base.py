@@ -3,6 +3,7 @@
 import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Self
 
@@ -126,6 +127,13 @@ class Fabric(Tiles):
     @abstractmethod
     def finish(self, cycle: int) -> None:
         """Return when a cycle that was begun is done by all tiles."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Have the cycles that are begun inside reach every tile at once, when it is left; none may be waited for.
+
+        A matter of speed alone: a tile that is woken once for two cycles finds its memory still in the caches.
+        """
+        return nullcontext()
 
     def forward(self, layer: Layer, offsets: NDArray[np.int64]) -> None:
         """Run a forward cycle from beginning to end."""

@@ -2,7 +2,8 @@
 
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,6 +104,7 @@ class Chip:
         self.last_ring = [0] * len(self.cells)
         """By tile the number of its newest ring, for the `after` of the next one."""
         self._under_way: dict[int, dict[int, Ring]] = defaultdict(dict)  # by number and tile, in their order
+        self._held: dict[int, list[Ring]] | None = None  # by tile, while rings are gathered into one message
 
     def site(self, tile: int) -> Site:
         """Return what the process of tile number `tile` has to know."""
@@ -120,11 +122,26 @@ class Chip:
 
     def ring(self, rings: Iterable[tuple[int, Ring]]) -> None:
         """Start a cycle on some tiles, given as (tile, ring); one that is busy does it afterwards."""
-        bell, under_way = self._bell, self._under_way
+        bell, under_way, held = self._bell, self._under_way, self._held
         for tile, ring in rings:
             under_way[ring.number][tile] = ring
             self.last_ring[tile] = ring.number
-            bell.ring(tile, ring)
+            if held is None:
+                bell.ring(tile, ring)
+            else:
+                held[tile].append(ring)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Send what a tile is rung for inside as one message at the end: it wakes up once for all of it."""
+        held: dict[int, list[Ring]] = defaultdict(list)
+        self._held = held
+        try:
+            yield
+        finally:
+            self._held = None
+        for tile, rings in held.items():
+            self._bell.ring(tile, *rings)
 
     def wait(self, number: int | None = None) -> None:
         """Return when all tiles that were rung with this number are done, or all that were rung at all.

@@ -8,6 +8,7 @@ know that it is up, or that it failed. Both ends ignore what does not carry the 
 import os
 import socket
 import struct
+from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ _RING = struct.Struct("<QQIIIddQQQ")
 _ANSWER = struct.Struct("<QQIi")
 _TIMEVAL = struct.Struct("@ll")
 _SEND_TIMEOUT_S = 30.0
-_LONGEST_MESSAGE = _RING.size + 1  # one byte more: what is longer shows
+_MOST_RINGS = 4  # in one message
+_LONGEST_MESSAGE = _MOST_RINGS * _RING.size + 1  # one byte more: what is longer shows
 _LONGEST_NAME = 107  # bytes that Linux allows in the name of a Unix socket
 
 
@@ -63,7 +65,7 @@ class Ring(NamedTuple):
     """Number of the tile's ring before this one; a tile that has not done that cycle missed it, and waits for it."""
 
 
-_unpack_ring, _make_ring, _RING_SIZE = _RING.unpack, Ring._make, _RING.size  # looked up once
+_unpack_rings, _make_ring, _RING_SIZE = _RING.iter_unpack, Ring._make, _RING.size  # looked up once
 
 
 class TileDoorbell:
@@ -73,6 +75,7 @@ class TileDoorbell:
         """Bind the socket of tile number `tile` in the run's directory, in place of an earlier one."""
         self._tile, self._token = tile, token
         self._answered = 0  # number of the last ring that this process answered
+        self._heard: deque[Ring] = deque()  # rings of the last message that are still to be done
         self._answer_to = str(answers_path(directory))
         path = bell_path(directory, tile)
         path.unlink(missing_ok=True)
@@ -86,13 +89,15 @@ class TileDoorbell:
         A first ring and this tile's HELLO may cross; the coordinator then rings for the cycle again, and
         would find rows change under its hands if it were done again.
         """
+        heard = self._heard
         while True:
+            while heard:
+                ring = heard.popleft()
+                if ring.number > self._answered:
+                    return ring
             message = self._socket.recv(_LONGEST_MESSAGE)
-            if len(message) != _RING_SIZE:
-                continue
-            token, *ring = _unpack_ring(message)
-            if token == self._token and ring[0] > self._answered:
-                return _make_ring(ring)
+            if len(message) % _RING_SIZE == 0:
+                heard.extend(_make_ring(ring) for token, *ring in _unpack_rings(message) if token == self._token)
 
     def answer(self, number: int, status: int = Status.DONE) -> None:
         """Tell the coordinator; raises OSError when there is none any more."""
@@ -126,10 +131,14 @@ class NodeDoorbell:
         timeval = _TIMEVAL.pack(whole, int((seconds - whole) * 1e6))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
 
-    def ring(self, tile: int, ring: Ring) -> None:
-        """Ring one tile. A tile that is down misses it; it says HELLO when it is back."""
+    def ring(self, tile: int, *rings: Ring) -> None:
+        """Ring one tile, for one cycle or a few. A tile that is down misses it; it says HELLO when it is back."""
+        for first in range(0, len(rings), _MOST_RINGS):
+            self._send(tile, b"".join([_RING.pack(self._token, *ring) for ring in rings[first : first + _MOST_RINGS]]))
+
+    def _send(self, tile: int, message: bytes) -> None:
         try:
-            self._socket.sendto(_RING.pack(self._token, *ring), self._paths[tile])
+            self._socket.sendto(message, self._paths[tile])
         except (ConnectionRefusedError, FileNotFoundError, ConnectionResetError):
             pass  # suppress() would cost as much as the call
         except BlockingIOError as error:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -171,6 +171,10 @@ class RayFabric(Fabric):
     def begin_empty(self, layer: Layer) -> int:
         """Ring every tile of the layer for nothing: the data plane's cost."""
         return self._ring(layer, np.zeros(layer.n_tiles + 1, np.int64), Cycle.EMPTY, None)
+
+    def together(self) -> AbstractContextManager[None]:
+        """Have the cycles that are begun inside reach every tile in one message."""
+        return self._chip.together()
 
     def finish(self, cycle: int) -> None:
         """Wait until the tiles are done."""

@@ -37,7 +37,16 @@ class TiledConvolution:
             first_image: place of the images in the fabric's memory. What is under way at the same time must
                 not overlap.
         """
-        return Passage(self, planes, assignment, first_image)
+        passage = Passage(self, planes, assignment, first_image)
+        passage.begin()
+        passage.find_rows()  # while the tiles work
+        return passage
+
+    def prepare(self, planes: Tensor, assignment: Assignment, first_image: int = 0) -> "Passage":
+        """Gather the patches of planes as `begin` does, and leave it to the passage's own `begin` to ring the tiles."""
+        passage = Passage(self, planes, assignment, first_image)
+        passage.find_rows()
+        return passage
 
     def __call__(self, planes: Tensor, assignment: Assignment, update: Update | None) -> Tensor:
         """Convolve planes, as an operation that autograd can go back through.
@@ -60,7 +69,7 @@ class TiledConvolution:
 class Passage:
     """A micro-batch on its way through a layer: forward, and with the same assignment backward.
 
-    First `receive_outputs`; then, in training, `send_errors` and `receive_input_errors`.
+    First `begin` and `receive_outputs`; then, in training, `send_errors` and `receive_input_errors`.
     """
 
     def __init__(self, convolution: TiledConvolution, planes: Tensor, assignment: Assignment, first_image: int) -> None:
@@ -71,12 +80,22 @@ class Passage:
         self._patches, self._outputs = convolution.patches[rows], convolution.outputs[rows]
         self._offsets = assignment.offsets + first_row
         convolution.geometry.gather(planes, assignment, self._patches)
-        self._cycle = convolution.fabric.begin_forward(layer, self._offsets)
-        self._row_of_patch = torch.from_numpy(assignment.inverse())  # while the tiles work
+        self._cycle: int | None = None
+        self._row_of_patch: Tensor  # (n_patches,) the row of every patch
+
+    def begin(self) -> None:
+        """Ring the tiles for the forward cycle; returns while they work. Does nothing the second time."""
+        if self._cycle is None:
+            self._cycle = self._convolution.fabric.begin_forward(self._convolution.layer, self._offsets)
+
+    def find_rows(self) -> None:
+        """Work out where every patch went, by which outputs and input errors find their way back."""
+        self._row_of_patch = torch.from_numpy(self._assignment.inverse())
 
     def finish(self) -> None:
-        """Wait for the cycle that is under way."""
-        self._convolution.fabric.finish(self._cycle)
+        """Wait for the cycle that is under way, if one has been begun."""
+        if self._cycle is not None:
+            self._convolution.fabric.finish(self._cycle)
 
     def receive_outputs(self, first: int = 0, last: int | None = None) -> Tensor:
         """Wait for the tiles, and return the outputs M of some images or all, (images, side, side, c_out).

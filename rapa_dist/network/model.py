@@ -34,6 +34,7 @@ class Network:
             pooling: one of `POOLINGS`, for all layers but the last.
             digital: the digital parameters, as `initial_digital` returns them.
         """
+        self.fabric = fabric
         layers = fabric.machine.layers
         self.convolutions = [TiledConvolution(layer, fabric) for layer in layers]
         self.digital = {name: torch.from_numpy(np.array(value)).requires_grad_() for name, value in digital.items()}

@@ -74,8 +74,8 @@ class Result(NamedTuple):
 def train(network: "Network", steps: Iterable[Step]) -> Generator[Result]:
     """Train mini-batches: forward, backward, and the update of tiles and digital side.
 
-    While the tiles do the last cycle of a step, the next one is asked for and begun: its first cycle queues
-    up behind the other, so every tile still does everything in order.
+    The next step is prepared in the middle of a step, when the coordinator has little to do, and its first cycle
+    reaches every tile together with this step's last one: it wakes up once, updates and goes forward.
 
     Args:
         network: what to train.
@@ -84,19 +84,22 @@ def train(network: "Network", steps: Iterable[Step]) -> Generator[Result]:
     Yields:
         A result for every step. If its loss is no finite number, neither are the weights, now.
     """
-    now: _Training | None = None
+    coming = iter(steps)
+    now = _Training.next(network, coming, None)
     try:
-        for step in chain(steps, (None,)):
-            before, now = now, None if step is None else _Training(network, step, now)
-            if before is not None:
-                network.update_digital(before.step.update)
-                if now is not None and not now.overlaps(before):
-                    now.begin()
-                before.end()
-                yield Result(before.loss, before.wrong, len(before.step.labels))
-            if now is not None:
-                now.begin()
-                now.go_on()
+        while now is not None:
+            now.begin()
+            now.go_forth()
+            upcoming = _Training.next(network, coming, now)
+            now.go_back()
+            with network.fabric.together():
+                now.update_first()
+                if upcoming is not None and upcoming.prepared:
+                    upcoming.begin()
+            network.update_digital(now.step.update)
+            now.end()
+            done, now = now, upcoming
+            yield Result(done.loss, done.wrong, len(done.step.labels))
     except GeneratorExit:
         if now is not None:
             now.abandon()
@@ -144,30 +147,56 @@ class _Training:
             if self._first_image + self._images > network.convolutions[0].fabric.images:
                 self._first_image = 0
         self._whole: Passage | None = None
+        self._errors: Tensor
+        self._ways: list[Iterator[None]]
+        if before is None or not self._overlaps(before):
+            self._prepare()
 
-    def overlaps(self, before: "_Training") -> bool:
+    @classmethod
+    def next(cls, network: "Network", steps: Iterator[Step], before: "_Training | None") -> "_Training | None":
+        """Ask for a step, and gather its patches where the mini-batch before it leaves room for them."""
+        step = next(steps, None)
+        return None if step is None else cls(network, step, before)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the first layer's patches are gathered."""
+        return self._whole is not None
+
+    def _overlaps(self, before: "_Training") -> bool:
         """Return whether this mini-batch needs memory of the first layer that the one before has in use."""
         return self._first_image < before._first_image + before._images and (
             before._first_image < self._first_image + self._images
         )
 
+    def _prepare(self) -> Passage:
+        step = self.step
+        self._whole = self._network.convolutions[0].prepare(step.images, step.routing.whole, self._first_image)
+        return self._whole
+
     def begin(self) -> None:
         """Begin the first layer's forward cycle, if that has not been done."""
-        if self._whole is None:
-            convolution, step = self._network.convolutions[0], self.step
-            self._whole = convolution.begin(step.images, step.routing.whole, self._first_image)
+        (self._whole or self._prepare()).begin()
 
-    def go_on(self) -> None:
-        """Go on, part by part, to where the tiles of the first layer do their last cycle."""
+    def go_forth(self) -> None:
+        """Go on, part by part, to where the tiles of the last layer have the errors."""
         assert self._whole is not None
-        network, step = self._network, self.step
-        first, *others = network.convolutions
-        errors = torch.empty(self._images, first.layer.side, first.layer.side, first.layer.c_out)
-        parts = step.routing.parts
-        ways = [self._way(self._whole, part, errors, commit=part is parts[-1]) for part in parts]
-        for _ in range(2 * len(others) + 1):
-            _advance(ways)
-        self._whole.send_errors(errors, step.update, input_error=False)
+        first, *others = self._network.convolutions
+        self._errors = torch.empty(self._images, first.layer.side, first.layer.side, first.layer.c_out)
+        parts = self.step.routing.parts
+        self._ways = [self._way(self._whole, part, self._errors, commit=part is parts[-1]) for part in parts]
+        for _ in range(len(others) + 1):
+            _advance(self._ways)
+
+    def go_back(self) -> None:
+        """Go on, part by part, to where the errors of the first layer are known."""
+        for _ in self._network.convolutions[1:]:
+            _advance(self._ways)
+
+    def update_first(self) -> None:
+        """Have the tiles of the first layer do their last cycle."""
+        assert self._whole is not None
+        self._whole.send_errors(self._errors, self.step.update, input_error=False)
 
     def end(self) -> None:
         """Wait for the last cycle."""
