@@ -273,7 +273,10 @@ make_link() {
 
 remove_network() {
     local node
-    for ((node = 0; node < nodes; node++)); do ip netns del "$(namespace "$node")" 2>/dev/null; done # and its link
+    for ((node = 0; node < nodes; node++)); do
+        ip link del "$(link "$node")" 2>/dev/null # with its namespace it would go, too, but only some time later
+        ip netns del "$(namespace "$node")" 2>/dev/null
+    done
     ip link del "$(bridge)" 2>/dev/null
     return 0
 }
