@@ -359,8 +359,10 @@ def slurm(tmp_path):
     setup.write_text("#!/bin/sh\n")
     setup.chmod(0o755)
 
+    started = []
+
     def start(*arguments, **environment):
-        return subprocess.Popen(
+        job = subprocess.Popen(
             ["bash", FOLDER / "slurm.sbatch", *arguments],
             cwd=tmp_path,
             env={
@@ -376,10 +378,16 @@ def slurm(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
+        started.append(job.pid)
+        return job
 
     start.calls, start.home = tmp_path / "calls", tmp_path / "home"
-    return start
+    yield start
+    for group in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
 
 def test_slurm_runs_the_command_on_the_head_of_as_many_nodes_as_there_are(slurm):
