@@ -149,3 +149,20 @@ def test_a_test_in_the_middle_and_mini_batches_of_other_sizes_leave_no_trace():
         disturbed[1].classify(images, route)
     for name, weight in weights_of(*disturbed).items():
         assert np.array_equal(weight, weights_of(*plain)[name])
+
+
+def test_memory_that_a_cuda_graph_writes_to_stays_although_a_test_computes_more_patches():
+    """A test of as many images as a mini-batch has, of two perforated networks: more rows, other memory."""
+    machine, seeds = machine_of("perforated"), (0, 1)
+    _, network = batched(machine, "max", seeds)
+    convolution = network._convolutions_for(len(seeds) * IMAGES)[0]
+
+    def train(number):
+        list(network.train_together([[step_of(machine, "perforated", "max", number, seed) for seed in seeds]]))
+        return convolution._patches
+
+    before = train(0)
+    routes = [Assigner(machine, "perforated", seed).route_test(1, 0, IMAGES, 0, 1) for seed in seeds]
+    network.classify_together(step_of(machine, "perforated", "max", 99).images, routes)
+    assert len(convolution._patches) > len(before)
+    assert train(1) is before

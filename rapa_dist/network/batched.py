@@ -23,67 +23,13 @@ from rapa_dist.machine import KERNEL_SIDE, Layer
 from rapa_dist.network.patches import Geometry
 from rapa_dist.network.pipeline import Result, Routing, Step
 from rapa_dist.network.pooling import AveragePooling, make_pooling
+from rapa_dist.network.slots import Slots, lay_out
 from rapa_dist.network.stage import Stage
 from rapa_dist.tile import Matrix
 
 _PAD = KERNEL_SIDE // 2
 _READ_EVERY = 50
 """Steps on a GPU between two looks at what has come of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Slots:
-    """Which patch is where in the batched product. Every tile has as many slots; some may be empty."""
-
-    patch_of_slot: Tensor
-    """(tiles · width,) int64: the patch, or `n_patches` for an empty slot."""
-    slot_of_patch: Tensor
-    """(n_patches,) int64: the slot, or `n_slots` for a dropped patch."""
-    seen: Tensor | None
-    """(tiles · width, kh · kw, 1) float32: 0 where a patch must see zero; None: all is seen."""
-    some_empty: bool
-    """Whether there are empty slots."""
-    some_dropped: bool
-    """Whether there are dropped patches."""
-    plain: bool
-    """Whether one tile has all patches in their order: then the layer is an ordinary convolution."""
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Return what may change from step to step."""
-        return self.patch_of_slot, self.slot_of_patch
-
-
-def _slots(assignments: Sequence[Assignment], layer: Layer) -> _Slots:
-    """Lay the assignments of several networks side by side, each tile's rows filled up to the longest of all."""
-    width = max(int(np.diff(assignment.offsets).max()) for assignment in assignments)
-    n_patches, rows = assignments[0].n_patches, sum(assignment.rows for assignment in assignments)
-    total = len(assignments) * n_patches
-    some_empty = rows < len(assignments) * layer.n_tiles * width
-    if len(assignments) == 1 and not some_empty:
-        patch_of_slot = assignments[0].order
-    else:
-        patch_of_slot = np.full((len(assignments), layer.n_tiles, width), total, np.int64)
-        for network, assignment in enumerate(assignments):
-            sizes = np.diff(assignment.offsets)
-            filled = np.arange(width) < sizes[:, None]  # (n_t, width)
-            patch_of_slot[network][filled] = assignment.order + network * n_patches
-        patch_of_slot = patch_of_slot.ravel()
-    plain = len(assignments) * layer.n_tiles == 1 and np.array_equal(patch_of_slot, np.arange(total))
-    slot_of_patch = np.full(total + 1, patch_of_slot.size, np.int64)
-    slot_of_patch[patch_of_slot] = np.arange(patch_of_slot.size)
-    mask = assignments[0].mask
-    seen = None
-    if mask is not None:
-        padded = np.concatenate((np.tile(mask, (total // len(mask), 1)), np.ones((1, mask.shape[1]), bool)))
-        seen = torch.from_numpy(padded[patch_of_slot].astype(np.float32)).unsqueeze(2)
-    return _Slots(
-        torch.from_numpy(patch_of_slot),
-        torch.from_numpy(slot_of_patch[:-1]),
-        seen,
-        some_empty,
-        rows < total,
-        plain and mask is None,
-    )
 
 
 class _Convolution:
@@ -101,11 +47,11 @@ class _Convolution:
         self._planes = torch.zeros(images, padded, padded, layer.c_in, device=device)  # the border stays zero
         n_runs = images * padded * padded - KERNEL_SIDE + 1
         self._runs = self._planes.view(-1).as_strided((n_runs, KERNEL_SIDE * layer.c_in), (layer.c_in, 1))
-        self._patches = torch.empty(0, device=device)
-        self._convolved = self._patches
-        self._slots: _Slots | None = None
+        self._patches = self._convolved = torch.empty(0, device=device)
+        self._buffers: dict[int, Tensor] = {}  # by slots; a CUDA graph goes on writing to the one it was made with
+        self._slots: Slots | None = None
 
-    def forward(self, planes: Tensor, slots: _Slots) -> Tensor:
+    def forward(self, planes: Tensor, slots: Slots) -> Tensor:
         """Return the outputs (images, side, side, c_out) of planes (images, side, side, c_in)."""
         layer, n_slots = self.layer, len(slots.patch_of_slot)
         self._slots = slots
@@ -114,8 +60,9 @@ class _Convolution:
             return self._fabric.convolve(layer, planes)
         self._planes[:, _PAD:-_PAD, _PAD:-_PAD].copy_(planes)
         runs = self._runs_of_patch.index_select(0, slots.patch_of_slot).view(-1)
-        if len(self._patches) != n_slots:
-            self._patches = self._planes.new_empty(n_slots, layer.k)
+        if n_slots not in self._buffers:
+            self._buffers[n_slots] = self._planes.new_empty(n_slots, layer.k)
+        self._patches = self._buffers[n_slots]
         torch.index_select(self._runs, 0, runs, out=self._patches.view(len(runs), -1))
         self._hide(slots)
         outputs = self._fabric.forward(layer, self._of_tiles(self._patches)).view(n_slots, layer.c_out)
@@ -145,7 +92,7 @@ class _Convolution:
         self._fabric.backward(layer, patches, rows, rate=rate, keep=keep, input_error=input_error)
         return self._scatter(slots) if input_error else None
 
-    def _scatter(self, slots: _Slots) -> Tensor:
+    def _scatter(self, slots: Slots) -> Tensor:
         """Add the input errors of the patches up to those of the planes (col2im)."""
         self._hide(slots)
         layer, input_errors = self.layer, self._patches
@@ -156,7 +103,7 @@ class _Convolution:
         summed = F.embedding_bag(pieces, input_errors.view(-1, layer.c_in), self._pixel_pieces, mode="sum")
         return summed.view(self._images, layer.side, layer.side, layer.c_in)
 
-    def _hide(self, slots: _Slots) -> None:
+    def _hide(self, slots: Slots) -> None:
         if slots.seen is not None:
             self._patches.view(*slots.seen.shape[:2], self.layer.c_in).mul_(slots.seen)
 
@@ -173,7 +120,7 @@ class _Inputs:
     """(networks · images, 32, 32, 3)."""
     labels: Tensor
     """(networks, images)."""
-    slots: tuple[_Slots, ...]
+    slots: tuple[Slots, ...]
     """One for every layer."""
     rate: Tensor
     """(networks, 1, 1) λ."""
@@ -217,7 +164,7 @@ class BatchedNetwork:
         poolings = [make_pooling(pooling, layer.index, self._digital) for layer in self._layers[:-1]]
         self._stages = [*map(Stage, poolings), Stage(AveragePooling())]
         self._convolutions: dict[int, list[_Convolution]] = {}
-        self._last_slots: dict[tuple[int, int], tuple[Sequence[Assignment], _Slots]] = {}
+        self._last_slots: dict[tuple[int, int], tuple[Sequence[Assignment], Slots]] = {}
         self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
 
     @cached_property
@@ -288,13 +235,13 @@ class BatchedNetwork:
             tuple(self._to_device(torch.cat(of_layer)) for of_layer in draws),
         )
 
-    def _slots_of(self, assignments: Sequence[Assignment], layer: Layer) -> _Slots:
+    def _slots_of(self, assignments: Sequence[Assignment], layer: Layer) -> Slots:
         """Return the slots on the device; those of before where the assignments are, as in a fixed scheme."""
         key = layer.index, assignments[0].n_patches
         before, slots = self._last_slots.get(key, ((), None))
         if slots is not None and all(map(operator.is_, before, assignments)):
             return slots
-        slots = _slots(assignments, layer)
+        slots = lay_out(assignments, layer)
         patch_of_slot, slot_of_patch = map(self._to_device, slots.tensors())
         seen = None if slots.seen is None else self._to_device(slots.seen)
         slots = replace(slots, patch_of_slot=patch_of_slot, slot_of_patch=slot_of_patch, seen=seen)
