@@ -180,6 +180,29 @@ def test_it_is_written_into_the_run_directory_and_again(run):
         assert result["missing"] == []
 
 
+def test_processor_time_that_is_not_known_is_not_shown_as_none(run, tmp_path):
+    """Tiles of the fabric `batched` have none of their own."""
+    text = written(run, tmp_path)
+    assert "processor time (s)" in text
+    assert "Processor time is not known" not in text
+    batched = tmp_path / "batched"
+    shutil.copytree(run, batched)
+    tiles = json.loads((batched / "tiles.json").read_text())
+    tiles["tiles"] = [tile | {"busy_s": 0.0, "utilisation": 0.0} for tile in tiles["tiles"]]
+    (batched / "tiles.json").write_text(json.dumps(tiles))
+    text = written(batched, tmp_path)
+    assert "Processor time is not known" in text
+    assert "processor time (s)" not in text
+    row = re.search(r'<tr><th scope="row">L0/T000</th>(.*?)</tr>', text)[1]
+    assert row.count("<td>–</td>") == 2
+
+
+def written(run, tmp_path):
+    done = invoke("report", run, "--output", tmp_path / "report.html")
+    assert done.exit_code == 0, done.output
+    return (tmp_path / "report.html").read_text()
+
+
 def test_a_run_without_epochs_or_checkpoints_is_described_as_far_as_it_goes(run, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(run, bare)

@@ -154,7 +154,7 @@ def curves(content: Content) -> str:
         error.set_ylim(bottom=0)
         loss.set_ylim(bottom=0)
         rate.set_yscale("log")
-        error.legend(loc="upper right")
+        error.legend(loc="best")
         for axes in (error, loss, rate):
             _epoch_axis(axes, epochs)
         loss.set_xlabel("")
@@ -195,18 +195,24 @@ def step_times(content: Content) -> str:
         return drawing.svg("Wall time of a training step over the epochs; the median is in the table.")
 
 
+def timed(tiles: RunStats) -> bool:
+    """Return whether the tiles' processor time is known; on the fabric batched it can't be told apart."""
+    return any(tile.busy_s > 0 for tile in tiles.tiles)
+
+
 def load(tiles: RunStats) -> str:
-    """Return device time and processor time of every tile, layer by layer."""
+    """Return device time, and processor time if it is known, of every tile, layer by layer."""
     layers = tiles.layers
+    shown = [("device_time_s", "device time", SERIES[2]), ("busy_s", "processor time", SERIES[0])]
+    shown = shown if timed(tiles) else shown[:1]
     widths = [max(layer.tiles, 4) for layer in layers]
-    with Drawing("load", 4.0) as drawing:
-        grid = drawing.figure.add_gridspec(2, len(layers), width_ratios=[min(w, 3 * min(widths)) for w in widths])
-        above: list[Any] = [None, None]
+    with Drawing("load", 2.0 * len(shown)) as drawing:
+        grid = drawing.figure.add_gridspec(
+            len(shown), len(layers), width_ratios=[min(w, 3 * min(widths)) for w in widths]
+        )
         for column, layer in enumerate(layers):
             ours = [tile for tile in tiles.tiles if tile.layer == layer.layer]
-            for row, (name, unit, colour) in enumerate(
-                (("device_time_s", "device time", SERIES[2]), ("busy_s", "processor time", SERIES[0]))
-            ):
+            for row, (name, unit, colour) in enumerate(shown):
                 axes = drawing.axes(grid[row, column], f"Layer {column + 1}" if row == 0 else "")
                 bars = axes.bar(range(len(ours)), [getattr(tile, name) for tile in ours], color=colour, width=0.82)
                 for shape, tile in zip(bars, ours, strict=True):
@@ -219,10 +225,10 @@ def load(tiles: RunStats) -> str:
                 axes.set_xlim(-0.8, max(len(ours), 2) - 0.2 if len(ours) > 1 else 0.8)
                 if column == 0:
                     axes.set_ylabel(f"{unit} (s)")
-                if row == 1:
+                if row == len(shown) - 1:
                     axes.set_xlabel("tile")
-                above[row] = axes
-        return drawing.svg("Device time and processor time of every tile, a bar each. The numbers are in the table.")
+        what = " and ".join(unit for _, unit, _ in shown).capitalize()
+        return drawing.svg(f"{what} of every tile, a bar each. The numbers are in the table.")
 
 
 def likeness(layer: int, kernels: Matrix) -> str:

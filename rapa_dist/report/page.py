@@ -1,8 +1,6 @@
 """The page: sections, tables and figures put together, in one file that needs no other."""
 
-import html
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -15,12 +13,15 @@ from rapa_dist.errors import RunDirectoryError, UsageError
 from rapa_dist.machine import IMAGE_CHANNELS
 from rapa_dist.report import figures
 from rapa_dist.report.content import Content, gather
+from rapa_dist.report.elements import data_table, duration, escaped, fact_table, folded, known_sum, or_dash
 from rapa_dist.report.filters import filter_norms, filter_row
 from rapa_dist.report.style import SHEET
 
 NAME = "report.html"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _OPEN_ROWS = 32  # rows of filters, or of a table, that are shown without being asked for
+_TIMED = "Processor time is that of this machine."
+_NOT_TIMED = "Processor time is not known tile by tile: on the fabric batched all tiles of a layer are one product."
 _NO_PLOTS = "Figures can't be drawn, as matplotlib is missing. Install it with: pip install 'rapa-dist[plots]'"
 
 
@@ -92,14 +93,14 @@ def render(content: Content) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
-<title>{_text(content.name)} · rapa-dist report</title>
+<title>{escaped(content.name)} · rapa-dist report</title>
 <style>{SHEET}</style>
 </head>
 <body>
 <header>
 <p class="kicker">rapa-dist: training report</p>
-<h1>{_text(content.name)}</h1>
-<p class="soft">{_text(about)}</p>
+<h1>{escaped(content.name)}</h1>
+<p class="soft">{escaped(about)}</p>
 {_cards(content)}
 <nav aria-label="Sections">{links}</nav>
 </header>
@@ -107,7 +108,7 @@ def render(content: Content) -> str:
 {_notes(content)}
 {body}
 </main>
-<footer><p>Written {made} by rapa-dist {__version__} from {_text(content.path.resolve())}. Device time is what the
+<footer><p>Written {made} by rapa-dist {__version__} from {escaped(content.path.resolve())}. Device time is what the
 emulated arrays would take; wall time is what this program took.</p></footer>
 </body>
 </html>
@@ -120,15 +121,15 @@ def _cards(content: Content) -> str:
     cards = [("Tiles", f"{tiles:,}", f"{weights:,} weights on them")]
     if lines and best:
         last = lines[-1]
-        device_s = _sum(line.get("device_time_s") for line in lines)
-        wall_s = _sum(line["wall"].get("train_s") for line in lines)
+        device_s = known_sum(line.get("device_time_s") for line in lines)
+        wall_s = known_sum(line["wall"].get("train_s") for line in lines)
         cards = [
             ("Best test error", f"{best['test_error_percent']:.2f} %", f"in epoch {best['epoch']:,}"),
             ("Last test error", f"{last['test_error_percent']:.2f} %", f"after {last['epoch']:,} epochs"),
             ("Last train error", f"{last['train_error_percent']:.2f} %", f"loss {last['train_loss']:.4f}"),
             *cards,
-            ("Device time", _duration(device_s), "to train, on the emulated arrays"),
-            ("Wall time", _duration(wall_s), "to train, here"),
+            ("Device time", duration(device_s), "to train, on the emulated arrays"),
+            ("Wall time", duration(wall_s), "to train, here"),
         ]
     items = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{small}</small></dd></div>" for name, value, small in cards)
     return f'<dl class="cards">{items}</dl>'
@@ -137,7 +138,7 @@ def _cards(content: Content) -> str:
 def _notes(content: Content) -> str:
     if not content.missing:
         return ""
-    items = "".join(f"<li>{_text(note)}</li>" for note in content.missing)
+    items = "".join(f"<li>{escaped(note)}</li>" for note in content.missing)
     return f'<div class="note" role="note"><strong>Not in this report</strong><ul>{items}</ul></div>'
 
 
@@ -153,7 +154,7 @@ def _curves(content: Content) -> str:
             f"{line['train_error_percent']:.2f}",
             f"{line['test_loss']:.4f}",
             f"{line['test_error_percent']:.2f}",
-            _or_dash(line["wall"].get("step_ms"), ".2f"),
+            or_dash(line["wall"].get("step_ms"), ".2f"),
         )
         for line in lines
     ]
@@ -162,8 +163,8 @@ def _curves(content: Content) -> str:
         "Train error and loss are those of the augmented training images while the network learnt from them, test "
         "error and loss those after the epoch. Point at a curve for its values."
     )
-    return _figure(content, lambda: figures.curves(content), caption) + _folded(
-        f"All {len(lines):,} epochs as a table", _table("Every epoch", head, rows)
+    return _figure(content, lambda: figures.curves(content), caption) + folded(
+        f"All {len(lines):,} epochs as a table", data_table("Every epoch", head, rows)
     )
 
 
@@ -175,23 +176,24 @@ def _time(content: Content) -> str:
     steps = [wall["step_ms"] for wall in walls if wall.get("step_ms")]
     device = [line.get("device_time_s") for line in lines]
     facts = [
-        ("Device time of an epoch’s training", _duration(device[-1])),
-        ("Device time of all epochs", _duration(_sum(device))),
-        ("Wall time of all training", _duration(_sum(wall.get("train_s") for wall in walls))),
-        ("Wall time of all tests", _duration(_sum(wall.get("test_s") for wall in walls))),
+        ("Device time of an epoch’s training", duration(device[-1])),
+        ("Device time of all epochs", duration(known_sum(device))),
+        ("Wall time of all training", duration(known_sum(wall.get("train_s") for wall in walls))),
+        ("Wall time of all tests", duration(known_sum(wall.get("test_s") for wall in walls))),
         ("Wall time of a step, median of the epochs", f"{median(steps):.2f} ms" if steps else "–"),
     ]
     chart = ""
     if steps:
         caption = "Wall time depends on the machine and on what else it does; device time only on rows and tiles."
         chart = _figure(content, lambda: figures.step_times(content), caption)
-    return _facts(facts) + chart
+    return fact_table(facts) + chart
 
 
 def _tiles(content: Content) -> str:
     stats = content.tiles
     if stats is None:
         return ""
+    timed = figures.timed(stats)
     head = ("layer", "tiles", "rows forward", "rows backward", "updates", "device s", "busy s", "util %", "imbalance")
     layers = [
         (
@@ -201,9 +203,9 @@ def _tiles(content: Content) -> str:
             f"{total.rows_backward:,}",
             f"{total.updates:,}",
             f"{total.device_time_s:.4g}",
-            f"{total.busy_s:.4g}",
-            f"{100 * total.utilisation:.1f}",
-            _or_dash(total.load_imbalance, ".4f"),
+            or_dash(total.busy_s if timed else None, ".4g"),
+            or_dash(100 * total.utilisation if timed else None, ".1f"),
+            or_dash(total.load_imbalance, ".4f"),
         )
         for total in stats.layers
     ]
@@ -215,8 +217,8 @@ def _tiles(content: Content) -> str:
             f"{tile.rows_backward:,}",
             f"{tile.updates:,}",
             f"{tile.device_time_s:.4g}",
-            f"{tile.busy_s:.4g}",
-            f"{100 * tile.utilisation:.1f}",
+            or_dash(tile.busy_s if timed else None, ".4g"),
+            or_dash(100 * tile.utilisation if timed else None, ".1f"),
             f"{tile.restarts:,}",
             f"{tile.kernel_norm:.3f}",
         )
@@ -224,7 +226,7 @@ def _tiles(content: Content) -> str:
     ]
     caption = (
         "Load of every tile. A layer waits for the bar that is highest; imbalance is the rows of the busiest tile over "
-        "the mean. Processor time is that of this machine. Point at a bar for its tile."
+        f"the mean. {_TIMED if timed else _NOT_TIMED} Point at a bar for its tile."
     )
     summary = (
         "Since the run was last started or resumed. Device time of a layer is that of its slowest tile; busy is "
@@ -232,8 +234,8 @@ def _tiles(content: Content) -> str:
     )
     return (
         _figure(content, lambda: figures.load(stats), caption)
-        + _table(summary, head, layers)
-        + _folded(f"All {len(tiles):,} tiles as a table", _table("Every tile", tile_head, tiles))
+        + data_table(summary, head, layers)
+        + folded(f"All {len(tiles):,} tiles as a table", data_table("Every tile", tile_head, tiles))
     )
 
 
@@ -254,7 +256,7 @@ def _filters(content: Content) -> str:
                 f"{norms.min():.3f}",
                 f"{norms.mean():.3f}",
                 f"{norms.max():.3f}",
-                _or_dash(found, ".4f"),
+                or_dash(found, ".4f"),
             )
         )
         parts.append(f"<h3>Layer {index + 1}</h3>")
@@ -264,7 +266,7 @@ def _filters(content: Content) -> str:
     head = ("layer", "tiles", "filters per tile", "smallest norm", "mean norm", "largest norm", "similarity S")
     when = f"after {progress.step:,} steps, {progress.epoch:,} epochs"
     note = f"Checkpoint {content.checkpoint_name}: {when}. Norms leave the bias out."
-    return _table(note, head, rows) + "".join(parts)
+    return data_table(note, head, rows) + "".join(parts)
 
 
 def _first_layer(kernels: Any) -> str:
@@ -276,7 +278,7 @@ def _first_layer(kernels: Any) -> str:
     rows = [row(tile) for tile in range(len(kernels))]
     shown = f'<div class="filters">{"".join(rows[:_OPEN_ROWS])}</div>'
     if rest := rows[_OPEN_ROWS:]:
-        shown += _folded(f"{len(rest):,} more tiles", f'<div class="filters">{"".join(rest)}</div>')
+        shown += folded(f"{len(rest):,} more tiles", f'<div class="filters">{"".join(rest)}</div>')
     caption = (
         "A row for each tile, a column for each output channel: 5 × 5 pixels of red, green and blue. Each filter is "
         "scaled by its largest weight; mid-grey is 0."
@@ -300,13 +302,13 @@ def _similarity(content: Content) -> str:
         return ""
     lines = [line for line in content.metrics if line.get("similarity")]
     head = ("epoch", *(f"layer {layer.index + 1}, {layer.n_tiles} tiles" for layer in layers))
-    rows = [(line["epoch"], *(_or_dash(line["similarity"][layer.index], ".4f") for layer in layers)) for line in lines]
+    rows = [(line["epoch"], *(or_dash(line["similarity"][layer.index], ".4f") for layer in layers)) for line in lines]
     caption = (
         "S: per output channel, the mean correlation coefficient between the filters of all pairs of tiles, averaged "
         "over channels. 1: all tiles have learnt the same; 0: nothing in common. Layers with one tile have none."
     )
-    return _figure(content, lambda: figures.similarities(content), caption) + _folded(
-        f"S after {len(rows):,} epochs as a table", _table("Similarity S", head, rows)
+    return _figure(content, lambda: figures.similarities(content), caption) + folded(
+        f"S after {len(rows):,} epochs as a table", data_table("Similarity S", head, rows)
     )
 
 
@@ -327,7 +329,7 @@ def _scaling(content: Content) -> str:
                     f"{configuration['step']['wall_ms']['median']:,.1f}",
                     f"{first['wall_ms']['median']:,.2f}",
                     f"{first['speed_up']:.2f} ×",
-                    _or_dash(first.get("efficiency"), ".3f"),
+                    or_dash(first.get("efficiency"), ".3f"),
                 )
             )
     head = ("mode", "tiles", "step, ms", "layer 1’s cycles, ms", "speed-up of layer 1", "efficiency")
@@ -339,12 +341,12 @@ def _scaling(content: Content) -> str:
         source = figures.scaling(measured)
         return f'<img class="plate" src="{source}" alt="{caption} The numbers are in the table.">'
 
-    return _figure(content, draw, caption) + _table("Wall times, medians", head, rows)
+    return _figure(content, draw, caption) + data_table("Wall times, medians", head, rows)
 
 
 def _configuration(content: Content) -> str:
     values = content.config.as_dict().items()
-    return _facts((key, ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for key, v in values)
+    return fact_table((key, ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for key, v in values)
 
 
 def _environment(content: Content) -> str:
@@ -362,7 +364,7 @@ def _environment(content: Content) -> str:
                 facts.append((key, ", ".join(f"{name} {item}" for name, item in value.items())))
             case _:
                 facts.append((key, "–" if value is None else str(value)))
-    return _facts(facts)
+    return fact_table(facts)
 
 
 def _figure(content: Content, draw: Callable[[], str], caption: str) -> str:
@@ -374,47 +376,3 @@ def _figure(content: Content, draw: Callable[[], str], caption: str) -> str:
             content.missing.append(_NO_PLOTS)
         return ""
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
-
-
-def _table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    titles = "".join(f'<th scope="col">{_text(title)}</th>' for title in head)
-    lines = "\n".join(
-        f'<tr><th scope="row">{_text(first)}</th>{"".join(f"<td>{_text(cell)}</td>" for cell in cells)}</tr>'
-        for first, *cells in rows
-    )
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(caption)}"><table><caption>{_text(caption)}'
-        f"</caption><thead><tr>{titles}</tr></thead><tbody>\n{lines}\n</tbody></table></div>"
-    )
-
-
-def _facts(pairs: Iterable[tuple[str, str]]) -> str:
-    lines = "\n".join(f'<tr><th scope="row">{_text(key)}</th><td>{_text(value)}</td></tr>' for key, value in pairs)
-    return f'<table class="facts"><tbody>\n{lines}\n</tbody></table>'
-
-
-def _folded(summary: str, body: str) -> str:
-    return f"<details><summary>{summary}</summary>{body}</details>"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _or_dash(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
-def _sum(values: Iterable[float | None]) -> float:
-    """Return the sum; not a number if one is unknown, as in runs of older versions."""
-    return sum(math.nan if value is None else value for value in values)
-
-
-def _duration(seconds: float | None) -> str:
-    """Return a time in the unit in which people would say it."""
-    if seconds is None or not math.isfinite(seconds):
-        return "–"
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds:.0f} s"
