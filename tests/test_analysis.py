@@ -235,6 +235,7 @@ def test_every_analysis_prints_a_table_or_one_json_object(make_run, tmp_path):
         (("similarity", "EMPTY"), ("There is no checkpoint in", "Give another run directory")),
         (("voting", "EMPTY"), ("There is no checkpoint in",)),
         (("attack", "NOWHERE"), ("is no run directory", "rapa-dist train")),
+        (("similarity", "NOWHERE"), ("is no run directory", "rapa-dist train")),
         (("regularizer", "--side", 3), ("--side needs 1, 2, 4",)),
         (("regularizer", "--side", 8), ("can be combined in", "--samples")),
         (("regularizer", "--tiles", 0), ("--tiles needs at least 1",)),

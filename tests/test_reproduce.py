@@ -201,7 +201,7 @@ def test_what_was_stopped_goes_on_repeats_nothing_and_gives_the_same_table(tmp_p
     arguments = ["table1", *TINY, "--epochs", "3", "--cells", "none,random"]
     stopped, straight = tmp_path / "stopped", tmp_path / "straight"
     process = subprocess.Popen(
-        [*COMMAND, *arguments, "--output", str(stopped)], stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL
+        [*COMMAND, *arguments, "--output", str(stopped)], stderr=subprocess.PIPE, text=True, stdout=subprocess.PIPE
     )
     first = stopped / "results" / "none-0.train.json"
     deadline = time.monotonic() + _TIMEOUT_S
@@ -210,10 +210,11 @@ def test_what_was_stopped_goes_on_repeats_nothing_and_gives_the_same_table(tmp_p
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
-    stderr = process.communicate(timeout=_TIMEOUT_S)[1]
+    stdout, stderr = process.communicate(timeout=_TIMEOUT_S)
     assert process.returncode == 130, stderr
     kept = {path: path.stat().st_mtime_ns for path in (stopped / "results").iterdir()}
     assert len(kept) < 3
+    assert f"Stopped with {len(kept)} of 3 jobs done" in stdout
     done = run(*arguments, "--output", stopped)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in kept} == kept

@@ -65,7 +65,7 @@ def every_product(x: Array, tiles: Array) -> Array:
         n_tiles, d = tiles.shape
         raise UsageError(
             f"{n_tiles} tiles of {d} parameters can be combined in {n_tiles}^{d} ways; up to {MOST_CHOICES:,} are "
-            "enumerated. Use fewer --tiles or --features, or --samples."
+            "enumerated. Use fewer --tiles, a smaller --side, or --samples 10000."
         )
     products = np.zeros(1)
     for weight, replicas in zip(x, tiles.T, strict=True):

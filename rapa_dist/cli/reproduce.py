@@ -81,7 +81,7 @@ def reproduce(
         limit_test=limit_test,
         lr_decay_every=lr_decay_every,
         seeds=seeds,
-        cells=None if cells is None else tuple(cells.split(",")),
+        cells=None if cells is None else tuple(name.strip() for name in cells.split(",")),
         dataset=dataset,
         data_dir=data_dir,
         output=output,

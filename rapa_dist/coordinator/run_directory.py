@@ -163,9 +163,12 @@ class RunDirectory:
         """Return the safetensors file of a checkpoint: "newest", "best" (lowest test error) or one by its name.
 
         Raises:
+            RunDirectoryError: this is no run directory.
             CheckpointError: there is no such checkpoint; those there are are named.
         """
         folder = self.checkpoint_folder
+        if not folder.exists():
+            _ = self.config  # what is no run directory at all is said to be none
         newest = checkpoints.latest(folder)
         if which == "newest":
             return newest

@@ -86,7 +86,10 @@ class Work:
         if outcome.failed:
             result["text"] += "\nFailed:\n" + "".join(f"- {name}: {why}\n" for name, why in outcome.failed.items())
         if not outcome.finished:
-            result["text"] += "\nStopped; the same command goes on from here.\n"
+            done = len(self._jobs) - len(missing(store, self._jobs))
+            result["text"] += (
+                f"\nStopped with {done} of {len(self._jobs)} jobs done; the same command goes on from here.\n"
+            )
         return result | {"failed": outcome.failed, "stopped": not outcome.finished}
 
     def _write(self) -> dict[str, Any]:
