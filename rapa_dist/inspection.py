@@ -43,6 +43,8 @@ class TileStats:
     """idle, forward, backward, holding (done, and waiting until an array would be), or restarting."""
     restarts: int
     """How often its process was replaced."""
+    hangs: int = 0
+    """How often that was because it hung."""
     rows_forward: int
     """Rows of M = I K computed."""
     rows_backward: int
@@ -87,6 +89,7 @@ class TileStats:
 
 _SUMMED = (
     "restarts",
+    "hangs",
     "rows_forward",
     "rows_backward",
     "rows_update",
@@ -108,6 +111,7 @@ class TotalStats:
     states: dict[str, int]
     """How many tiles are in which state."""
     restarts: int
+    hangs: int = 0
     rows_forward: int
     rows_backward: int
     rows_update: int
@@ -244,6 +248,7 @@ def read_tile(cells: Cells, *, name: str, layer: int, node: str = "") -> TileSta
         pid=pid,
         state=_STATES.get(int(words[Word.STATE]), "idle") if resident else RESTARTING,
         restarts=max(0, int(words[Word.STARTS]) - 1),
+        hangs=int(words[Word.HANGS]),
         rows_forward=rows_forward,
         rows_backward=rows_backward,
         rows_update=rows_update,

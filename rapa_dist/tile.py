@@ -36,6 +36,8 @@ class Word:
     ANSWERED = 9  # number of the last cycle that is done, whichever process did it: the tile's answer
     STEP = 10  # training steps up to the last update, those before a resume included
     SINCE_NS = 11  # time.monotonic_ns() when its first process began to serve
+    THREAD = 12  # of that process, which does the cycles; 0 before it is there
+    HANGS = 13  # how often its process was killed because it hung
 
 
 class State:

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-TILE, NODE = "tile", "node"
+TILE, HUNG, NODE = "tile", "hung tile", "node"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,7 +11,8 @@ class Recovery:
     """One recovery from one failure. It changes no bit of the result, so it is part of what is wall time alone."""
 
     kind: str
-    """What failed: `TILE`, a tile's process, or `NODE`, a node with all its tiles."""
+    """What failed: `TILE`, a tile's process that died, `HUNG`, one that hung and was killed, or `NODE`, a node with all
+    its tiles."""
     what: str
     """Which one, for people: "L0/T003", or a node's address."""
     step: int

@@ -13,6 +13,7 @@ from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
 from rapa_dist.coordinator.display import RunDisplay
 from rapa_dist.coordinator.own_tiles import OwnTiles
+from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.coordinator.telemetry import RayMetrics
@@ -204,20 +205,16 @@ def _load(config: TrainConfig, data_dir: Path | None) -> DataSet:
 
 
 def _train(start: Checkpoint, data: DataSet, place: Place, directory: RunDirectory, live: bool) -> RunResult:
-    config = start.config
-
-    def restarted(tile: str) -> None:
-        directory.log(f"{tile}: its process died and was restarted; the cycle is repeated")
-        stderr.print(f"{tile} died and is back; its cycle is repeated", markup=False)
-
+    config, recoveries = start.config, Recoveries(directory)
     with one_digital_thread(), redirect_stdout(directory.log_stream()):  # Ray prints its warnings to stdout
         try:
-            fabric = place.open(start.kernels, directory.name, directory.path, restarted, step=start.progress.step)
+            told, step = recoveries.restarted, start.progress.step
+            fabric = place.open(start.kernels, directory.name, directory.path, told, step=step)
             tiles = OwnTiles(fabric, directory.name)
             metrics = RayMetrics() if fabric.name == "ray" else None
             display = RunDisplay(config, data, fabric.name, tiles, live=live, metrics=metrics)
             with display, asked_to_stop() as stop:
-                outcome = Trainer(start, data, fabric, directory, display).run(stop)
+                outcome = Trainer(start, data, fabric, directory, display, recoveries).run(stop)
             directory.write_tiles(display.last_look().as_dict())
         except ClusterError:
             place.keep_logs(directory.path / "ray-logs")

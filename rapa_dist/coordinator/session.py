@@ -10,6 +10,7 @@ from rapa_dist.console import stderr, work
 from rapa_dist.fabric.base import Kernels, Tiles
 from rapa_dist.fabric.chip import check_room
 from rapa_dist.fabric.cluster import Cluster, connect_to, find_address
+from rapa_dist.fabric.lookout import Restart
 from rapa_dist.fabric.quiet import keep_memory
 from rapa_dist.footprint import check_memory
 from rapa_dist.interrupts import uninterrupted
@@ -73,7 +74,7 @@ class Place:
         kernels: Kernels,
         run: str,
         run_dir: Path,
-        on_restart: Callable[[str], None],
+        on_restart: Callable[[Restart], None],
         *,
         step: int = 0,
     ) -> Tiles:
@@ -83,7 +84,7 @@ class Place:
             kernels: one array (n_t, k + 1, c_out) per layer.
             run: the run's name.
             run_dir: its directory, for those who find the run on this node.
-            on_restart: told the name of a tile whose process died and is back.
+            on_restart: told of a tile whose process died, or hung and was killed, and is back.
             step: training steps that the kernels have been through.
         """
         if self._kind == "batched":

@@ -14,6 +14,7 @@ PREFIX = "rapa_dist_tile_"
 _TAGS = ("run", "layer", "tile")
 _COUNTERS = {
     "restarts": "Processes of the tile that were replaced",
+    "hangs": "Those of them that were killed because they hung",
     "rows_forward": "Rows of forward cycles",
     "rows_backward": "Rows of backward cycles",
     "rows_update": "Rows of update cycles",

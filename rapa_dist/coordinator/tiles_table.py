@@ -104,7 +104,7 @@ def _tile_row(tile: TileStats) -> list[str]:
         tile.node[:6] or "–",
         str(tile.pid),
         tile.state,
-        str(tile.restarts),
+        _restarts(tile),
         *_figures(tile),
         "",
     ]
@@ -118,10 +118,14 @@ def _total_row(total: TotalStats) -> list[str]:
         "",
         "",
         f"{restarting} {RESTARTING}" if restarting else "",
-        str(total.restarts),
+        _restarts(total),
         *_figures(total),
         "" if total.load_imbalance is None else f"{total.load_imbalance:.3f}",
     ]
+
+
+def _restarts(stats: TileStats | TotalStats) -> str:
+    return f"{stats.restarts} ({stats.hangs} hung)" if stats.hangs else str(stats.restarts)
 
 
 def _figures(stats: TileStats | TotalStats) -> list[str]:

@@ -17,6 +17,7 @@ from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
 from rapa_dist.coordinator.evaluation import Score, evaluate
+from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.data import Batches, DataSet
 from rapa_dist.errors import DivergedError
@@ -80,6 +81,7 @@ class Trainer:
         fabric: Tiles,
         directory: RunDirectory,
         display: Display,
+        recoveries: Recoveries | None = None,
     ) -> None:
         """Continue from `start`, whose kernels are in the fabric's tiles already."""
         self.config = config = start.config
@@ -89,6 +91,8 @@ class Trainer:
         self._fabric = fabric
         self._directory = directory
         self._display = display
+        self._recoveries = recoveries or Recoveries(directory)
+        self._recoveries.step = self.progress.step
         self._network = build(fabric, pooling=config.pooling, digital=start.digital)
         self._assigner = Assigner(fabric.machine, config.scheme, config.seed)
         self._batches = Batches(
@@ -131,7 +135,7 @@ class Trainer:
                 if not math.isfinite(result.loss):
                     raise self._diverged(f"the loss is {result.loss}")
                 steps += 1
-                progress.step += 1
+                self._recoveries.step = progress.step = progress.step + 1
                 progress.step_in_epoch += 1
                 progress.loss_sum += result.loss * result.images
                 progress.wrong += result.wrong
@@ -191,8 +195,7 @@ class Trainer:
         found = [similarity(self._fabric.kernels(layer)) for layer in self._fabric.machine.layers]
         return [value if value is not None and math.isfinite(value) else None for value in found]
 
-    @staticmethod
-    def _wall(steps: int, train_s: float, test_s: float) -> dict[str, Any]:
+    def _wall(self, steps: int, train_s: float, test_s: float) -> dict[str, Any]:
         """Return the part of a line of metrics that no two runs have in common."""
         return {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -200,6 +203,7 @@ class Trainer:
             "test_s": round(test_s, 3),
             "steps": steps,
             "step_ms": round(1e3 * train_s / steps, 3) if steps else None,
+            "recoveries": self._recoveries.take(),
         }
 
     def _diverged(self, what: str) -> DivergedError:

@@ -36,13 +36,14 @@ class Tile:
         self._cells = site.open_cells()
         self._inspector = Inspector(site, ray.get_runtime_context().get_node_id())
         words = self._cells.words
-        words[Word.PID], words[Word.STATE] = os.getpid(), State.IDLE
+        words[Word.THREAD], words[Word.PID], words[Word.STATE] = 0, os.getpid(), State.IDLE
         words[Word.SINCE_NS] = words[Word.SINCE_NS] or time.monotonic_ns()  # a restart goes on counting
         words[Word.STARTS] += 1
         threading.Thread(target=self._serve, name="doorbell", daemon=True).start()
 
     def _serve(self) -> None:
         site, words = self._site, self._cells.words
+        words[Word.THREAD] = threading.get_native_id()
         arena, board = site.open_arena(), site.open_board()
         patches, outputs = arena.patches(site.layer_index), arena.outputs(site.layer_index)
         tile, bell = AnalogTile(self._cells), TileDoorbell(site.directory, site.tile, site.token)

@@ -1,6 +1,7 @@
 """A chip: the tiles of one node, the memory they share, and the doorbells that start their cycles."""
 
 import secrets
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -81,7 +82,9 @@ class Chip:
     on_silence: Callable[[list[int], float], None] = lambda tiles, seconds: None
     """Called with the tiles that owe an answer and for how long; raises to give the run up."""
     on_hello: Callable[[int], None] = lambda tile: None
-    """Called when a tile's process has come up again in the middle of a run."""
+    """Called when a tile's process has come up, for the first time or again; raises to give the run up."""
+    on_calm: Callable[[], None] = lambda: None
+    """Called at the end of a wait in which one of the others was."""
     cells: list[Cells] = field(init=False)
     arena: Arena = field(init=False)
 
@@ -103,6 +106,9 @@ class Chip:
             raise
         self.last_ring = [0] * len(self.cells)
         """By tile the number of its newest ring, for the `after` of the next one."""
+        self.waiting_since = 0.0
+        """time.monotonic() when `wait` was called last."""
+        self._disturbed = False
         self._under_way: dict[int, dict[int, Ring]] = defaultdict(dict)  # by number and tile, in their order
         self._held: dict[int, list[Ring]] | None = None  # by tile, while rings are gathered into one message
 
@@ -149,12 +155,16 @@ class Chip:
         Tiles that had to be restarted are rung again with everything they owe.
 
         Raises:
-            ClusterError: a tile reports that it failed, or `on_silence` gave up.
+            ClusterError: a tile reports that it failed, or `on_silence` or `on_hello` gave up.
         """
+        self.waiting_since = time.monotonic()
         for awaited in [number] if number is not None else list(self._under_way):
             for tile in reversed(self._under_way.get(awaited, ())):  # those that were rung last are done last
                 self._wait_for(tile, awaited)
             self._under_way.pop(awaited, None)
+        if self._disturbed:
+            self._disturbed = False
+            self.on_calm()
 
     def _wait_for(self, tile: int, number: int) -> None:
         words, silence = self.cells[tile].words, 0.0
@@ -165,6 +175,7 @@ class Chip:
             message = self._bell.hear()
             if message is None:
                 silence += PATIENCE_S
+                self._disturbed = True
                 self.on_silence(self._silent_tiles(), silence)
             else:
                 self._take_note(*message)
@@ -173,6 +184,7 @@ class Chip:
     def _take_note(self, tile: int, number: int, status: int) -> None:
         """Act on a tile's message. That it is done needs no act: its cells say so."""
         if status == Status.HELLO:
+            self._disturbed = True
             self.on_hello(tile)
             answered = self.cells[tile].words[Word.ANSWERED]
             for later, rings in self._under_way.items():
@@ -184,6 +196,11 @@ class Chip:
                 f"{self.name_of(tile)} failed in its {cycle} cycle; the cause is in its log, below ray-logs in "
                 "the run directory or with Ray."
             )
+
+    def owed(self, tile: int) -> list[Ring]:
+        """Return the rings of a tile that it has not answered yet."""
+        answered = self.cells[tile].words[Word.ANSWERED]
+        return [rings[tile] for number, rings in self._under_way.items() if number > answered and tile in rings]
 
     def _silent_tiles(self) -> list[int]:
         return [

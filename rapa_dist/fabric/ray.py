@@ -17,16 +17,15 @@ from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.fabric.chip import Chip, tile_name
 from rapa_dist.fabric.cluster import NAMESPACE, RESOURCE, Cluster
 from rapa_dist.fabric.doorbell import Cycle, Ring
+from rapa_dist.fabric.lookout import RESTARTS, Lookout, Restart
 from rapa_dist.fabric.registry import Registration
 from rapa_dist.hardware import Pace
 from rapa_dist.interrupts import uninterrupted
 from rapa_dist.machine import Layer, Machine
-from rapa_dist.tile import Cells, Matrix, Update, Word
+from rapa_dist.tile import Cells, Matrix, Update
 
 _START_TIMEOUT_S = 60.0  # for the next tile to come up, not for all of them
-_RESTART_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 5.0
-_MAX_RESTARTS = 100
 
 
 class RayFabric(Fabric):
@@ -43,7 +42,8 @@ class RayFabric(Fabric):
         run: str,
         cluster: Cluster,
         advance: Advance = lambda done, total: None,
-        on_restart: Callable[[str], None] = lambda tile: None,
+        on_restart: Callable[[Restart], None] = lambda restart: None,
+        restarts: int = RESTARTS,
         step: int = 0,
         pace: Pace | None = None,
     ) -> None:
@@ -56,7 +56,8 @@ class RayFabric(Fabric):
             run: the run's name, the first part of its actors' names.
             cluster: where; closed together with the fabric.
             advance: told how many tiles are up.
-            on_restart: told the name of a tile whose process died and is back.
+            on_restart: told of a tile whose process died, or hung and was killed, and is back.
+            restarts: how often a tile may be restarted without getting on in between.
             step: steps that the kernels have been trained for.
             pace: how long tiles hold their answers; None: not at all. May be set anew between cycles.
         """
@@ -64,10 +65,9 @@ class RayFabric(Fabric):
         self.cluster = cluster
         self.pace = pace
         self._number = 0
-        self._actors: list[Any] = []
-        self._on_restart = on_restart
-        self._started = False
-        self._chip = Chip(machine, images, on_silence=self._look_after, on_hello=self._welcome)
+        self._actors: dict[int, Any] = {}
+        self._chip = Chip(machine, images)
+        self._lookout = Lookout(self._chip, self._actors, on_restart, restarts=restarts)
         self._first_tile = {layer.index: machine.tiles.index((layer.index, 0)) for layer in machine.layers}
         try:
             self.use(machine, kernels, step)
@@ -109,16 +109,16 @@ class RayFabric(Fabric):
                 num_cpus=0,
                 resources={RESOURCE: 1},
                 scheduling_strategy=here,
-                max_restarts=_MAX_RESTARTS,
+                max_restarts=-1,  # it is the lookout that gives a tile up
             )
             try:
-                self._actors.append(actor.remote(self._chip.site(tile)))
+                self._actors[tile] = actor.remote(self._chip.site(tile))
             except ray.exceptions.ActorAlreadyExistsError as error:
                 raise ClusterError(
                     f"A run named {run} has its tiles on this cluster already. Give the run directory another name."
                 ) from error
         total = len(self._actors)
-        waiting = [actor.ready.remote() for actor in self._actors]
+        waiting = [actor.ready.remote() for actor in self._actors.values()]
         last_start = time.monotonic()
         while waiting:
             advance(total - len(waiting), total)
@@ -134,7 +134,6 @@ class RayFabric(Fabric):
             self._raise_if_dead(up)
         advance(total, total)
         self._empty_round()
-        self._started = True
 
     def _empty_round(self) -> None:
         self._number += 1
@@ -217,23 +216,6 @@ class RayFabric(Fabric):
         first = self._first_tile[layer]
         return self._chip.cells[first : first + self.machine.layers[layer].n_tiles]
 
-    def _welcome(self, tile: int) -> None:
-        if self._started and self._chip.cells[tile].words[Word.STARTS] > 1:  # else its first HELLO is heard late
-            self._on_restart(self._chip.name_of(tile))
-
-    def _look_after(self, tiles: list[int], silence_s: float) -> None:
-        """Give up on tiles that Ray won't bring back; called while they owe an answer."""
-        import ray
-
-        if silence_s >= 5.0:
-            done, _ = ray.wait(
-                [self._actors[tile].ready.remote() for tile in tiles], num_returns=len(tiles), timeout=1.0
-            )
-            self._raise_if_dead(done)
-        if silence_s > _RESTART_TIMEOUT_S:
-            names = ", ".join(self._chip.name_of(tile) for tile in tiles[:5])
-            raise ClusterError(f"No answer from {len(tiles)} tiles ({names}) for {silence_s:.0f} s.")
-
     @staticmethod
     def _raise_if_dead(references: list[Any]) -> None:
         import ray
@@ -255,8 +237,9 @@ class RayFabric(Fabric):
     def _stop_tiles(self) -> None:
         import ray
 
+        self._lookout.end_stopped()
         if ray.is_initialized():
-            leaving = [actor.__ray_terminate__.remote() for actor in self._actors]
+            leaving = [actor.__ray_terminate__.remote() for actor in self._actors.values()]
             if leaving and self.cluster.scratch is None:
                 ray.wait(leaving, num_returns=len(leaving), timeout=_STOP_TIMEOUT_S)
         self._actors.clear()

@@ -16,6 +16,7 @@ from rapa_dist.coordinator.checkpoint import write_whole
 from rapa_dist.coordinator.run_directory import environment
 from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.errors import ClusterError, RunDirectoryError
+from rapa_dist.fabric.lookout import Restart
 from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.footprint import Footprint, memory, tiles_that_fit
 from rapa_dist.hardware import CycleTimes, Pace
@@ -283,8 +284,8 @@ def descendants(pid: int) -> set[int]:
     return found - {pid}
 
 
-def _restarted(tile: str) -> None:
-    stderr.print(f"{tile} died and is back; the step that it died in counts as measured", markup=False)
+def _restarted(restart: Restart) -> None:
+    stderr.print(f"{restart.tile} died and is back; the step that it died in counts as measured", markup=False)
 
 
 def _duration(seconds: float) -> str:
