@@ -3,6 +3,7 @@
 Measured with Ray 2.60, Python 3.11 and torch 2.13 (CPU).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +51,18 @@ class Footprint:
         return self.shared + self.processes
 
     @classmethod
-    def of(cls, machine: Machine, images: int, fabric: str) -> "Footprint":
-        """Forecast it for mini-batches of at most `images` images."""
-        on_ray = len(machine.tiles) * TILE_BYTES + RAY_BYTES if fabric == "ray" else 0
-        return cls(shared_bytes(machine, images), COORDINATOR_BYTES + on_ray)
+    def of(cls, machine: Machine, images: int, fabric: str, tiles: Sequence[int] | None = None) -> "Footprint":
+        """Forecast it for the coordinator's node, and mini-batches of at most `images` images.
+
+        Args:
+            machine: all tiles.
+            images: images in the largest mini-batch.
+            fabric: where they live.
+            tiles: those on this node, by number; None: all of them.
+        """
+        n_tiles = len(machine.tiles if tiles is None else tiles)
+        on_ray = n_tiles * TILE_BYTES + RAY_BYTES if fabric == "ray" else 0
+        return cls(shared_bytes(machine, images, tiles), COORDINATOR_BYTES + on_ray)
 
 
 def memory() -> Memory:
@@ -77,12 +86,19 @@ def tiles_that_fit(machine: Machine, images: int, available: int) -> int:
     return max(0, available - needed + len(machine.tiles) * TILE_BYTES) // TILE_BYTES
 
 
-def check_memory(machine: Machine, images: int, fabric: str) -> None:
-    """Raise ClusterError if the emulation does not fit into memory, and say how much would."""
-    needed, available = Footprint.of(machine, images, fabric), memory().available
+def check_memory(machine: Machine, images: int, fabric: str, on_node: Sequence[int] | None = None) -> None:
+    """Raise ClusterError if the emulation does not fit into memory, and say how much would.
+
+    Args:
+        machine: all tiles.
+        images: images in the largest mini-batch.
+        fabric: where they live.
+        on_node: those on this node, by number; None: all of them.
+    """
+    needed, available = Footprint.of(machine, images, fabric, on_node), memory().available
     if needed.total <= available:
         return
-    tiles = len(machine.tiles)
+    tiles = len(machine.tiles if on_node is None else on_node)
     room = tiles_that_fit(machine, images, available) if fabric == "ray" else 0
     fits = f" About {room} tiles would fit, or use --fabric serial." if room else ""
     raise ClusterError(

@@ -108,3 +108,8 @@ class Machine:
         """Inputs of the fully connected layer: pixels × channels after the last pooling."""
         last = self.layers[-1]
         return pooled_side(last.side) ** 2 * last.c_out
+
+
+def tile_name(layer: int, tile: int) -> str:
+    """Return the name of a tile within its run: "L0/T003"."""
+    return f"L{layer}/T{tile:03d}"

@@ -540,7 +540,7 @@ def test_shared_memory_with_too_long_a_name_for_sockets(refused, monkeypatch, tm
 
 @pytest.fixture
 def running_cluster(monkeypatch):
-    """Pretend that a cluster with two nodes, of three and five tiles, runs at 10.0.0.1:6379."""
+    """Pretend that a cluster with two nodes, of three tiles each, runs at 10.0.0.1:6379; one tile is taken."""
 
     class Context:
         def get_node_id(self) -> str:
@@ -548,13 +548,13 @@ def running_cluster(monkeypatch):
 
     nodes = [
         {"NodeID": name, "Alive": True, "NodeManagerAddress": address, "Resources": {"CPU": 2.0, "analog_tile": tiles}}
-        for name, address, tiles in (("a", "10.0.0.1", 3.0), ("b", "10.0.0.2", 5.0))
+        for name, address, tiles in (("a", "10.0.0.1", 3.0), ("b", "10.0.0.2", 3.0))
     ]
     left = []
     monkeypatch.setattr(cluster, "answers", lambda address: address == "10.0.0.1:6379")
     monkeypatch.setattr("ray.init", lambda **options: None)
     monkeypatch.setattr("ray.nodes", lambda: nodes)
-    free = {"a": {"analog_tile": 2.0}, "b": {"analog_tile": 5.0}}
+    free = {"a": {"analog_tile": 2.0}, "b": {"analog_tile": 3.0}}
     monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: free)
     monkeypatch.setattr("ray.get_runtime_context", Context)
     monkeypatch.setattr("ray.shutdown", lambda: left.append(True))
@@ -562,15 +562,15 @@ def running_cluster(monkeypatch):
     assert left, "still connected"
 
 
-def test_too_few_tiles_on_this_node(refused, running_cluster):
-    offer = "10.0.0.1 (this node): 3; 10.0.0.2: 5; 2 are free on this node"
-    ways_out = ("--resources", '"analog_tile": 6', "fewer --tiles", "--address local")
-    refused([*TRAIN, "--address", "10.0.0.1:6379"], 1, "needs 6 analog_tile on this node", offer, *ways_out)
+def test_too_few_tiles_on_the_cluster(refused, running_cluster):
+    offer = "5 are free on the nodes that can be used (10.0.0.1 (this node): 3, 2 free; 10.0.0.2: 3)"
+    ways_out = ("--resources", '"analog_tile": 1', "fewer --tiles", "--address local")
+    refused([*TRAIN, "--address", "10.0.0.1:6379"], 1, "needs 6 analog_tile", offer, *ways_out)
 
 
 def test_too_few_tiles_that_are_free(refused, running_cluster):
     running_cluster[0]["Resources"]["analog_tile"] = 8.0
-    parts = ("needs 6 analog_tile", "(this node): 8", "2 are free on this node", "wait for other runs to end")
+    parts = ("needs 6 analog_tile", "(this node): 8, 2 free", "5 are free", "wait for other runs to end")
     refused([*TRAIN, "--address", "10.0.0.1:6379"], 1, *parts)
 
 

@@ -11,11 +11,11 @@ import pytest
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import chip as chip_module
 from rapa_dist.fabric.base import Arena
-from rapa_dist.fabric.chip import Chip, shared_bytes, tile_name
+from rapa_dist.fabric.chip import Chip, shared_bytes
 from rapa_dist.fabric.doorbell import Cycle, Ring, Status, TileDoorbell
 from rapa_dist.fabric.scratch import shared_memory_root
 from rapa_dist.fabric.serial import SerialFabric
-from rapa_dist.machine import Layer, Machine
+from rapa_dist.machine import Layer, Machine, tile_name
 from rapa_dist.tile import AnalogTile, Cells, Update, Word
 
 IMAGES = 2

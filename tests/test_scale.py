@@ -96,7 +96,7 @@ def test_a_cluster_that_is_too_small(refused, monkeypatch):
     monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: {"a": {"analog_tile": 5.0}})
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
     arguments = ["--tiles", "4,1,1", "--tiles", "2,2,1", "--address", "10.0.0.1:6379"]
-    refused(arguments, 1, "needs 7 analog_tile on this node", "10.0.0.1 (this node): 5", "fewer --tiles")
+    refused(arguments, 1, "needs 7 analog_tile", "5 are free", "10.0.0.1 (this node): 5", "fewer --tiles")
     assert left, "still connected"
 
 

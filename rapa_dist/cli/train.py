@@ -72,6 +72,7 @@ _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 1
     help="Ray cluster to use, or “local” to start one.  "
     "[default: RAY_ADDRESS, else a cluster already running here, else one started for the run]",
 )
+@click.option("--nodes", type=int, metavar="N", help="Use N nodes of the cluster at most.  [default: all with tiles]")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Directory for the run.  [default: runs/<utc>-…]")
 @click.option(
     "--resume",
@@ -86,6 +87,7 @@ def train(
     fabric: str,
     device: str | None,
     address: str | None,
+    nodes: int | None,
     data_dir: Path | None,
     run_dir: Path | None,
     resume: Path | None,
@@ -122,6 +124,10 @@ def train(
     device = device or "cpu"
     if address is not None and fabric != "ray":
         raise UsageError(f"--address is for the fabric ray; --fabric {fabric} uses no cluster. Leave one of them out.")
+    if nodes is not None and fabric != "ray":
+        raise UsageError(f"--nodes is for the fabric ray; --fabric {fabric} uses no cluster. Leave one of them out.")
+    if nodes is not None and nodes < 1:
+        raise UsageError(f"--nodes needs at least 1; it is {nodes}.")
     if resume is not None and run_dir is not None:
         raise UsageError("--run-dir and --resume exclude each other: a resumed run stays in its directory.")
 
@@ -145,6 +151,7 @@ def train(
                 fabric=fabric,
                 device=device,
                 address=address,
+                nodes=nodes,
                 data_dir=data_dir,
                 run_dir=run_dir,
                 live=live,
@@ -158,6 +165,7 @@ def train(
                 fabric=fabric,
                 device=device,
                 address=address,
+                nodes=nodes,
                 data_dir=data_dir,
                 live=live,
             )

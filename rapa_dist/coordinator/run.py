@@ -77,6 +77,7 @@ def start_run(
     data_dir: Path | None,
     run_dir: Path | None,
     device: str = "cpu",
+    nodes: int | None = None,
     live: bool = False,
 ) -> RunResult:
     """Train a new run. Everything that can be wrong is looked at before anything is written or started.
@@ -88,6 +89,7 @@ def start_run(
         data_dir: where data sets are; None for the usual places.
         run_dir: the run's directory; None for one below `runs/`.
         device: where the fabric "batched" computes, "cpu" or "cuda".
+        nodes: nodes of the cluster to use at most; None: all that offer tiles.
         live: whether to show what every tile does.
 
     Raises:
@@ -97,7 +99,7 @@ def start_run(
     data = _load(config, data_dir)
     config = replace(config, dataset=data.name)
     with ExitStack() as clean_up:
-        place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), device)
+        place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), device, nodes)
         clean_up.callback(place.close)
         place.connect(address)
         with uninterrupted():
@@ -117,6 +119,7 @@ def resume_run(
     address: str | None,
     data_dir: Path | None,
     device: str = "cpu",
+    nodes: int | None = None,
     live: bool = False,
 ) -> RunResult:
     """Go on with a run from its newest checkpoint, as if it had never stopped.
@@ -126,6 +129,7 @@ def resume_run(
         epochs: a new number of epochs, or None for the old one.
         fabric: one of `FABRICS`; need not be the one it was started with.
         device: as for `start_run`.
+        nodes: as for `start_run`.
         address: as for `start_run`.
         data_dir: as for `start_run`; None for where the run found its data.
         live: as for `start_run`.
@@ -149,7 +153,7 @@ def resume_run(
                 f"The data set {data.name} is not the one that the run in {path} was trained on: its images differ. "
                 "Restore it, point --data-dir at the original one, or start a new run without --resume."
             )
-        place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), device)
+        place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), device, nodes)
         clean_up.callback(place.close)
         place.connect(address)
         start = newest or initial_checkpoint(config, data)

@@ -1,5 +1,6 @@
 """Opening the machine of a run: the fabric that was asked for, with kernels in its tiles."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -11,6 +12,8 @@ from rapa_dist.fabric.base import Kernels, Tiles
 from rapa_dist.fabric.chip import check_room
 from rapa_dist.fabric.cluster import Cluster, connect_to, find_address
 from rapa_dist.fabric.lookout import Restart
+from rapa_dist.fabric.nodes import find_rooms, node_here, placed, reachable
+from rapa_dist.fabric.placement import Room
 from rapa_dist.fabric.quiet import keep_memory
 from rapa_dist.footprint import check_memory
 from rapa_dist.interrupts import uninterrupted
@@ -37,7 +40,7 @@ def one_digital_thread() -> Iterator[None]:
 class Place:
     """Where a run's tiles live; owns the Ray cluster that was joined or started, and the tiles on it."""
 
-    def __init__(self, kind: str, machine: Machine, images: int, device: str = "cpu") -> None:
+    def __init__(self, kind: str, machine: Machine, images: int, device: str = "cpu", nodes: int | None = None) -> None:
         """Choose it; nothing is started yet.
 
         Args:
@@ -45,29 +48,45 @@ class Place:
             machine: which tiles.
             images: images in the largest mini-batch.
             device: where the fabric "batched" has its tensors, "cpu" or "cuda".
-
-        Raises:
-            ClusterError: there is too little memory.
+            nodes: nodes to use at most, this one first; None: all that offer tiles.
         """
         self._kind, self._machine, self._images, self._device = kind, machine, images, device
+        self._nodes = nodes
         self._cluster: Cluster | None = None
         self._fabric: Tiles | None = None
-        if kind == "ray":
-            check_room(machine, images)
-        check_memory(machine, images, kind)
+        self._rooms: list[Room] | None = None
 
     def connect(self, address: str | None) -> None:
-        """Join the Ray cluster at `address`, or find or start one; for the other fabrics there is nothing to do.
+        """Join the Ray cluster at `address`, or find or start one; for the other fabrics only look at the memory.
 
         Raises:
-            UsageError, ClusterError: there is none with enough tiles.
+            UsageError, ClusterError: there is none with enough tiles, or this node has too little memory.
         """
         if self._kind != "ray":
+            check_memory(self._machine, self._images, self._kind)
             return
         found = find_address(address)
+        if found is None:
+            self._check(None)
         with uninterrupted() if found is None else nullcontext():  # half a cluster could not be stopped
             self._cluster = connect_to(found, len(self._machine.tiles))
+        if found is not None:
+            self._rooms = self.rooms()
+            on_nodes = placed(self._machine, self._rooms)
+            self._check([tile for tile, node in enumerate(on_nodes) if node == node_here()])
         stderr.print(f"Ray cluster at {self._cluster.address} ({self._cluster.description})", markup=False)
+        if self._rooms is not None and (counts := Counter(on_nodes)).keys() != {node_here()}:
+            shares = (f"{counts[room.node]} on {room.address}" for room in self._rooms if counts[room.node])
+            stderr.print(f"{len(on_nodes)} tiles on {len(counts)} nodes: {', '.join(shares)}", markup=False)
+
+    def rooms(self) -> list[Room]:
+        """Return the nodes that tiles may be placed on now: those that can be reached, as many as are to be used."""
+        return reachable(find_rooms(), self._nodes)
+
+    def _check(self, tiles: list[int] | None) -> None:
+        """Raise ClusterError if this node has too little memory for some tiles; None: all of them."""
+        check_room(self._machine, self._images, tiles)
+        check_memory(self._machine, self._images, self._kind, tiles)
 
     def open(
         self,
@@ -106,6 +125,7 @@ class Place:
                 kernels,
                 run=run,
                 cluster=self._cluster,
+                rooms=self._rooms,
                 advance=advance,
                 on_restart=on_restart,
                 step=step,

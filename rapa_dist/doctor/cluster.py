@@ -28,7 +28,8 @@ def check_cluster() -> Check:
 
 def check_actor() -> Check:
     """Join that cluster, or start one, and have an actor answer."""
-    from rapa_dist.fabric.cluster import RESOURCE, connect
+    from rapa_dist.fabric.cluster import connect
+    from rapa_dist.fabric.placement import RESOURCE
 
     name = "Ray actor"
     start = time.monotonic()

@@ -10,8 +10,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rapa_dist.machine import Layer, Machine
-from rapa_dist.tile import Cells, Matrix, Update
+from rapa_dist.inspection import TileStats, read_tile
+from rapa_dist.machine import Layer, Machine, tile_name
+from rapa_dist.tile import Cells, Matrix, Update, Word
 
 _PAGE = 4096
 
@@ -70,6 +71,27 @@ class Tiles(ABC):
     def kernels(self, layer: Layer) -> Matrix:
         """Return a copy of the kernels of a layer, (n_t, k + 1, c_out). Between steps only."""
         return np.stack([cells.kernel for cells in self.cells(layer.index)])
+
+    def all_kernels(self) -> list[Matrix]:
+        """Return a copy of the kernels of all layers. Between steps only."""
+        return [self.kernels(layer) for layer in self.machine.layers]
+
+    def stats(self) -> list[TileStats]:
+        """Return what the tiles have done so far."""
+        return [
+            read_tile(cells, name=tile_name(layer.index, tile), layer=layer.index)
+            for layer in self.machine.layers
+            for tile, cells in enumerate(self.cells(layer.index))
+        ]
+
+    def busy_ns(self, layer: int) -> list[int]:
+        """Return by tile of a layer the processor time that it has taken in cycles so far."""
+        return [cells.words[Word.BUSY_NS] for cells in self.cells(layer)]
+
+    @property
+    def spread(self) -> bool:
+        """Whether tiles live on other nodes than the coordinator's: they can be lost, with their kernels."""
+        return False
 
     @abstractmethod
     def close(self) -> None:

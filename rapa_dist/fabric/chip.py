@@ -14,7 +14,7 @@ from rapa_dist.fabric.base import Arena
 from rapa_dist.fabric.board import Board
 from rapa_dist.fabric.doorbell import Cycle, NodeDoorbell, Ring, Status, check_names
 from rapa_dist.fabric.scratch import Scratch, check_shared_memory, fresh_name, map_existing, shared_memory_root
-from rapa_dist.machine import Machine
+from rapa_dist.machine import Machine, tile_name
 from rapa_dist.tile import Cells, Matrix, Word
 
 _ARENA = "arena"
@@ -60,17 +60,18 @@ def cells_name(tile: int) -> str:
     return f"cells-{tile}"
 
 
-def shared_bytes(machine: Machine, images: int) -> int:
-    """Return the shared memory that a chip takes which holds all tiles of a machine."""
-    cells = sum(layer.n_tiles * Cells.size(layer.kernel_shape) for layer in machine.layers)
-    return Arena.size(machine, images) + cells + board.SIZE
+def shared_bytes(machine: Machine, images: int, tiles: Iterable[int] | None = None) -> int:
+    """Return the shared memory that a chip takes which holds some tiles of a machine; None: all of them."""
+    numbers = range(len(machine.tiles)) if tiles is None else tiles
+    layers = (machine.layers[machine.tiles[tile][0]] for tile in numbers)
+    return Arena.size(machine, images) + sum(Cells.size(layer.kernel_shape) for layer in layers) + board.SIZE
 
 
-def check_room(machine: Machine, images: int) -> None:
+def check_room(machine: Machine, images: int, tiles: Iterable[int] | None = None) -> None:
     """Raise ClusterError unless shared memory here can take a chip: enough is free, and names aren't too long."""
     root = shared_memory_root()
     check_names(root / fresh_name(), len(machine.tiles))
-    check_shared_memory(shared_bytes(machine, images), root)
+    check_shared_memory(shared_bytes(machine, images, tiles), root)
 
 
 @dataclass
@@ -85,7 +86,10 @@ class Chip:
     """Called when a tile's process has come up, for the first time or again; raises to give the run up."""
     on_calm: Callable[[], None] = lambda: None
     """Called at the end of a wait in which one of the others was."""
-    cells: list[Cells] = field(init=False)
+    tiles: Iterable[int] | None = None
+    """Numbers of the tiles of the machine that live here; None: all of them."""
+    cells: dict[int, Cells] = field(init=False, default_factory=dict)
+    """By number of the tile, for those that live here."""
     arena: Arena = field(init=False)
 
     def __post_init__(self) -> None:
@@ -94,23 +98,31 @@ class Chip:
             self._token = secrets.randbits(64)
             arena_file = self.scratch.map_file(_ARENA, Arena.size(self.machine, self.images))
             self.arena = Arena(arena_file, self.machine, self.images)
-            self.cells = []
-            for tile, (layer, _) in enumerate(self.machine.tiles):
-                shape = self.machine.layers[layer].kernel_shape
-                self.cells.append(Cells(self.scratch.map_file(cells_name(tile), Cells.size(shape)), shape))
+            total = len(self.machine.tiles)
+            self.adopt(range(total) if self.tiles is None else self.tiles)
             self._board = Board(self.scratch.map_file(_BOARD, board.SIZE))
-            self._bell = NodeDoorbell(self.scratch.path, len(self.cells), self._token)
+            self._bell = NodeDoorbell(self.scratch.path, total, self._token)
             self._bell.set_patience(PATIENCE_S)
         except BaseException:
             self.scratch.remove()
             raise
-        self.last_ring = [0] * len(self.cells)
+        self.last_ring = [0] * len(self.machine.tiles)
         """By tile the number of its newest ring, for the `after` of the next one."""
         self.waiting_since = 0.0
         """time.monotonic() when `wait` was called last."""
         self._disturbed = False
         self._under_way: dict[int, dict[int, Ring]] = defaultdict(dict)  # by number and tile, in their order
         self._held: dict[int, list[Ring]] | None = None  # by tile, while rings are gathered into one message
+
+    def adopt(self, tiles: Iterable[int]) -> None:
+        """Make cells for further tiles of the machine.
+
+        Raises:
+            ClusterError: there is too little shared memory.
+        """
+        for tile in tiles:
+            shape = self.machine.layers[self.machine.tiles[tile][0]].kernel_shape
+            self.cells[tile] = Cells(self.scratch.map_file(cells_name(tile), Cells.size(shape)), shape)
 
     def site(self, tile: int) -> Site:
         """Return what the process of tile number `tile` has to know."""
@@ -219,8 +231,3 @@ class Chip:
         """Remove everything that the chip put on the node. Safe to call twice."""
         self._bell.close()
         self.scratch.remove()
-
-
-def tile_name(layer: int, tile: int) -> str:
-    """Return the name of a tile within its run: "L0/T003"."""
-    return f"L{layer}/T{tile:03d}"

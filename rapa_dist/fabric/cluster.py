@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rapa_dist.errors import ClusterError, UsageError
+from rapa_dist.fabric.nodes import check_capacity, find_rooms
+from rapa_dist.fabric.placement import RESOURCE
 from rapa_dist.fabric.scratch import Scratch
 from rapa_dist.interrupts import uninterrupted
 
 NAMESPACE = "rapa-dist"
-RESOURCE = "analog_tile"
 _OBJECT_STORE_BYTES = 100_000_000  # rows never pass through it; Ray wants at least 75 MB
 _CONNECT_TIMEOUT_S = 5.0
 _RUNNING_HERE = "already running here"
@@ -158,7 +159,8 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int, *, gpus: int = 0) ->
         ) from error
     cluster = Cluster(found[1], found[0], None)
     try:
-        check_capacity(n_tiles)
+        if n_tiles:
+            check_capacity(n_tiles, find_rooms())
     except BaseException:
         cluster.close()
         raise
@@ -193,29 +195,6 @@ def attach(found: tuple[str, str], auth_mode: str | None = None) -> Cluster:
         )
         raise ClusterError(f"Can't join the Ray cluster at {found[0]} ({found[1]}): {error}. {token}") from error
     return Cluster(found[1], found[0], None)
-
-
-def check_capacity(n_tiles: int) -> None:
-    """Raise ClusterError unless this node of the cluster offers `n_tiles` free tiles."""
-    import ray
-
-    here = ray.get_runtime_context().get_node_id()
-    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    offers = {node["NodeID"]: int(node["Resources"].get(RESOURCE, 0)) for node in nodes}
-    per_node = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
-    free = int(per_node.get(here, {}).get(RESOURCE, 0))
-    if free >= n_tiles:
-        return
-    rows = "; ".join(
-        f"{node['NodeManagerAddress']}{' (this node)' if node['NodeID'] == here else ''}: {offers[node['NodeID']]}"
-        for node in nodes
-    )
-    raise ClusterError(
-        f"The run needs {n_tiles} {RESOURCE} on this node, one for each tile. The cluster offers {rows}; "
-        f"{free} are free on this node. Start it with `ray start --resources='{{\"{RESOURCE}\": {n_tiles}}}' …`, "
-        "use fewer --tiles, wait for other runs to end, or pass --address local to have a cluster started "
-        "for this run."
-    )
 
 
 def _endpoint(address: str) -> tuple[str, int] | None:

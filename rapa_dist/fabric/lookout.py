@@ -161,8 +161,8 @@ class Lookout:
 
     def end_stopped(self) -> None:
         """Kill tiles that are stopped: they would hear no request to leave, and stay for good."""
-        for tile in list(self._actors):
-            words = self._chip.cells[tile].words
+        for tile, cells in self._chip.cells.items():
+            words = cells.words
             seen = look(words[Word.PID])
             if seen is not None and seen.stopped:
                 end(words[Word.PID], self._chip.scratch.path / cells_name(tile))

@@ -1,10 +1,11 @@
 """Fabric `ray`: every tile an actor in a process of its own, fed through shared memory."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
-from itertools import pairwise
+from functools import partial
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapa_dist.console import Advance
-from rapa_dist.errors import ClusterError
+from rapa_dist.errors import ClusterError, NodeLostError
 from rapa_dist.fabric.base import Fabric, Kernels
-from rapa_dist.fabric.chip import Chip, tile_name
-from rapa_dist.fabric.cluster import NAMESPACE, RESOURCE, Cluster
-from rapa_dist.fabric.doorbell import Cycle, Ring
+from rapa_dist.fabric.chip import Chip, Site
+from rapa_dist.fabric.cluster import NAMESPACE, Cluster
+from rapa_dist.fabric.doorbell import Cycle
+from rapa_dist.fabric.far import FarChip
 from rapa_dist.fabric.lookout import RESTARTS, Lookout, Restart
+from rapa_dist.fabric.nodes import node_here, placed, room_here
+from rapa_dist.fabric.order import Order
+from rapa_dist.fabric.placement import RESOURCE, Room
 from rapa_dist.fabric.registry import Registration
 from rapa_dist.hardware import Pace
+from rapa_dist.inspection import TileStats, read_tile
 from rapa_dist.interrupts import uninterrupted
 from rapa_dist.machine import Layer, Machine
-from rapa_dist.tile import Cells, Matrix, Update
+from rapa_dist.tile import Cells, Matrix, Update, Word
 
 _START_TIMEOUT_S = 60.0  # for the next tile to come up, not for all of them
 _STOP_TIMEOUT_S = 5.0
+_LOOK_S = 1.0
+_NAME_RETRY_S = 0.1
+_NAME_PATIENCE_S = 20.0  # for Ray to free the names of actors that were killed
 
 
 class RayFabric(Fabric):
@@ -41,6 +50,7 @@ class RayFabric(Fabric):
         *,
         run: str,
         cluster: Cluster,
+        rooms: Sequence[Room] | None = None,
         advance: Advance = lambda done, total: None,
         on_restart: Callable[[Restart], None] = lambda restart: None,
         restarts: int = RESTARTS,
@@ -55,30 +65,48 @@ class RayFabric(Fabric):
             kernels: initial kernels.
             run: the run's name, the first part of its actors' names.
             cluster: where; closed together with the fabric.
+            rooms: the nodes that tiles may be placed on; None: this one, whatever it offers.
             advance: told how many tiles are up.
             on_restart: told of a tile whose process died, or hung and was killed, and is back.
             restarts: how often a tile may be restarted without getting on in between.
             step: steps that the kernels have been trained for.
             pace: how long tiles hold their answers; None: not at all. May be set anew between cycles.
+
+        Raises:
+            CapacityError: the nodes have too little room.
+            ClusterError: tiles do not start.
         """
         super().__init__(machine, images)
         self.cluster = cluster
         self.pace = pace
+        self.network_ns = 0
+        """Of the last cycle, what it took beyond the work of the other nodes' chips: messages there and back."""
         self._number = 0
+        self._run = run
         self._actors: dict[int, Any] = {}
-        self._chip = Chip(machine, images)
+        self._on_restart = on_restart
+        self._restarts = restarts
+        self._registration: Registration | None = None
+        self._far: list[FarChip] = []
+        self._here = node_here()
+        rooms = [room_here(len(machine.tiles))] if rooms is None else rooms
+        self._node_of = dict(enumerate(placed(machine, rooms)))
+        local = [tile for tile, node in self._node_of.items() if node == self._here]
+        self._chip = Chip(machine, images, tiles=local)
         self._lookout = Lookout(self._chip, self._actors, on_restart, restarts=restarts)
-        self._first_tile = {layer.index: machine.tiles.index((layer.index, 0)) for layer in machine.layers}
         try:
+            self._start(rooms, advance)
             self.use(machine, kernels, step)
-            self._start(run, advance)
+            self._empty_round()
         except BaseException:
             with uninterrupted():
                 self._stop_tiles()
             raise
 
     def use(self, machine: Machine, kernels: Kernels, step: int = 0) -> None:
-        """Work with the first tiles of every layer only, as a smaller machine; the others sleep.
+        """Work with some tiles of every layer only, as a smaller machine; the others sleep.
+
+        On one node these are the first ones; on several, every node has its share.
 
         Args:
             machine: the one that was started, with as many tiles per layer or fewer.
@@ -90,55 +118,128 @@ class RayFabric(Fabric):
             if layer.n_tiles > ours.n_tiles or replace(layer, n_tiles=ours.n_tiles) != ours:
                 raise ValueError(f"{layer} is not part of {ours}")
         self.machine = machine
-        for layer_index, number in machine.tiles:
-            self._chip.program(self._first_tile[layer_index] + number, kernels[layer_index][number], step)
+        self._tiles = choose(started, machine, self._node_of)
+        self._local = self._places(self._here)
+        for of_layer, places in zip(kernels, self._local, strict=True):
+            for j, tile in places:
+                self._chip.program(tile, of_layer[j], step)
+        for far in self._far:
+            shares = self._places(far.node)
+            far.use(shares)
+            pairs = zip(kernels, shares, strict=True)
+            far.program({tile: of_layer[j] for of_layer, places in pairs for j, tile in places}, step)
 
-    def _start(self, run: str, advance: Advance) -> None:
+    def _places(self, node: str) -> list[list[tuple[int, int]]]:
+        """Return, for every layer, the tiles in use on a node, as (place in the layer, number)."""
+        return [[(j, tile) for j, tile in enumerate(tiles) if self._node_of[tile] == node] for tiles in self._tiles]
+
+    @property
+    def spread(self) -> bool:
+        """Whether tiles live on other nodes than the coordinator's: they can be lost, with their kernels."""
+        return bool(self._far)
+
+    def _start(
+        self, rooms: Sequence[Room], advance: Advance = lambda done, total: None, patience_s: float = 0.0
+    ) -> None:
+        """Start the actors of all tiles that have none yet, and the chips that they need; return when they are up.
+
+        Args:
+            rooms: the nodes.
+            advance: told how many are up.
+            patience_s: for how long names that are still taken are tried again.
+        """
+        tiles = [tile for tile in self._node_of if tile not in self._actors]
+        sites = {tile: self._chip.site(tile) for tile in tiles if self._node_of[tile] == self._here}
+        known = {far.node: far for far in self._far}
+        wanted = dict.fromkeys(self._node_of[tile] for tile in tiles if tile not in sites)
+        deadline = time.monotonic() + patience_s
+        for room in rooms:
+            if room.node in wanted and room.node not in known:
+                make = partial(
+                    FarChip, room, self._run, self._chip.machine, self.images, self._chip.arena, self._restarts
+                )
+                far = self._named(make, deadline)
+                known[room.node] = far
+                self._far.append(far)
+        for node in wanted:
+            sites |= known[node].adopt([tile for tile in tiles if self._node_of[tile] == node])
+        for tile in tiles:
+            self._actors[tile] = self._named(partial(self._start_tile, tile, sites[tile]), deadline)
+        self._await(tiles, advance)
+        for node in wanted:
+            known[node].watch({tile: self._actors[tile] for tile in tiles if self._node_of[tile] == node})
+
+    def _start_tile(self, tile: int, site: Site) -> Any:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         from rapa_dist.fabric.actor import Tile
 
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         as_actor: Any = ray.remote(concurrency_groups={"inspect": 1})  # type: ignore[call-overload]
-        actor_class = as_actor(Tile)
-        for tile, (layer, number) in enumerate(self._chip.machine.tiles):
-            actor = actor_class.options(
-                name=f"{run}/{tile_name(layer, number)}",
+        return (
+            as_actor(Tile)
+            .options(
+                name=f"{self._run}/{self._chip.name_of(tile)}",
                 namespace=NAMESPACE,
                 num_cpus=0,
                 resources={RESOURCE: 1},
-                scheduling_strategy=here,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(self._node_of[tile], soft=False),
                 max_restarts=-1,  # it is the lookout that gives a tile up
             )
+            .remote(site)
+        )
+
+    def _named(self, start: Callable[[], Any], deadline: float) -> Any:
+        """Start a named actor; until the deadline its name may still belong to one that was lost."""
+        import ray
+
+        while True:
             try:
-                self._actors[tile] = actor.remote(self._chip.site(tile))
+                return start()
             except ray.exceptions.ActorAlreadyExistsError as error:
-                raise ClusterError(
-                    f"A run named {run} has its tiles on this cluster already. Give the run directory another name."
-                ) from error
-        total = len(self._actors)
-        waiting = [actor.ready.remote() for actor in self._actors.values()]
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"A run named {self._run} has its tiles on this cluster already. "
+                        "Give the run directory another name."
+                    ) from error
+                time.sleep(_NAME_RETRY_S)
+
+    def _await(self, tiles: Sequence[int], advance: Advance) -> None:
+        """Wait until the actors of some tiles are up."""
+        import ray
+
+        total = len(tiles)
+        node_of = {self._actors[tile].ready.remote(): self._node_of[tile] for tile in tiles}
+        waiting = list(node_of)
         last_start = time.monotonic()
         while waiting:
             advance(total - len(waiting), total)
-            up, waiting = ray.wait(waiting, num_returns=1, timeout=_START_TIMEOUT_S)
+            up, waiting = ray.wait(waiting, num_returns=1, timeout=_LOOK_S)
+            silent = time.monotonic() - last_start
             if not up:
-                silent = time.monotonic() - last_start
-                raise ClusterError(
-                    f"{len(waiting)} of {total} tiles did not start; none came up in the last {silent:.0f} s. "
-                    f"Look whether the node has memory left and its {RESOURCE} resources are free "
-                    "(`ray status`)."
-                )
+                for far in self._far:
+                    far.check()
+                if silent > _START_TIMEOUT_S:
+                    raise ClusterError(
+                        f"{len(waiting)} of {total} tiles did not start; none came up in the last {silent:.0f} s. "
+                        f"Look whether the node has memory left and its {RESOURCE} resources are free "
+                        "(`ray status`)."
+                    )
+                continue
             last_start = time.monotonic()
-            self._raise_if_dead(up)
+            try:
+                self._raise_if_dead(up)
+            except ClusterError:
+                for far in self._far:
+                    if far.node == node_of[up[0]]:
+                        far.check()
+                raise
         advance(total, total)
-        self._empty_round()
 
     def _empty_round(self) -> None:
-        self._number += 1
-        self._chip.ring((tile, Ring(self._number, Cycle.EMPTY, 0, 0)) for tile in range(len(self._actors)))
-        self._chip.wait()
+        """Ring all tiles that are in use, for nothing."""
+        for layer in self.machine.layers:
+            self.finish(self.begin_empty(layer))
 
     def patches(self, layer: int) -> Matrix:
         """Return the patch region of a layer."""
@@ -178,10 +279,22 @@ class RayFabric(Fabric):
     def finish(self, cycle: int) -> None:
         """Wait until the tiles are done."""
         self._chip.wait(cycle)
+        if self._far:
+            self._finish_far(cycle)
+
+    def _finish_far(self, cycle: int) -> None:
+        self.network_ns = 0
+        for far in self._far:
+            done = far.finish(cycle)
+            if done is not None:
+                elapsed_ns, answer = done
+                self.network_ns = max(self.network_ns, elapsed_ns - answer.chip_ns)
+                for restart in answer.restarted:
+                    self._on_restart(restart)
 
     def _ring(self, layer: Layer, offsets: NDArray[np.int64], cycle: int, update: Update | None) -> int:
         self._number += 1
-        number, first_tile, pace = self._number, self._first_tile[layer.index], self.pace
+        pace = self.pace
         rates = (update.learning_rate, update.weight_decay) if update else (0.0, 0.0)
         row_ns = (
             0.0
@@ -192,29 +305,100 @@ class RayFabric(Fabric):
                 update=bool(cycle & Cycle.UPDATE),
             )
         )
-        before = self._chip.last_ring
-        self._chip.ring(
-            (
-                tile,
-                Ring(
-                    number,
-                    cycle,
-                    first,
-                    last,
-                    *rates,
-                    hold_ns=int((last - first) * row_ns),
-                    rung_ns=time.monotonic_ns() if row_ns else 0,
-                    after=before[tile],
-                ),
-            )
-            for tile, (first, last) in enumerate(pairwise(offsets.tolist()), first_tile)
-        )
-        return number
+        order = Order(self._number, layer.index, cycle, *rates, row_ns)
+        edges = offsets.tolist()
+        if not self._far:
+            rows = zip(self._tiles[layer.index], pairwise(edges), strict=True)
+            self._chip.ring(order.rings(rows, self._chip.last_ring))
+            return order.number
+        for far in self._far:
+            far.send(order, edges)
+        ours = ((tile, (edges[j], edges[j + 1])) for j, tile in self._local[layer.index])
+        self._chip.ring(order.rings(ours, self._chip.last_ring))
+        return order.number
 
     def cells(self, layer: int) -> list[Cells]:
-        """Return the cells of a layer's tiles."""
-        first = self._first_tile[layer]
-        return self._chip.cells[first : first + self.machine.layers[layer].n_tiles]
+        """Return the cells of a layer's tiles: those on this node, where there are several."""
+        return [self._chip.cells[tile] for _, tile in self._local[layer]]
+
+    def kernels(self, layer: Layer) -> Matrix:
+        """Return a copy of the kernels of a layer, (n_t, k + 1, c_out). Between steps only."""
+        return self._kernels([layer])[0]
+
+    def all_kernels(self) -> list[Matrix]:
+        """Return a copy of the kernels of all layers; asks every node once."""
+        return self._kernels(self.machine.layers)
+
+    def _kernels(self, layers: Sequence[Layer]) -> list[Matrix]:
+        wanted = list(chain(*(self._tiles[layer.index] for layer in layers)))
+        theirs = [[tile for tile in wanted if self._node_of[tile] == far.node] for far in self._far]
+        asked = [far.ask_kernels(tiles) for far, tiles in zip(self._far, theirs, strict=True)]
+        found = {tile: cells.kernel for tile, cells in self._chip.cells.items()}
+        for far, tiles, reference in zip(self._far, theirs, asked, strict=True):
+            found |= zip(tiles, far.receive(reference), strict=True)
+        return [np.stack([found[tile] for tile in self._tiles[layer.index]]) for layer in layers]
+
+    def stats(self) -> list[TileStats]:
+        """Return the stats of all tiles that are in use; asks every node once."""
+        asked = [far.ask_stats() for far in self._far]
+        tiles = self._chip.machine.tiles
+        found = [
+            read_tile(cells, name=self._chip.name_of(tile), layer=tiles[tile][0], node=self._here)
+            for tile, cells in self._chip.cells.items()
+        ]
+        for far, reference in zip(self._far, asked, strict=True):
+            found += map(TileStats.from_dict, far.receive(reference))
+        used = {self._chip.name_of(tile) for tile in chain(*self._tiles)}
+        return [entry for entry in found if entry.tile in used]
+
+    def busy_ns(self, layer: int) -> list[int]:
+        """Return by tile of a layer the processor time that it has taken so far, as of its last cycle."""
+        far: dict[int, int] = {}
+        for chip in self._far:
+            far |= chip.busy_ns
+        cells = self._chip.cells
+        return [cells[tile].words[Word.BUSY_NS] if tile in cells else far.get(tile, 0) for tile in self._tiles[layer]]
+
+    def recover(self, lost: NodeLostError, kernels: Kernels, step: int, rooms: Sequence[Room]) -> None:
+        """Go on without a node: place its tiles on others and program all tiles. May be called again if it fails.
+
+        Args:
+            lost: what was raised.
+            kernels: what to program, one array (n_t, k + 1, c_out) per layer.
+            step: steps that they have been trained for.
+            rooms: the nodes that are left, and how many tiles they can take besides those that they have.
+
+        Raises:
+            CapacityError: they have too little room.
+            NodeLostError: another node is lost.
+        """
+        self._forget(lost.node)
+        for far in self._far:
+            far.settle()
+        self._chip.wait()
+        before = set(self._chip.cells)
+        self._node_of = dict(enumerate(placed(self._chip.machine, rooms, self._node_of)))
+        local = {tile for tile, node in self._node_of.items() if node == self._here}
+        self._chip.adopt(sorted(local - before))
+        self._start(rooms, patience_s=_NAME_PATIENCE_S)
+        self.use(self.machine, kernels, step)
+        self._empty_round()
+        if self._registration is not None:
+            self._register(self._registration)
+
+    def _forget(self, node: str) -> None:
+        """Drop a node's chip and tiles, and end their processes where they can be reached."""
+        import ray
+
+        for far in self._far:
+            if far.node == node:
+                far.kill()
+        self._far = [far for far in self._far if far.node != node]
+        for tile in [tile for tile, of in self._node_of.items() if of == node]:
+            del self._node_of[tile]
+            if tile in self._actors:
+                with suppress(Exception):  # it has gone already
+                    ray.kill(self._actors.pop(tile))
 
     @staticmethod
     def _raise_if_dead(references: list[Any]) -> None:
@@ -240,14 +424,40 @@ class RayFabric(Fabric):
         self._lookout.end_stopped()
         if ray.is_initialized():
             leaving = [actor.__ray_terminate__.remote() for actor in self._actors.values()]
+            leaving += [far.close() for far in self._far]
             if leaving and self.cluster.scratch is None:
                 ray.wait(leaving, num_returns=len(leaving), timeout=_STOP_TIMEOUT_S)
+            for far in self._far:
+                far.kill()
+        self._far.clear()
         self._actors.clear()
         self._chip.close()
 
     def register(self, run: str, run_dir: Path) -> None:
-        """Let `rapa-dist stats` find the run on this node, for as long as the chip is there."""
+        """Let `rapa-dist stats` find the run on each of its nodes, for as long as the chips are there."""
+        self._registration = Registration.of_this_process(
+            run=run, address=self.cluster.address, run_dir=run_dir, folder=self._chip.scratch.path
+        )
+        self._register(self._registration)
+
+    def _register(self, registration: Registration) -> None:
         with suppress(OSError):  # it can still be found through its cluster
-            Registration.of_this_process(
-                run=run, address=self.cluster.address, run_dir=run_dir, folder=self._chip.scratch.path
-            ).write()
+            registration.write()
+        for far in self._far:
+            far.register(registration)
+
+
+def choose(started: Machine, machine: Machine, node_of: Mapping[int, str]) -> list[list[int]]:
+    """Return, for every layer, which of the tiles that were started a smaller machine uses, every node its share."""
+    nodes = list(dict.fromkeys(node_of.values()))
+    chosen, first = [], 0
+    for layer, ours in zip(machine.layers, started.layers, strict=True):
+        tiles = range(first, first + ours.n_tiles)
+        first += ours.n_tiles
+        if layer.n_tiles == ours.n_tiles:
+            chosen.append(list(tiles))
+            continue
+        at = {node: [tile for tile in tiles if node_of[tile] == node] for node in nodes}
+        turns = (of_node[turn] for turn in range(ours.n_tiles) for of_node in at.values() if turn < len(of_node))
+        chosen.append(sorted(islice(turns, layer.n_tiles)))
+    return chosen

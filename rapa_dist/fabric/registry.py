@@ -8,7 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -35,6 +35,8 @@ class Registration:
     """When, in UTC."""
     folder: Path
     """The scratch directory that the registration is in."""
+    first: bool = True
+    """False on the nodes that the coordinator is not on."""
 
     @classmethod
     def of_this_process(cls, *, run: str, address: str, run_dir: Path, folder: Path) -> Self:
@@ -48,6 +50,10 @@ class Registration:
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             folder=folder,
         )
+
+    def within(self, folder: Path) -> Self:
+        """Return the registration of the same run in the scratch directory of a chip on another node."""
+        return replace(self, folder=folder, first=False)
 
     def write(self) -> None:
         """Register the run."""
@@ -78,7 +84,11 @@ def registrations(root: Path) -> list[Registration]:
             registration = Registration(**facts, folder=path.parent)
             if registration.alive:
                 found.append(registration)
-    return sorted(found, key=lambda entry: (entry.started, entry.run, entry.address))
+    found.sort(key=lambda entry: (entry.started, entry.run, entry.address, not entry.first))
+    seen: dict[tuple[str, str, int], Registration] = {}  # nodes may share the machine, and so its memory
+    for entry in found:
+        seen.setdefault((entry.run, entry.address, entry.pid), entry)
+    return list(seen.values())
 
 
 def is_held(folder: Path) -> bool:

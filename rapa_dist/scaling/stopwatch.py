@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rapa_dist.fabric.base import Fabric
 from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.machine import Layer
-from rapa_dist.tile import Cells, Matrix, Update, Word
+from rapa_dist.tile import Cells, Matrix, Update
 
 FORWARD = "forward"
 BACKWARD_UPDATE = "backward_update"
@@ -57,7 +57,6 @@ class Stopwatch(Fabric):
         super().__init__(fabric.machine, fabric.images)
         self._fabric = fabric
         self._stop = stop
-        self._words = [[cells.words for cells in fabric.cells(layer.index)] for layer in fabric.machine.layers]
         self._cycles: list[CycleTime] = []
 
     def take(self) -> tuple[CycleTime, ...]:
@@ -115,13 +114,12 @@ class Stopwatch(Fabric):
     ) -> int:
         if self._stop():
             raise KeyboardInterrupt
-        words = self._words[layer.index]
-        before = [tile[Word.BUSY_NS] for tile in words]
+        before = self._fabric.busy_ns(layer.index)
         started = now_ns()
         number = begin()
         self._fabric.finish(number)
         wall_ns = now_ns() - started
-        busy = [tile[Word.BUSY_NS] - earlier for tile, earlier in zip(words, before, strict=True)]
+        busy = [now - then for now, then in zip(self._fabric.busy_ns(layer.index), before, strict=True)]
         self._cycles.append(
             CycleTime(
                 layer=layer.index,

@@ -1,0 +1,215 @@
+"""The coordinator's end of a chip on another node: messages through Ray, and whether the node is still there."""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, NoReturn
+
+from rapa_dist.errors import ClusterError, NodeLostError
+from rapa_dist.fabric.base import Arena
+from rapa_dist.fabric.chip import Site
+from rapa_dist.fabric.cluster import NAMESPACE
+from rapa_dist.fabric.doorbell import Cycle
+from rapa_dist.fabric.nodes import listens
+from rapa_dist.fabric.order import Order
+from rapa_dist.fabric.placement import Room, runs
+from rapa_dist.fabric.registry import Registration
+from rapa_dist.fabric.remote import Answer, RemoteChip, pieces, returned
+from rapa_dist.machine import Machine
+from rapa_dist.tile import Matrix
+
+_LOOK_S = 1.0  # without an answer, after which it is looked whether the node is still there
+CUT_OFF_S = 30.0  # without any sign of life from a node, after which it is given up; a network may heal before
+_LONGEST_S = 240.0  # for an answer, from a node that is there: longer than a chip gives its tiles to restart
+_START_TIMEOUT_S = 60.0
+_CLOSE_TIMEOUT_S = 5.0
+
+
+class _Share(NamedTuple):
+    """What a chip has of one layer."""
+
+    tiles: tuple[int, ...]
+    """Its tiles, by their numbers in the machine."""
+    positions: tuple[int, ...]
+    """Their places among the tiles of the layer that are in use."""
+    runs: list[tuple[int, int]]
+    """Runs of such places that follow each other: rows of a run are one block."""
+
+
+class _UnderWay(NamedTuple):
+    """A cycle that a chip has been told to do."""
+
+    references: list[Any]
+    """What Ray returned: of an `Answer`, and of the pieces that come with it."""
+    tiles: tuple[int, ...]
+    targets: list[Matrix]
+    """Where in the arena the pieces belong."""
+    sent_ns: int
+
+
+class FarChip:
+    """The tiles of one other node, for the coordinator. What it is told, it does one after the other."""
+
+    def __init__(self, room: Room, run: str, machine: Machine, images: int, arena: Arena, restarts: int) -> None:
+        """Start the chip on its node; returns before it is up.
+
+        Args:
+            room: the node.
+            run: the run's name.
+            machine: the whole machine.
+            images: images that a region of the arena holds.
+            arena: the coordinator's, from which rows are sent, and into which they are received.
+            restarts: how often a tile may be restarted without getting on in between.
+        """
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        self.node, self.address = room.node, room.address
+        self._port, self._arena = room.port, arena
+        self.busy_ns: dict[int, int] = {}
+        """By tile, as of its last answer."""
+        self._shares: list[_Share] = []
+        self._under_way: dict[int, _UnderWay] = {}
+        as_actor: Any = ray.remote
+        self._actor = (
+            as_actor(RemoteChip)
+            .options(
+                name=f"{run}/chip/{room.node}",
+                namespace=NAMESPACE,
+                num_cpus=0,
+                max_restarts=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(room.node, soft=False),
+            )
+            .remote(machine, images, room.node, restarts)
+        )
+
+    def adopt(self, tiles: Sequence[int]) -> dict[int, Site]:
+        """Have it make cells for tiles, and return what their processes have to know."""
+        sites: dict[int, Site] = self._get(self._actor.adopt.remote(tiles), limit_s=_START_TIMEOUT_S)
+        return sites
+
+    def watch(self, actors: Mapping[int, Any]) -> None:
+        """Have it look after tile actors, which are up."""
+        self._actor.watch.remote(dict(actors))
+
+    def register(self, registration: Registration) -> None:
+        """Have the run found on that node."""
+        self._actor.register.remote(registration)
+
+    def use(self, places: Sequence[Sequence[tuple[int, int]]]) -> None:
+        """Take note of which of its tiles are in use: for every layer (place in the layer, number of the tile)."""
+        self._shares = []
+        for of_layer in places:
+            positions, tiles = [place for place, _ in of_layer], tuple(tile for _, tile in of_layer)
+            self._shares.append(_Share(tiles, tuple(positions), runs(positions)))
+
+    def program(self, kernels: Mapping[int, Matrix], step: int) -> None:
+        """Have kernels written, by tile, as after so many steps; returns when they are."""
+        self._get(self._actor.program.remote(dict(kernels), step))
+
+    def ask_kernels(self, tiles: Sequence[int]) -> Any:
+        """Ask for the kernels of tiles; `receive` returns them as a list."""
+        return self._actor.kernels.remote(tiles)
+
+    def ask_stats(self) -> Any:
+        """Ask for the stats of its tiles; `receive` returns them as dictionaries."""
+        return self._actor.stats.remote()
+
+    def receive(self, reference: Any) -> Any:
+        """Return what was asked for.
+
+        Raises:
+            NodeLostError: the node is gone.
+        """
+        return self._get(reference)
+
+    def send(self, order: Order, edges: Sequence[int]) -> None:
+        """Send a cycle, with the rows that it needs; tile j of the layer has the rows edges[j] … edges[j + 1] − 1."""
+        share = self._shares[order.layer]
+        if not share.tiles:
+            return
+        sent_ns = time.monotonic_ns()
+        rows = [(edges[place], edges[place + 1]) for place in share.positions]
+        blocks = [(edges[first], edges[last]) for first, last in share.runs]
+        patches, outputs = self._arena.patches(order.layer), self._arena.outputs(order.layer)
+        sent: list[Matrix] = []
+        if order.cycle:
+            sent = pieces(patches if order.cycle == Cycle.FORWARD else outputs, blocks)
+        targets = returned(order, patches, outputs, blocks)
+        method = self._actor.cycle.options(num_returns=1 + len(targets))
+        references = method.remote(order, share.tiles, rows, blocks, *sent)
+        references = references if targets else [references]
+        self._under_way[order.number] = _UnderWay(references, share.tiles, targets, sent_ns)
+
+    def finish(self, number: int) -> tuple[int, Answer] | None:
+        """Wait for a cycle, and put the rows that come back into the arena.
+
+        Returns:
+            The nanoseconds from sending to having it all, and the answer; None if it has none of the layer's tiles.
+
+        Raises:
+            NodeLostError: the node is gone.
+            ClusterError: a tile failed there.
+        """
+        under_way = self._under_way.pop(number, None)
+        if under_way is None:
+            return None
+        answer, *rows = self._get(under_way.references)
+        for target, piece in zip(under_way.targets, rows, strict=True):
+            target[:] = piece
+        self.busy_ns.update(zip(under_way.tiles, answer.busy_ns, strict=True))
+        return time.monotonic_ns() - under_way.sent_ns, answer
+
+    def settle(self) -> None:
+        """Wait for whatever is under way, and forget it."""
+        for number in list(self._under_way):
+            self._get(self._under_way.pop(number).references)
+
+    def close(self) -> Any:
+        """Have it remove what it put on its node; returns what to wait for."""
+        return self._actor.close.remote()
+
+    def kill(self) -> None:
+        """End its process, if it can be reached."""
+        import ray
+
+        self._under_way.clear()
+        with suppress(Exception):  # it has gone already
+            ray.kill(self._actor)
+
+    def _get(self, reference: Any, limit_s: float = _LONGEST_S) -> Any:
+        import ray
+
+        asked = last_sign = time.monotonic()
+        while True:
+            try:
+                return ray.get(reference, timeout=_LOOK_S)
+            except ray.exceptions.GetTimeoutError:
+                now = time.monotonic()
+                there = self.reachable()
+                if there:
+                    last_sign = now
+                if there is False:
+                    self._lost("its Ray daemon is gone")
+                if now - last_sign > CUT_OFF_S:
+                    self._lost(f"it can't be reached for {now - last_sign:.0f} s")
+                if now - asked > limit_s:
+                    self._lost(f"its chip has not answered for {now - asked:.0f} s")
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, ClusterError):
+                    raise ClusterError(f"On the node {self.address}: {error.cause}") from error
+                raise
+            except ray.exceptions.RayError as error:
+                self._lost(str(error).partition("\n")[0])
+
+    def _lost(self, why: str) -> NoReturn:
+        raise NodeLostError(f"The node {self.address} is lost: {why}", self.node, self.address) from None
+
+    def check(self) -> None:
+        """Raise NodeLostError if the node is gone."""
+        if self.reachable() is False:
+            self._lost("its Ray daemon is gone")
+
+    def reachable(self) -> bool | None:
+        """Return whether the node's Ray daemon listens; None if nothing is heard at all, as where a network is cut."""
+        return listens(self.address, self._port)

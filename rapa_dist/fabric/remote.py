@@ -1,0 +1,128 @@
+"""The chip of another node: an actor that owns that node's arena, doorbells and cells.
+
+Its arena has the very rows of the coordinator's, so nothing has to be translated: one message brings a block of
+rows, the tiles compute where it was put, and the answer takes their rows back. It never imports torch.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rapa_dist.fabric.chip import Chip, Site
+from rapa_dist.fabric.doorbell import Cycle
+from rapa_dist.fabric.lookout import Lookout, Restart
+from rapa_dist.fabric.order import Order
+from rapa_dist.fabric.registry import Registration
+from rapa_dist.inspection import read_tile
+from rapa_dist.machine import Machine, tile_name
+from rapa_dist.tile import Matrix, Word
+
+Rows = Sequence[tuple[int, int]]
+"""Rows, as (first, one past the last)."""
+_PIECE_BYTES = 96_000
+_MOST_IN_PIECES = 8_000_000  # bytes; Ray sends 10 MB along with a call, and no more
+
+
+class Answer(NamedTuple):
+    """What a chip sends back after a cycle, besides the rows."""
+
+    chip_ns: int
+    """How long it took, from the arrival of the message to when all its tiles were done."""
+    busy_ns: tuple[int, ...]
+    """Processor time that its tiles have taken so far, in the order in which they were named."""
+    restarted: tuple[Restart, ...]
+    """Tiles whose process was replaced since the last answer."""
+
+
+class RemoteChip:
+    """A node's `Chip` as a Ray actor: does what it is told, one message after the other."""
+
+    def __init__(self, machine: Machine, images: int, node: str, restarts: int) -> None:
+        self._node = node
+        self._actors: dict[int, Any] = {}
+        self._restarted: list[Restart] = []
+        self._chip = Chip(machine, images, tiles=())
+        self._lookout = Lookout(self._chip, self._actors, self._restarted.append, restarts=restarts)
+
+    def adopt(self, tiles: Sequence[int]) -> dict[int, Site]:
+        """Make cells for some tiles and return what their processes have to know."""
+        self._chip.adopt(tiles)
+        return {tile: self._chip.site(tile) for tile in tiles}
+
+    def watch(self, actors: Mapping[int, Any]) -> None:
+        """Look after these tile actors from now on, which are up."""
+        self._actors |= actors
+
+    def program(self, kernels: Mapping[int, Matrix], step: int) -> None:
+        """Write kernels, as after `step` steps, into the cells of tiles that are not at work."""
+        for tile, kernel in kernels.items():
+            self._chip.program(tile, kernel, step)
+
+    def kernels(self, tiles: Sequence[int]) -> list[Matrix]:
+        """Return the kernels of some tiles, each (k + 1, c_out). Between steps only."""
+        return [self._chip.cells[tile].kernel.copy() for tile in tiles]
+
+    def stats(self) -> list[dict[str, Any]]:
+        """Return the stats of all tiles of the chip."""
+        tiles = self._chip.machine.tiles
+        found = []
+        for number, cells in self._chip.cells.items():
+            layer, tile = tiles[number]
+            found.append(read_tile(cells, name=tile_name(layer, tile), layer=layer, node=self._node).as_dict())
+        return found
+
+    def cycle(self, order: Order, tiles: Sequence[int], rows: Rows, runs: Rows, *sent: Matrix) -> Any:
+        """Have tiles do a cycle and return when they are done.
+
+        Args:
+            order: which.
+            tiles: who, by number.
+            rows: the rows of each of them.
+            runs: the same rows, those that follow each other in one.
+            sent: patches, or in a backward cycle errors, of all these rows, in pieces.
+
+        Returns:
+            An `Answer`, followed by the outputs or input errors in pieces, if there are any.
+        """
+        started = time.monotonic_ns()
+        chip, forward = self._chip, order.cycle == Cycle.FORWARD
+        patches, outputs = chip.arena.patches(order.layer), chip.arena.outputs(order.layer)
+        if order.cycle:
+            for target, piece in zip(pieces(patches if forward else outputs, runs), sent, strict=True):
+                target[:] = piece
+        chip.ring(order.rings(zip(tiles, rows, strict=True), chip.last_ring))
+        chip.wait(order.number)
+        busy = tuple(chip.cells[tile].words[Word.BUSY_NS] for tile in tiles)
+        restarted = tuple(self._restarted)
+        self._restarted.clear()
+        back = returned(order, patches, outputs, runs)
+        answer = Answer(time.monotonic_ns() - started, busy, restarted)
+        return (answer, *back) if back else answer
+
+    def register(self, registration: Registration) -> None:
+        """Let `rapa-dist stats` find the run on this node."""
+        registration.within(self._chip.scratch.path).write()
+
+    def close(self) -> None:
+        """Remove everything that the chip put on its node."""
+        self._lookout.end_stopped()
+        self._chip.close()
+
+
+def returned(order: Order, patches: Matrix, outputs: Matrix, runs: Rows) -> list[Matrix]:
+    """Return views of what a cycle brings back, in pieces: outputs, input errors or nothing."""
+    if order.cycle == Cycle.FORWARD:
+        return pieces(outputs, runs)
+    return pieces(patches, runs) if order.cycle & Cycle.INPUT_ERROR else []
+
+
+def pieces(region: Matrix, runs: Rows) -> list[Matrix]:
+    """Return views of some runs of rows, in pieces that Ray sends along with a call.
+
+    Ray carries what is larger than 100 kB by way of its object stores, which takes 8 ms where a call takes one. Both
+    ends cut alike, so that the pieces of one are those of the other.
+    """
+    row_bytes = region.shape[1] * region.itemsize
+    n_bytes = row_bytes * sum(last - first for first, last in runs)
+    step = max(1, _PIECE_BYTES // row_bytes) if n_bytes <= _MOST_IN_PIECES else len(region)
+    return [region[at : min(at + step, last)] for first, last in runs for at in range(first, last, step)]
