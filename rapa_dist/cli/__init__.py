@@ -29,6 +29,7 @@ COMMANDS = {
     "reproduce": "rapa_dist.cli.reproduce:reproduce",
     "plan": "rapa_dist.cli.plan:plan",
     "scale": "rapa_dist.cli.scale:scale",
+    "chaos": "rapa_dist.cli.chaos:chaos",
     "doctor": "rapa_dist.cli.doctor:doctor",
 }
 

@@ -1,0 +1,90 @@
+"""`rapa-dist chaos`: kill, stop and interrupt a run at random, and see whether its result is the undisturbed one."""
+
+from typing import Any
+
+import click
+
+from rapa_dist.cli.output import emit, json_option
+from rapa_dist.errors import UsageError
+
+_KINDS = "tile-kill,tile-stop,all-tiles,coordinator-kill"
+
+
+@click.command()
+@click.option("--tiles", metavar="N,N,N", default="4,2,1", show_default=True, help="Tiles n_t of every layer.")
+@click.option("--channels", metavar="N,N,N", help="Output channels of every layer.  [default: 32,32,64]")
+@click.option("--dataset", metavar="NAME", default="builtin", show_default=True, help="As for train.")
+@click.option("--limit-train", type=int, metavar="N", default=1000, show_default=True, help="Training images.")
+@click.option("--limit-test", type=int, metavar="N", default=200, show_default=True, help="Test images.")
+@click.option("--epochs", type=int, default=3, show_default=True, help="Passes over the training images.")
+@click.option("--kills", type=int, default=20, show_default=True, help="Deeds in all.")
+@click.option("--runs", type=int, default=1, show_default=True, help="Runs that they are spread over.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is done when, and to whom.")
+@click.option(
+    "--kinds",
+    metavar="LIST",
+    default=_KINDS,
+    show_default=True,
+    help="What is done: of tile-kill, tile-stop, all-tiles, coordinator-kill, coordinator-term.",
+)
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    help="Ray cluster that this machine is a node of; tiles are hit on this node.  [default: one started for each run]",
+)
+@json_option
+def chaos(as_json: bool, kinds: str, kills: int, runs: int, seed: int, address: str | None, **settings: Any) -> None:
+    """Kill and stop processes of a run at random moments, and compare it with the same run undisturbed.
+
+    Every run ends with the weights of the undisturbed one, bit by bit, and leaves nothing behind: exit code 0.
+    Else it is 1, and what is wrong is said.
+
+    \b
+    Examples:
+      rapa-dist chaos --kills 10
+      rapa-dist chaos --tiles 16,4,1 --kills 100 --runs 5 --seed 7 --json > chaos.json
+    """  # noqa: D301 — click wants the backspace itself
+    from rapa_dist.chaos.mischief import check_kinds
+
+    wanted = tuple(kind.strip() for kind in kinds.split(",") if kind.strip())
+    check_kinds(wanted)
+    if kills < 1 or runs < 1 or runs > kills:
+        raise UsageError(f"--kills and --runs are numbers from 1, --runs the smaller one; they are {kills} and {runs}.")
+
+    from rapa_dist.chaos.campaign import Plan, campaign
+    from rapa_dist.console import stderr
+
+    options = [
+        text
+        for name, value in settings.items()
+        if value is not None
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    plan = Plan(options=tuple(options), kinds=wanted, kills=kills, runs=runs, seed=seed, address=address)
+    report = campaign(plan, lambda line: stderr.print(line, markup=False))
+    if as_json:
+        emit(report)
+    else:
+        _show(report)
+    if report["wrong"]:
+        raise click.exceptions.Exit(1)
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from rapa_dist.console import stdout
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("done")
+    for column in ("times", "seconds lost, median", "longest"):
+        table.add_column(column, justify="right")
+    for kind, found in report["kinds"].items():
+        times = ["–" if found[key] is None else f"{found[key]:.2f}" for key in ("median_s", "longest_s")]
+        table.add_row(kind, str(found["number"]), *times)
+    stdout.print(table)
+    for line in report["wrong"]:
+        stdout.print(line, markup=False)
+    stdout.print(
+        f"{report['verdict']}: {report['runs']} runs of {report['steps_per_run']} steps, seed {report['seed']}"
+    )
