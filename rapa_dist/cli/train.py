@@ -73,6 +73,14 @@ _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 1
     "[default: RAY_ADDRESS, else a cluster already running here, else one started for the run]",
 )
 @click.option("--nodes", type=int, metavar="N", help="Use N nodes of the cluster at most.  [default: all with tiles]")
+@click.option(
+    "--node-patience",
+    type=float,
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a node in place of a lost one, if those left have too few tiles.",
+)
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Directory for the run.  [default: runs/<utc>-…]")
 @click.option(
     "--resume",
@@ -88,6 +96,7 @@ def train(
     device: str | None,
     address: str | None,
     nodes: int | None,
+    node_patience: float,
     data_dir: Path | None,
     run_dir: Path | None,
     resume: Path | None,
@@ -126,6 +135,8 @@ def train(
         raise UsageError(f"--address is for the fabric ray; --fabric {fabric} uses no cluster. Leave one of them out.")
     if nodes is not None and fabric != "ray":
         raise UsageError(f"--nodes is for the fabric ray; --fabric {fabric} uses no cluster. Leave one of them out.")
+    if not node_patience >= 0:
+        raise UsageError(f"--node-patience needs seconds, 0 or more; it is {node_patience:g}.")
     if nodes is not None and nodes < 1:
         raise UsageError(f"--nodes needs at least 1; it is {nodes}.")
     if resume is not None and run_dir is not None:
@@ -152,6 +163,7 @@ def train(
                 device=device,
                 address=address,
                 nodes=nodes,
+                node_patience_s=node_patience,
                 data_dir=data_dir,
                 run_dir=run_dir,
                 live=live,
@@ -166,6 +178,7 @@ def train(
                 device=device,
                 address=address,
                 nodes=nodes,
+                node_patience_s=node_patience,
                 data_dir=data_dir,
                 live=live,
             )

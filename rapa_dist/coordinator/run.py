@@ -14,6 +14,7 @@ from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
 from rapa_dist.coordinator.display import RunDisplay
 from rapa_dist.coordinator.own_tiles import OwnTiles
 from rapa_dist.coordinator.recoveries import Recoveries
+from rapa_dist.coordinator.rollback import NODE_PATIENCE_S, Rollback
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.coordinator.telemetry import RayMetrics
@@ -78,6 +79,7 @@ def start_run(
     run_dir: Path | None,
     device: str = "cpu",
     nodes: int | None = None,
+    node_patience_s: float = NODE_PATIENCE_S,
     live: bool = False,
 ) -> RunResult:
     """Train a new run. Everything that can be wrong is looked at before anything is written or started.
@@ -90,6 +92,7 @@ def start_run(
         run_dir: the run's directory; None for one below `runs/`.
         device: where the fabric "batched" computes, "cpu" or "cuda".
         nodes: nodes of the cluster to use at most; None: all that offer tiles.
+        node_patience_s: how long to wait for a node in place of a lost one, where those that are left are too few.
         live: whether to show what every tile does.
 
     Raises:
@@ -108,7 +111,7 @@ def start_run(
             start = initial_checkpoint(config, data)
             checkpoints.write(directory.checkpoint_folder, checkpoints.name_of(0, 0), start)
         directory.log(f"new run: {config}")
-        return _train(start, data, place, directory, live)
+        return _train(start, data, place, directory, live, node_patience_s)
 
 
 def resume_run(
@@ -120,6 +123,7 @@ def resume_run(
     data_dir: Path | None,
     device: str = "cpu",
     nodes: int | None = None,
+    node_patience_s: float = NODE_PATIENCE_S,
     live: bool = False,
 ) -> RunResult:
     """Go on with a run from its newest checkpoint, as if it had never stopped.
@@ -130,6 +134,7 @@ def resume_run(
         fabric: one of `FABRICS`; need not be the one it was started with.
         device: as for `start_run`.
         nodes: as for `start_run`.
+        node_patience_s: as for `start_run`.
         address: as for `start_run`.
         data_dir: as for `start_run`; None for where the run found its data.
         live: as for `start_run`.
@@ -164,7 +169,7 @@ def resume_run(
         origin = found[-1].stem if found else "its beginning"
         directory.log(f"resumed from {origin}")
         stderr.print(f"Resuming {path} from {origin}", markup=False)
-        return _train(replace(start, config=config), data, place, directory, live)
+        return _train(replace(start, config=config), data, place, directory, live, node_patience_s)
 
 
 def _check_progress(directory: RunDirectory, config: TrainConfig, newest: Checkpoint | None) -> None:
@@ -208,7 +213,9 @@ def _load(config: TrainConfig, data_dir: Path | None) -> DataSet:
     return load_dataset(config.dataset, data_dir=data_dir, limit_train=config.limit_train, limit_test=config.limit_test)
 
 
-def _train(start: Checkpoint, data: DataSet, place: Place, directory: RunDirectory, live: bool) -> RunResult:
+def _train(
+    start: Checkpoint, data: DataSet, place: Place, directory: RunDirectory, live: bool, node_patience_s: float
+) -> RunResult:
     config, recoveries = start.config, Recoveries(directory)
     with one_digital_thread(), redirect_stdout(directory.log_stream()):  # Ray prints its warnings to stdout
         try:
@@ -218,7 +225,13 @@ def _train(start: Checkpoint, data: DataSet, place: Place, directory: RunDirecto
             metrics = RayMetrics() if fabric.name == "ray" else None
             display = RunDisplay(config, data, fabric.name, tiles, live=live, metrics=metrics)
             with display, asked_to_stop() as stop:
-                outcome = Trainer(start, data, fabric, directory, display, recoveries).run(stop)
+
+                def trainer(start: Checkpoint, newest: str | None) -> Trainer:
+                    return Trainer(start, data, fabric, directory, display, recoveries, newest)
+
+                outcome = Rollback(fabric, directory, recoveries, place.rooms, node_patience_s).run(
+                    start, trainer, stop
+                )
             directory.write_tiles(display.last_look().as_dict())
         except ClusterError:
             place.keep_logs(directory.path / "ray-logs")

@@ -29,6 +29,9 @@ from rapa_dist.network.model import initial_digital, initial_kernels
 from rapa_dist.network.pipeline import Step
 from rapa_dist.tile import Update
 
+SNAPSHOT_EVERY = 200
+"""Steps after which the coordinator takes a copy of all weights, where some tiles live on other nodes."""
+
 
 class Display(Protocol):
     """Shows a run to whoever watches."""
@@ -82,8 +85,19 @@ class Trainer:
         directory: RunDirectory,
         display: Display,
         recoveries: Recoveries | None = None,
+        newest: str | None = None,
     ) -> None:
-        """Continue from `start`, whose kernels are in the fabric's tiles already."""
+        """Continue from `start`, whose kernels are in the fabric's tiles already.
+
+        Args:
+            start: where to begin.
+            data: what to train on.
+            fabric: the tiles.
+            directory: where results go.
+            display: who is told how it goes.
+            recoveries: what the run got over, for its metrics.
+            newest: name of the newest checkpoint on disk; None: `start` is there.
+        """
         self.config = config = start.config
         self.progress = replace(start.progress)
         self._start = start
@@ -99,7 +113,10 @@ class Trainer:
             data.train, data.mean, batch_size=config.batch_size, seed=config.seed, augment=config.augment
         )
         self._last = 0, 0, 0.0  # step and epoch under way, from 1, and λ in force
-        self._newest = checkpoints.name_of(self.progress.step, self.progress.epoch)
+        self.newest = newest or checkpoints.name_of(self.progress.step, self.progress.epoch)
+        """Name of the newest checkpoint on disk."""
+        self.snapshot = start
+        """What to go back to if a node is lost: never more than `SNAPSHOT_EVERY` steps ago where that can happen."""
         images = len(data.train.labels)
         self._device_time_s = training_epoch_s(self._assigner.loads, images, config.batch_size, CycleTimes())
 
@@ -122,8 +139,8 @@ class Trainer:
             self._finish_epoch(score, wall)
             self._save()
             if stop() and self.progress.epoch < self.config.epochs:
-                return Outcome(False, self._newest)
-        return Outcome(True, self._newest)
+                return Outcome(False, self.newest)
+        return Outcome(True, self.newest)
 
     def _train_epoch(self, stop: Callable[[], bool]) -> int:
         """Train what is left of the epoch under way and return the number of steps."""
@@ -141,6 +158,8 @@ class Trainer:
                 progress.wrong += result.wrong
                 progress.seen += result.images
                 self._display.trained(progress, len(self._batches), result.loss)
+                if self._fabric.spread and progress.step % SNAPSHOT_EVERY == 0:
+                    self.snapshot = self._look()
         return steps
 
     def _steps(self, learning_rate: float, stop: Callable[[], bool]) -> Iterator[Step]:
@@ -192,7 +211,7 @@ class Trainer:
 
     def _similarity(self) -> list[float | None]:
         """Return S of every layer (Fig. 3); None with fewer than two tiles, or where it is no finite number."""
-        found = [similarity(self._fabric.kernels(layer)) for layer in self._fabric.machine.layers]
+        found = map(similarity, self._fabric.all_kernels())
         return [value if value is not None and math.isfinite(value) else None for value in found]
 
     def _wall(self, steps: int, train_s: float, test_s: float) -> dict[str, Any]:
@@ -210,26 +229,27 @@ class Trainer:
         step, epoch, learning_rate = self._last
         return DivergedError(
             f"Training diverged: {what} in step {step} (epoch {epoch}), λ = {learning_rate:g}. "
-            f"The last good checkpoint is {self._newest} in {self._directory.checkpoint_folder}. "
+            f"The last good checkpoint is {self.newest} in {self._directory.checkpoint_folder}. "
             "Start again with a smaller --lr or a longer --warmup-epochs."
         )
+
+    def _look(self) -> Checkpoint:
+        """Return the run as it stands."""
+        kernels, digital = self._fabric.all_kernels(), self._network.digital_arrays()
+        return replace(self._start, progress=replace(self.progress), kernels=kernels, digital=digital)
 
     def _save(self) -> str:
         """Write a checkpoint of the run as it stands and return its name."""
         progress, folder = self.progress, self._directory.checkpoint_folder
         name = checkpoints.name_of(progress.step, progress.epoch)
-        if name == self._newest:
+        if name == self.newest:
             return name
-        checkpoint = replace(
-            self._start,
-            progress=replace(progress),
-            kernels=[self._fabric.kernels(layer) for layer in self._fabric.machine.layers],
-            digital=self._network.digital_arrays(),
-        )
+        checkpoint = self._look()
         if not all(np.isfinite(array).all() for array in (*checkpoint.kernels, *checkpoint.digital.values())):
             raise self._diverged("there are weights that are no finite numbers")
+        self.snapshot = checkpoint
         checkpoints.write(folder, name, checkpoint)
-        self._newest = name
+        self.newest = name
         best = progress.best_epoch
         checkpoints.prune(folder, checkpoints.name_of(best * len(self._batches), best) if best else None)
         self._directory.log(f"checkpoint {name}")

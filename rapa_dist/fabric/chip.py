@@ -156,10 +156,10 @@ class Chip:
         self._held = held
         try:
             yield
-        finally:
+        finally:  # also after an error: what was begun is under way
             self._held = None
-        for tile, rings in held.items():
-            self._bell.ring(tile, *rings)
+            for tile, rings in held.items():
+                self._bell.ring(tile, *rings)
 
     def wait(self, number: int | None = None) -> None:
         """Return when all tiles that were rung with this number are done, or all that were rung at all.

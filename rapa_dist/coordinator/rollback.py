@@ -1,0 +1,122 @@
+"""Past the loss of a node: back to the newest snapshot, the lost tiles to the nodes that are left, and on from there.
+
+A tile whose process dies finds its kernel in its cells. A node takes its cells along, so that all tiles have to go back
+to a moment of which the coordinator has a copy; the steps since are trained again, with the same bits.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from rapa_dist.console import stderr
+from rapa_dist.coordinator import checkpoint as checkpoints
+from rapa_dist.coordinator.checkpoint import Checkpoint
+from rapa_dist.coordinator.recoveries import Recoveries
+from rapa_dist.coordinator.recovery import NODE, Recovery
+from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.coordinator.trainer import Outcome, Trainer
+from rapa_dist.errors import CapacityError, ClusterError, NodeLostError
+from rapa_dist.fabric.base import Tiles
+from rapa_dist.fabric.placement import Room
+
+NODE_PATIENCE_S = 60.0
+"""How long a run waits for a node that can take the place of a lost one, unless something else is wished."""
+_LOOK_S = 1.0
+_SAY_S = 10.0
+
+Train = Callable[[Checkpoint, str | None], Trainer]
+"""Make what trains on from a checkpoint, given the name of the newest one that is on disk."""
+
+
+class Rollback:
+    """Trains a run to its end, whatever nodes are lost on the way."""
+
+    def __init__(
+        self,
+        fabric: Tiles,
+        directory: RunDirectory,
+        recoveries: Recoveries,
+        rooms: Callable[[], Sequence[Room]],
+        patience_s: float = NODE_PATIENCE_S,
+    ) -> None:
+        """Look after a run.
+
+        Args:
+            fabric: its tiles.
+            directory: its files.
+            recoveries: told of every node that was replaced.
+            rooms: returns the nodes that tiles may be placed on now.
+            patience_s: how long to wait for a node where those that are left have too little room.
+        """
+        self._fabric, self._directory, self._recoveries = fabric, directory, recoveries
+        self._rooms, self._patience_s = rooms, patience_s
+
+    def run(self, start: Checkpoint, train: Train, stop: Callable[[], bool]) -> Outcome:
+        """Train from a checkpoint on; the fabric's tiles have its kernels.
+
+        Raises:
+            ClusterError: a node was lost, and none took its place in time; what was trained up to the newest snapshot
+                is on disk.
+        """
+        trainer = train(start, None)
+        while True:
+            try:
+                return trainer.run(stop)
+            except NodeLostError as lost:
+                snapshot = trainer.snapshot
+                self._say(str(lost))
+                noticed, at, reached = time.monotonic(), datetime.now(UTC), trainer.progress.step
+                if not self._replace(lost, snapshot, stop):
+                    return Outcome(False, self._save(snapshot))
+                self._directory.cut_metrics(snapshot.progress.metrics_bytes)
+                trainer = train(snapshot, trainer.newest)
+                self._note(lost, snapshot.progress.step, reached, time.monotonic() - noticed, at)
+
+    def _replace(self, lost: NodeLostError, snapshot: Checkpoint, stop: Callable[[], bool]) -> bool:
+        """Place the lost tiles elsewhere and program all; return False if it was asked to stop meanwhile."""
+        from rapa_dist.fabric.ray import RayFabric
+
+        assert isinstance(self._fabric, RayFabric)  # the others have no nodes to lose
+        deadline, said = time.monotonic() + self._patience_s, -_SAY_S
+        while not stop():
+            try:
+                self._fabric.recover(lost, snapshot.kernels, snapshot.progress.step, self._rooms())
+                return True
+            except NodeLostError as another:
+                lost = another
+                self._say(str(another))
+            except CapacityError as error:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise ClusterError(
+                        f"{lost}; and no node took its place within {self._patience_s:g} s (--node-patience). {error} "
+                        f"Saved: {self._save(snapshot)}."
+                    ) from error
+                if time.monotonic() - said > _SAY_S:
+                    said = time.monotonic()
+                    self._say(f"The nodes that are left have too few tiles; waiting {left:.0f} s for another one")
+                time.sleep(_LOOK_S)
+        return False
+
+    def _save(self, snapshot: Checkpoint) -> str:
+        progress = snapshot.progress
+        name = checkpoints.name_of(progress.step, progress.epoch)
+        checkpoints.write(self._directory.checkpoint_folder, name, snapshot)
+        return name
+
+    def _note(self, lost: NodeLostError, step: int, reached: int, seconds: float, at: datetime) -> None:
+        self._recoveries.note(
+            Recovery(
+                kind=NODE,
+                what=lost.address,
+                step=reached,
+                lost_steps=reached - step,
+                seconds=round(seconds, 3),
+                at=at.isoformat(timespec="milliseconds"),
+            ),
+            f"Its tiles are on other nodes now ({seconds:.1f} s); back from step {reached} to {step}",
+        )
+
+    def _say(self, message: str) -> None:
+        self._directory.log(message)
+        stderr.print(message, markup=False)
