@@ -1,0 +1,147 @@
+"""Runs on three nodes (raylets on this machine), of which some are killed: the bits of `serial`, or a clear end."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+LOCAL = Path(__file__).parents[1] / "cluster" / "local.sh"
+TILES_PER_NODE = 5  # of 7: two nodes are enough, one is not
+TRAIN = ("train", "--tiles", "4,2,1", "--channels", "8,8,4", "--dataset", "builtin", "--limit-train", "300")
+TRAIN += ("--limit-test", "50", "--epochs", "4", "--lr", "0.02", "--json")
+
+
+class Nodes:
+    """A cluster of three nodes, and what is done to it."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.env = dict(os.environ)
+
+    def __call__(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [LOCAL, "--state", self.state, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+            env=self.env,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def start(self) -> None:
+        self("start", "--plain", "--nodes", "3", "--tiles-per-node", str(TILES_PER_NODE))
+        exported = (line.removeprefix("export ").partition("=") for line in self("env").splitlines())
+        self.env |= {name: value.strip("'\"") for name, _, value in exported}
+
+    def train(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "rapa_dist", *TRAIN, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.env,
+        )
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    folder = Path("/tmp") / f"rn{os.getpid()}"  # short: Ray's sockets lie below it
+    folder.mkdir(mode=0o700)
+    made = Nodes(folder / "c")
+    try:
+        made.start()
+        yield made
+    finally:
+        made("stop")
+        folder.rmdir()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The same run on `serial`: its directory."""
+    path = tmp_path_factory.mktemp("serial") / "run"
+    command = [sys.executable, "-m", "rapa_dist", *TRAIN, "--fabric", "serial", "--run-dir", str(path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return path
+
+
+def epochs_done(run_dir: Path) -> int:
+    try:
+        return (run_dir / "metrics.jsonl").read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def wait_for_epoch(run_dir: Path, epoch: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while epochs_done(run_dir) < epoch:
+        assert time.monotonic() < deadline, "the run does not get on"
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+
+
+def weights(run_dir: Path) -> dict[str, np.ndarray]:
+    return load_file(max((run_dir / "checkpoints").glob("*.safetensors")))
+
+
+def metrics(run_dir: Path) -> tuple[list[dict], list[dict]]:
+    """Return the lines of a run's metrics without what is wall time, and the recoveries in them."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    recoveries = [recovery for line in lines for recovery in line["wall"]["recoveries"]]
+    return [{name: value for name, value in line.items() if name != "wall"} for line in lines], recoveries
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    ours, theirs = weights(one), weights(other)
+    return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_run_on_three_nodes_that_loses_two_ends_with_the_bits_of_serial(nodes, undisturbed, tmp_path):
+    """The second loss leaves too little room, until a killed node is back."""
+    run_dir = tmp_path / "run"
+    process = nodes.train("--run-dir", str(run_dir))
+    wait_for_epoch(run_dir, 1, process)
+    nodes("kill", "2")
+    wait_for_epoch(run_dir, 2, process)
+    nodes("kill", "1")
+    nodes("revive", "2")
+    output, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
+    assert "7 tiles on 3 nodes" in errors
+    assert json.loads(output)["finished"]
+    assert same_weights(run_dir, undisturbed)
+    ours, recoveries = metrics(run_dir)
+    assert ours == metrics(undisturbed)[0]
+    assert [recovery["kind"] for recovery in recoveries] == ["node", "node"]
+    assert all(recovery["lost_steps"] >= 0 and recovery["seconds"] > 0 for recovery in recoveries)
+    nodes("revive", "1")
+
+
+def test_a_run_that_has_no_room_left_saves_and_says_how_to_go_on(nodes, undisturbed, tmp_path):
+    run_dir = tmp_path / "run"
+    process = nodes.train("--run-dir", str(run_dir), "--nodes", "2", "--node-patience", "1")
+    wait_for_epoch(run_dir, 1, process)
+    status = nodes("status")
+    assert "alive" in status
+    nodes("kill", "1")
+    nodes("kill", "2")
+    _, errors = process.communicate(timeout=150)
+    assert process.returncode == 1, errors
+    assert "7 tiles on 2 nodes" in errors
+    assert "is lost" in errors
+    assert "--node-patience" in errors
+    assert "Traceback" not in errors
+    assert f"rapa-dist train --resume {run_dir}" in errors
+    resume = [sys.executable, "-m", "rapa_dist", "train", "--resume", str(run_dir), "--fabric", "serial"]
+    subprocess.run(resume, check=True, capture_output=True, timeout=120)
+    assert same_weights(run_dir, undisturbed)
