@@ -35,16 +35,43 @@ def uninterrupted() -> Iterator[None]:
 
     It may be nested: then the end is that of the outermost.
     """
-    came = False
+    came = 0
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal came
-        came = True
+        came = number
 
     with _handled_by(note):
         yield
     if came:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(came)  # the same: SIGINT may be ignored, as in the background of a shell
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put back at the end what handles signals; Ray puts a handler of its own in place when it connects."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, as Ctrl-C does, for a signal by which others than a person end a program."""
+    raise KeyboardInterrupt
+
+
+def end_like_ctrl_c() -> None:
+    """Have SIGTERM, which batch systems send, and SIGHUP end this process as Ctrl-C does: cleaned up."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, interrupt)
 
 
 @contextmanager
@@ -52,7 +79,8 @@ def _handled_by(handler: _Handler) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield
         return
-    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    heeded = [number for number in _SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heeded}  # under nohup, SIGHUP is ignored
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ import click
 from rapa_dist import __version__
 from rapa_dist.cli.output import Output, emit_error
 from rapa_dist.errors import RapaError
+from rapa_dist.interrupts import end_like_ctrl_c
 
 COMMANDS = {
     "train": "rapa_dist.cli.train:train",
@@ -80,6 +81,7 @@ class CommandLine(click.Group):
         arguments = list(sys.argv[1:] if args is None else args)
         self._main_shell_completion(extra, prog_name, complete_var)
         output = Output()
+        end_like_ctrl_c()
         as_json = "--json" in arguments  # as a mistake may keep click from getting so far
         try:
             with self.make_context(prog_name, arguments, obj=output, **extra) as ctx:

@@ -88,6 +88,21 @@ _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 1
     metavar="RUN_DIR",
     help="Go on with a run from its newest checkpoint.",
 )
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Stop if a tile dies more often than this without getting on.",
+)
+@click.option(
+    "--save-patience",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=600,
+    show_default=True,
+    help="Stop if the run can't be saved for so long, as where the disk is full.",
+)
 @click.option("--live", is_flag=True, help="Show in place what every tile does; needs a terminal.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and start nothing.")
 @json_option
@@ -102,6 +117,8 @@ def train(
     resume: Path | None,
     live: bool,
     dry_run: bool,
+    max_restarts: int,
+    save_patience: float,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -152,8 +169,9 @@ def train(
             print_plan(described)
         return
 
-    from rapa_dist.coordinator.run import resume_run, start_run
+    from rapa_dist.coordinator.run import Tolerance, resume_run, start_run
 
+    tolerance = Tolerance(restarts=max_restarts, save_patience_s=save_patience, node_patience_s=node_patience)
     with redirect_stdout(sys.stderr):  # Ray prints its warnings to stdout
         if resume is None:
             config = _resolve(given)
@@ -163,10 +181,10 @@ def train(
                 device=device,
                 address=address,
                 nodes=nodes,
-                node_patience_s=node_patience,
                 data_dir=data_dir,
                 run_dir=run_dir,
                 live=live,
+                tolerance=tolerance,
             )
         else:
             _resumed(resume, given)  # a contradiction is an error before anything else is touched
@@ -178,9 +196,9 @@ def train(
                 device=device,
                 address=address,
                 nodes=nodes,
-                node_patience_s=node_patience,
                 data_dir=data_dir,
                 live=live,
+                tolerance=tolerance,
             )
     if as_json:
         emit(result.as_dict())

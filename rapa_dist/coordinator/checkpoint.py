@@ -5,6 +5,7 @@ when its sidecar is, and a process killed at any moment leaves none that can't b
 unpickled.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -87,7 +88,11 @@ def write(folder: Path, name: str, checkpoint: Checkpoint) -> Path:
     path = folder / f"{name}.safetensors"
     write_whole(path, data)
     about["sha256"] = hashlib.sha256(data).hexdigest()
-    write_whole(path.with_suffix(".json"), (json.dumps(about, indent=2, sort_keys=True) + "\n").encode())
+    try:
+        write_whole(path.with_suffix(".json"), (json.dumps(about, indent=2, sort_keys=True) + "\n").encode())
+    except OSError:
+        path.unlink(missing_ok=True)  # nobody vouches for it, and it takes room
+        raise
     return path
 
 
@@ -190,6 +195,28 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def append_whole(path: Path, data: bytes, *, durable: bool = False) -> int:
+    """Append to a file all of `data` or nothing, and return its length then; `durable`: also if the power fails.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        before = os.fstat(descriptor).st_size
+        try:
+            if os.write(descriptor, data) < len(data):  # the disk took a part, and has no room for the rest
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.ftruncate(descriptor, before)
+            raise
+        if durable:
+            os.fsync(descriptor)
+        return before + len(data)
+    finally:
+        os.close(descriptor)
 
 
 def _check_shapes(tensors: dict[str, Any], config: TrainConfig, classes: int, path: Path) -> None:

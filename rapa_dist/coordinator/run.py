@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,30 @@ from rapa_dist.coordinator.own_tiles import OwnTiles
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.rollback import NODE_PATIENCE_S, Rollback
 from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.coordinator.saving import PATIENCE_S
 from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.coordinator.telemetry import RayMetrics
 from rapa_dist.coordinator.trainer import Trainer, initial_checkpoint
 from rapa_dist.data import DataSet, load_dataset
-from rapa_dist.errors import CheckpointError, ClusterError, UsageError
+from rapa_dist.errors import CheckpointError, ClusterError, RunDirectoryError, UsageError
+from rapa_dist.fabric.lookout import RESTARTS
 from rapa_dist.footprint import images_per_batch
 from rapa_dist.interrupts import asked_to_stop, uninterrupted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """How much trouble a run takes before it stops."""
+
+    restarts: int = RESTARTS
+    """How often a tile's process may be replaced in one and the same cycle."""
+    save_patience_s: float = PATIENCE_S
+    """For how long it may be impossible to save, in seconds."""
+    node_patience_s: float = NODE_PATIENCE_S
+    """How long to wait for a node in place of a lost one, where those that are left are too few, in seconds."""
+
+
+TOLERANCE = Tolerance()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +96,8 @@ def start_run(
     run_dir: Path | None,
     device: str = "cpu",
     nodes: int | None = None,
-    node_patience_s: float = NODE_PATIENCE_S,
     live: bool = False,
+    tolerance: Tolerance = TOLERANCE,
 ) -> RunResult:
     """Train a new run. Everything that can be wrong is looked at before anything is written or started.
 
@@ -92,8 +109,8 @@ def start_run(
         run_dir: the run's directory; None for one below `runs/`.
         device: where the fabric "batched" computes, "cpu" or "cuda".
         nodes: nodes of the cluster to use at most; None: all that offer tiles.
-        node_patience_s: how long to wait for a node in place of a lost one, where those that are left are too few.
         live: whether to show what every tile does.
+        tolerance: how much trouble it takes before it stops.
 
     Raises:
         RapaError: with the cause, and what to do.
@@ -109,9 +126,9 @@ def start_run(
             directory = RunDirectory.create(run_dir, config, data_dir)
             clean_up.enter_context(_resumable(directory))
             start = initial_checkpoint(config, data)
-            checkpoints.write(directory.checkpoint_folder, checkpoints.name_of(0, 0), start)
+            _write_first(directory, start)
         directory.log(f"new run: {config}")
-        return _train(start, data, place, directory, live, node_patience_s)
+        return _train(start, data, place, directory, live, tolerance)
 
 
 def resume_run(
@@ -123,8 +140,8 @@ def resume_run(
     data_dir: Path | None,
     device: str = "cpu",
     nodes: int | None = None,
-    node_patience_s: float = NODE_PATIENCE_S,
     live: bool = False,
+    tolerance: Tolerance = TOLERANCE,
 ) -> RunResult:
     """Go on with a run from its newest checkpoint, as if it had never stopped.
 
@@ -134,10 +151,10 @@ def resume_run(
         fabric: one of `FABRICS`; need not be the one it was started with.
         device: as for `start_run`.
         nodes: as for `start_run`.
-        node_patience_s: as for `start_run`.
         address: as for `start_run`.
         data_dir: as for `start_run`; None for where the run found its data.
         live: as for `start_run`.
+        tolerance: as for `start_run`.
 
     Raises:
         RapaError: with the cause, and what to do.
@@ -163,13 +180,29 @@ def resume_run(
         place.connect(address)
         start = newest or initial_checkpoint(config, data)
         if newest is None:  # it was killed before it wrote its first one
-            checkpoints.write(directory.checkpoint_folder, checkpoints.name_of(0, 0), start)
-        directory.write_config(config)
+            _write_first(directory, start)
+        try:
+            directory.write_config(config)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"Can't write to the run directory {path}: {error.strerror}. Make room there, or correct permissions."
+            ) from error
         directory.cut_metrics(start.progress.metrics_bytes)
         origin = found[-1].stem if found else "its beginning"
         directory.log(f"resumed from {origin}")
         stderr.print(f"Resuming {path} from {origin}", markup=False)
-        return _train(replace(start, config=config), data, place, directory, live, node_patience_s)
+        return _train(replace(start, config=config), data, place, directory, live, tolerance)
+
+
+def _write_first(directory: RunDirectory, start: Checkpoint) -> None:
+    """Write a run's first checkpoint; without one there is nothing to go back to, so there it is not tried again."""
+    try:
+        checkpoints.write(directory.checkpoint_folder, checkpoints.name_of(0, 0), start)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"Can't write the first checkpoint of the run in {directory.path}: {error.strerror}. "
+            "Make room there, or give another --run-dir."
+        ) from error
 
 
 def _check_progress(directory: RunDirectory, config: TrainConfig, newest: Checkpoint | None) -> None:
@@ -214,27 +247,31 @@ def _load(config: TrainConfig, data_dir: Path | None) -> DataSet:
 
 
 def _train(
-    start: Checkpoint, data: DataSet, place: Place, directory: RunDirectory, live: bool, node_patience_s: float
+    start: Checkpoint, data: DataSet, place: Place, directory: RunDirectory, live: bool, tolerance: Tolerance
 ) -> RunResult:
     config, recoveries = start.config, Recoveries(directory)
     with one_digital_thread(), redirect_stdout(directory.log_stream()):  # Ray prints its warnings to stdout
         try:
             told, step = recoveries.restarted, start.progress.step
-            fabric = place.open(start.kernels, directory.name, directory.path, told, step=step)
+            fabric = place.open(
+                start.kernels, directory.name, directory.path, told, step=step, restarts=tolerance.restarts
+            )
             tiles = OwnTiles(fabric, directory.name)
             metrics = RayMetrics() if fabric.name == "ray" else None
             display = RunDisplay(config, data, fabric.name, tiles, live=live, metrics=metrics)
             with display, asked_to_stop() as stop:
 
                 def trainer(start: Checkpoint, newest: str | None) -> Trainer:
-                    return Trainer(start, data, fabric, directory, display, recoveries, newest)
+                    patience_s = tolerance.save_patience_s
+                    return Trainer(start, data, fabric, directory, display, recoveries, newest, patience_s)
 
-                outcome = Rollback(fabric, directory, recoveries, place.rooms, node_patience_s).run(
-                    start, trainer, stop
-                )
-            directory.write_tiles(display.last_look().as_dict())
+                rollback = Rollback(fabric, directory, recoveries, place.rooms, tolerance.node_patience_s)
+                outcome = rollback.run(start, trainer, stop)
+            with suppress(OSError):  # a full disk; the run itself is saved
+                directory.write_tiles(display.last_look().as_dict())
         except ClusterError:
-            place.keep_logs(directory.path / "ray-logs")
+            with suppress(OSError):
+                place.keep_logs(directory.path / "ray-logs")
             raise
         finally:
             place.close()

@@ -197,20 +197,25 @@ class RunDirectory:
         return found
 
     def append_metrics(self, line: dict[str, Any]) -> int:
-        """Append one line to metrics.jsonl and return the length of the file then, in bytes."""
-        with (self.path / _METRICS).open("ab") as file:
-            file.write(json.dumps(line).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-            return file.tell()
+        """Append one line to metrics.jsonl, whole or not at all, and return the length of the file then, in bytes.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        return checkpoints.append_whole(self.path / _METRICS, json.dumps(line).encode() + b"\n", durable=True)
+
+    @property
+    def metrics_bytes(self) -> int:
+        """Length of metrics.jsonl."""
+        path = self.path / _METRICS
+        return path.stat().st_size if path.exists() else 0
 
     def check_metrics(self, n_bytes: int) -> None:
         """Raise RunDirectoryError if the metrics are shorter than they were when the checkpoint was written."""
-        path = self.path / _METRICS
-        length = path.stat().st_size if path.exists() else 0
+        length = self.metrics_bytes
         if length < n_bytes:
             raise RunDirectoryError(
-                f"{path} has {length:,} bytes, but had {n_bytes:,} when the checkpoint was written. "
+                f"{self.path / _METRICS} has {length:,} bytes, but had {n_bytes:,} when the checkpoint was written. "
                 "It was damaged: restore it, or start a new run."
             )
 
@@ -233,7 +238,8 @@ class RunDirectory:
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl."""
         path = self.path / _METRICS
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may just be written
 
     def write_tiles(self, stats: dict[str, Any]) -> None:
         """Record what the tiles did since the run was started or resumed, unless that was nothing."""
@@ -243,8 +249,8 @@ class RunDirectory:
     def log(self, message: str) -> None:
         """Append a line with the time to the log; a log that can't be written stops nothing."""
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
-        with contextlib.suppress(OSError), (self.path / _LOG).open("a") as file:
-            file.write(f"{stamp} {message}\n")
+        with contextlib.suppress(OSError):
+            checkpoints.append_whole(self.path / _LOG, f"{stamp} {message}\n".encode())
 
     def log_stream(self) -> io.TextIOBase:
         """Return a file that passes on to the log what others print into it."""

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,12 +11,12 @@ from rapa_dist.console import stderr, work
 from rapa_dist.fabric.base import Kernels, Tiles
 from rapa_dist.fabric.chip import check_room
 from rapa_dist.fabric.cluster import Cluster, connect_to, find_address
-from rapa_dist.fabric.lookout import Restart
+from rapa_dist.fabric.lookout import RESTARTS, Restart
 from rapa_dist.fabric.nodes import find_rooms, node_here, placed, reachable
 from rapa_dist.fabric.placement import Room
 from rapa_dist.fabric.quiet import keep_memory
 from rapa_dist.footprint import check_memory
-from rapa_dist.interrupts import uninterrupted
+from rapa_dist.interrupts import handlers_kept, uninterrupted
 from rapa_dist.machine import Machine
 
 
@@ -68,7 +68,7 @@ class Place:
         found = find_address(address)
         if found is None:
             self._check(None)
-        with uninterrupted() if found is None else nullcontext():  # half a cluster could not be stopped
+        with uninterrupted() if found is None else handlers_kept():  # half a cluster could not be stopped
             self._cluster = connect_to(found, len(self._machine.tiles))
         if found is not None:
             self._rooms = self.rooms()
@@ -96,6 +96,7 @@ class Place:
         on_restart: Callable[[Restart], None],
         *,
         step: int = 0,
+        restarts: int = RESTARTS,
     ) -> Tiles:
         """Bring the tiles up with the given kernels.
 
@@ -105,6 +106,7 @@ class Place:
             run_dir: its directory, for those who find the run on this node.
             on_restart: told of a tile whose process died, or hung and was killed, and is back.
             step: training steps that the kernels have been through.
+            restarts: how often a tile's process may be replaced in one and the same cycle.
         """
         if self._kind == "batched":
             from rapa_dist.fabric.batched import BatchedFabric
@@ -128,6 +130,7 @@ class Place:
                 rooms=self._rooms,
                 advance=advance,
                 on_restart=on_restart,
+                restarts=restarts,
                 step=step,
             )
         fabric.register(run, run_dir)

@@ -19,6 +19,7 @@ from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
 from rapa_dist.coordinator.evaluation import Score, evaluate
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.coordinator.saving import PATIENCE_S, Saver
 from rapa_dist.data import Batches, DataSet
 from rapa_dist.errors import DivergedError
 from rapa_dist.fabric.base import Tiles
@@ -86,6 +87,7 @@ class Trainer:
         display: Display,
         recoveries: Recoveries | None = None,
         newest: str | None = None,
+        save_patience_s: float = PATIENCE_S,
     ) -> None:
         """Continue from `start`, whose kernels are in the fabric's tiles already.
 
@@ -97,6 +99,7 @@ class Trainer:
             display: who is told how it goes.
             recoveries: what the run got over, for its metrics.
             newest: name of the newest checkpoint on disk; None: `start` is there.
+            save_patience_s: for how long it may be impossible to save.
         """
         self.config = config = start.config
         self.progress = replace(start.progress)
@@ -113,18 +116,24 @@ class Trainer:
             data.train, data.mean, batch_size=config.batch_size, seed=config.seed, augment=config.augment
         )
         self._last = 0, 0, 0.0  # step and epoch under way, from 1, and λ in force
-        self.newest = newest or checkpoints.name_of(self.progress.step, self.progress.epoch)
-        """Name of the newest checkpoint on disk."""
+        newest = newest or checkpoints.name_of(self.progress.step, self.progress.epoch)
+        self._saver = Saver(directory, newest, patience_s=save_patience_s)
         self.snapshot = start
         """What to go back to if a node is lost: never more than `SNAPSHOT_EVERY` steps ago where that can happen."""
         images = len(data.train.labels)
         self._device_time_s = training_epoch_s(self._assigner.loads, images, config.batch_size, CycleTimes())
+
+    @property
+    def newest(self) -> str:
+        """Name of the newest checkpoint on disk."""
+        return self._saver.newest
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Train and test until the last epoch is done, or until `stop` says so; then save.
 
         Raises:
             DivergedError: the loss or a weight is no longer finite; the last checkpoint is from before.
+            CheckpointError: nothing could be saved for too long.
         """
         while self.progress.epoch < self.config.epochs:
             started = time.perf_counter()
@@ -134,13 +143,18 @@ class Trainer:
             if score is not None and not math.isfinite(score.loss):
                 raise self._diverged(f"the test loss is {score.loss}")
             if score is None:
-                return Outcome(False, self._save())
+                self._save()
+                return self._end(finished=False)
             wall = self._wall(steps, trained - started, time.perf_counter() - trained)
             self._finish_epoch(score, wall)
             self._save()
             if stop() and self.progress.epoch < self.config.epochs:
-                return Outcome(False, self.newest)
-        return Outcome(True, self.newest)
+                return self._end(finished=False)
+        return self._end(finished=True)
+
+    def _end(self, *, finished: bool) -> Outcome:
+        self._saver.settle(leaving=not finished)
+        return Outcome(finished, self.newest)
 
     def _train_epoch(self, stop: Callable[[], bool]) -> int:
         """Train what is left of the epoch under way and return the number of steps."""
@@ -152,6 +166,7 @@ class Trainer:
                 if not math.isfinite(result.loss):
                     raise self._diverged(f"the loss is {result.loss}")
                 steps += 1
+                self._saver.retry()
                 self._recoveries.step = progress.step = progress.step + 1
                 progress.step_in_epoch += 1
                 progress.loss_sum += result.loss * result.images
@@ -201,7 +216,7 @@ class Trainer:
             "similarity": self._similarity(),
             "wall": wall,
         }
-        progress.metrics_bytes = self._directory.append_metrics(metrics)
+        progress.metrics_bytes = self._saver.append(metrics)
         progress.epoch += 1
         if progress.best_epoch == 0 or score.error_percent < progress.best_test_error_percent:
             progress.best_epoch, progress.best_test_error_percent = progress.epoch, score.error_percent
@@ -238,19 +253,15 @@ class Trainer:
         kernels, digital = self._fabric.all_kernels(), self._network.digital_arrays()
         return replace(self._start, progress=replace(self.progress), kernels=kernels, digital=digital)
 
-    def _save(self) -> str:
-        """Write a checkpoint of the run as it stands and return its name."""
-        progress, folder = self.progress, self._directory.checkpoint_folder
+    def _save(self) -> None:
+        """Save the run as it stands, or try to."""
+        progress = self.progress
         name = checkpoints.name_of(progress.step, progress.epoch)
         if name == self.newest:
-            return name
+            return
         checkpoint = self._look()
         if not all(np.isfinite(array).all() for array in (*checkpoint.kernels, *checkpoint.digital.values())):
             raise self._diverged("there are weights that are no finite numbers")
         self.snapshot = checkpoint
-        checkpoints.write(folder, name, checkpoint)
-        self.newest = name
         best = progress.best_epoch
-        checkpoints.prune(folder, checkpoints.name_of(best * len(self._batches), best) if best else None)
-        self._directory.log(f"checkpoint {name}")
-        return name
+        self._saver.save(name, checkpoint, checkpoints.name_of(best * len(self._batches), best) if best else None)

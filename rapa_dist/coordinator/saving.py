@@ -1,0 +1,142 @@
+"""Saving a run: metrics and checkpoints, tried again and again where the disk is full or can't be written to.
+
+Training goes on meanwhile. What could not be written is kept in memory, and the checkpoint before it stays whole.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rapa_dist.console import stderr
+from rapa_dist.coordinator import checkpoint as checkpoints
+from rapa_dist.coordinator.checkpoint import Checkpoint
+from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.errors import CheckpointError
+
+PATIENCE_S = 600.0
+"""For how long a run goes on that can't be saved, unless something else is wished."""
+_RETRY_S = 15.0
+_LAST_RETRY_S = 1.0
+_LEAVING_S = 10.0  # for a run that was asked to stop: whoever asked is waiting
+
+
+class Saver:
+    """Writes what a run has to leave behind, in its order: a line of metrics before the checkpoint that counts it."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        newest: str,
+        *,
+        patience_s: float = PATIENCE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Write nothing yet.
+
+        Args:
+            directory: the run's.
+            newest: name of its newest checkpoint.
+            patience_s: for how long it may be impossible to save.
+            clock: seconds.
+        """
+        self.newest = newest
+        """Name of the newest checkpoint on disk."""
+        self._directory, self._patience_s, self._clock = directory, patience_s, clock
+        self._lines: list[dict[str, Any]] = []
+        self._checkpoint: tuple[str, Checkpoint, str | None] | None = None
+        self._failing_since: float | None = None
+        self._last_try = 0.0
+        self._reason = ""
+
+    def append(self, line: dict[str, Any]) -> int:
+        """Write a line of metrics, now or later; return the length in bytes that metrics.jsonl has with it.
+
+        Raises:
+            CheckpointError: nothing could be saved for too long.
+        """
+        self._lines.append(line)
+        length = self._directory.metrics_bytes + sum(len(json.dumps(line).encode()) + 1 for line in self._lines)
+        self._try()
+        return length
+
+    def save(self, name: str, checkpoint: Checkpoint, best: str | None) -> None:
+        """Write a checkpoint, now or later; it takes the place of one that could not be written before.
+
+        Args:
+            name: its name.
+            checkpoint: what it holds; nobody changes that any more.
+            best: name of the checkpoint with the lowest test error, which is kept.
+
+        Raises:
+            CheckpointError: nothing could be saved for too long.
+        """
+        self._checkpoint = name, checkpoint, best
+        self._try()
+
+    def retry(self) -> None:
+        """Try again what is still to be written, if it is time to; call it often.
+
+        Raises:
+            CheckpointError: nothing could be saved for too long.
+        """
+        if self._failing_since is not None and self._clock() - self._last_try >= _RETRY_S:
+            self._try()
+
+    def settle(self, *, leaving: bool = False) -> None:
+        """Return when everything is written.
+
+        Args:
+            leaving: do not be patient, as somebody waits for the end.
+
+        Raises:
+            CheckpointError: it can't be.
+        """
+        deadline = self._clock() + _LEAVING_S
+        while self._failing_since is not None:
+            if leaving and self._clock() > deadline:
+                raise self._error()
+            time.sleep(_LAST_RETRY_S)
+            self._try()
+
+    def _try(self) -> None:
+        self._last_try = self._clock()
+        try:
+            self._write()
+        except OSError as error:
+            self._reason = f"{error.strerror or error}"
+            if self._failing_since is None:
+                self._failing_since = self._last_try
+                self._say(
+                    f"warning: the run can't be saved in {self._directory.path}: {self._reason}. Training goes on, and "
+                    f"it is tried again; for {self._patience_s:.0f} s. The newest checkpoint is {self.newest}."
+                )
+            elif self._last_try - self._failing_since > self._patience_s:
+                raise self._error() from error
+            return
+        if self._failing_since is not None:
+            self._failing_since = None
+            self._say(f"The run is saved again, in {self._directory.path}: checkpoint {self.newest}.")
+
+    def _write(self) -> None:
+        while self._lines:
+            self._directory.append_metrics(self._lines[0])
+            del self._lines[0]
+        if self._checkpoint is not None:
+            name, checkpoint, best = self._checkpoint
+            folder = self._directory.checkpoint_folder
+            checkpoints.write(folder, name, checkpoint)
+            self._checkpoint, self.newest = None, name
+            self._directory.log(f"checkpoint {name}")
+            checkpoints.prune(folder, best)
+
+    def _error(self) -> CheckpointError:
+        return CheckpointError(
+            f"The run could not be saved in {self._directory.path} for too long: {self._reason}. The newest checkpoint "
+            f"is {self.newest}; what was trained since is lost. Make room or correct permissions there, then go on "
+            f"with: rapa-dist train --resume {self._directory.path}"
+        )
+
+    def _say(self, message: str) -> None:
+        self._directory.log(message)
+        stderr.print(message, markup=False)
