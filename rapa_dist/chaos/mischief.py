@@ -56,7 +56,7 @@ def draw(seed: str, kinds: Sequence[str], number: int, *, tiles: int, epochs: in
         step = {
             STARTING: 0,
             TRAINING: rng.randrange(epochs * steps - 1),
-            SAVING: steps * rng.randint(1, epochs),
+            SAVING: steps * rng.randint(1, max(1, epochs - 1)),  # behind the last one there is nothing to disturb
         }[moment]
         delay_s = rng.uniform(0, 0.004 if moment == SAVING else 0.03)
         deeds.append(Mischief(kind=kind, moment=moment, step=step, delay_s=delay_s, victim=rng.randrange(tiles)))

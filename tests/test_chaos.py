@@ -1,0 +1,117 @@
+"""`rapa-dist chaos`: what it draws, what it would find, and a small campaign of each kind."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rapa_dist.chaos.campaign import Deed, differences, summary
+from rapa_dist.chaos.mischief import COORDINATOR_KILL, KINDS, SAVING, STARTING, TRAINING, check_kinds, draw
+from rapa_dist.chaos.remains import remains
+from rapa_dist.coordinator import checkpoint as checkpoints
+from rapa_dist.errors import UsageError
+
+COMMAND = [sys.executable, "-m", "rapa_dist"]
+SMALL = ["--channels", "8,8,4", "--limit-train", "200", "--limit-test", "20", "--epochs", "2", "--tiles", "2,1,1"]
+
+
+def test_the_same_seed_draws_the_same_deeds_and_another_one_others():
+    options = {"tiles": 7, "epochs": 3, "steps": 100}
+    deeds = draw("5/0", list(KINDS), 200, **options)
+    assert deeds == draw("5/0", list(KINDS), 200, **options)
+    assert deeds != draw("5/1", list(KINDS), 200, **options)
+    assert {deed.kind for deed in deeds} == set(KINDS)
+    assert {deed.victim for deed in deeds} == set(range(7))
+    assert [deed.step for deed in deeds] == sorted(deed.step for deed in deeds)
+    assert max(deed.step for deed in deeds if deed.moment == TRAINING) < 299
+
+
+def test_the_coordinator_is_killed_in_every_moment_and_saving_is_at_the_end_of_an_epoch():
+    deeds = draw("0", [COORDINATOR_KILL], 100, tiles=1, epochs=3, steps=10)
+    assert {deed.moment for deed in deeds} == {STARTING, TRAINING, SAVING}
+    assert {deed.step for deed in deeds if deed.moment == SAVING} == {10, 20}
+
+
+def test_unknown_kinds_are_refused():
+    check_kinds(list(KINDS))
+    with pytest.raises(UsageError, match=r"--kinds is a list of tile-kill.*not “tile-kil”"):
+        check_kinds(["tile-stop", "tile-kil"])
+
+
+def test_the_summary_has_the_median_and_the_longest_of_what_was_lost():
+    deed = Deed(run=0, kind="tile-kill", moment=TRAINING, step=1, seconds=1.0)
+    deeds = [deed, replace(deed, seconds=3.0), replace(deed, seconds=1.5), replace(deed, seconds=None)]
+    found = summary(deeds)["tile-kill"]
+    assert found == {"number": 4, "moments": {TRAINING: 4}, "median_s": 1.5, "longest_s": 3.0}
+
+
+def test_what_is_left_behind_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("rapa_dist.chaos.remains._PATIENCE_S", 0.3)
+    folder = tmp_path / "of-the-run"
+    folder.mkdir()
+    assert remains([folder]) == []
+    program = "import sys, time; file = open(sys.argv[1], 'w'); print(flush=True); time.sleep(60)"
+    left = subprocess.Popen([sys.executable, "-c", program, str(folder / "log")], stdout=subprocess.PIPE)
+    left.stdout.readline()
+    found = remains([folder])
+    left.kill()
+    left.communicate()
+    assert [line.partition(" /")[0] for line in found] == [f"process {left.pid}", str(folder / "log")]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("chaos") / "run"
+    options = [*SMALL, "--dataset", "builtin", "--fabric", "serial", "--run-dir", str(directory)]
+    subprocess.run([*COMMAND, "train", *options], check=True, capture_output=True, timeout=120)
+    return directory
+
+
+def copied(finished: Path, to: Path) -> Path:
+    subprocess.run(["cp", "-r", str(finished), str(to)], check=True)
+    return to
+
+
+@pytest.mark.slow
+def test_a_difference_of_one_bit_is_found(finished, tmp_path):
+    other = copied(finished, tmp_path / "other")
+    assert differences(other, finished) == []
+    newest = checkpoints.latest(other / "checkpoints")
+    found = checkpoints.read(newest)
+    found.kernels[1].view(np.uint32)[0, 0, 0] ^= 1
+    checkpoints.write(newest.parent, newest.stem, found)
+    assert differences(other, finished) == ["weights differ: layer 1"]
+
+
+@pytest.mark.slow
+def test_other_metrics_are_found_and_another_time_is_none(finished, tmp_path):
+    other = copied(finished, tmp_path / "other")
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    lines[0]["wall"]["train_s"] += 1
+    (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert differences(other, finished) == []
+    lines[0]["train_loss"] += 1e-9
+    (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert differences(other, finished) == ["metrics differ"]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_a_campaign_ends_with_the_bits_of_an_undisturbed_run():
+    """Tiles killed and stopped, all of them at once, the coordinator killed while it saves, and ended by SIGTERM."""
+    kinds = "tile-kill,tile-stop,all-tiles,coordinator-kill,coordinator-term"
+    options = ["--kills", "5", "--seed", "72", "--kinds", kinds]
+    done = subprocess.run(
+        [*COMMAND, "chaos", *SMALL, *options, "--json"], capture_output=True, text=True, timeout=380, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["verdict"] == "identical"
+    assert report["wrong"] == []
+    assert sum(found["number"] for found in report["kinds"].values()) == len(report["deeds"]) > 0
+    assert not [path for path in Path(os.environ["RAPA_DIST_SHM"]).iterdir() if "chaos" in path.name]
