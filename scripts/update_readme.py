@@ -7,6 +7,7 @@ With --check only say whether they are up to date. With --scaling DIR first keep
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -206,7 +207,36 @@ def batched_line() -> str:
     )
 
 
+DONE = {
+    "tile-kill": "one tile’s process killed",
+    "tile-stop": "one tile’s process stopped, so that it hangs",
+    "all-tiles": "all tiles killed at once",
+    "coordinator-kill": "coordinator killed, run resumed",
+    "coordinator-term": "coordinator ended by SIGTERM, run resumed",
+}
+
+
+def chaos_table() -> str:
+    campaigns = read("chaos.json")["campaigns"]
+    rows, faults = [], sum(len(campaign["wrong"]) for campaign in campaigns)
+    for kind, label in DONE.items():
+        deeds = [deed for campaign in campaigns for deed in campaign["deeds"] if deed["kind"] == kind]
+        seconds = [deed["seconds"] for deed in deeds if deed["seconds"] is not None]
+        if deeds:
+            rows.append([label, str(len(deeds)), f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}"])
+    runs, first = sum(campaign["runs"] for campaign in campaigns), campaigns[0]
+    tiles = ",".join(map(str, first["tiles"]))
+    seeds = ", ".join(str(campaign["seed"]) for campaign in campaigns)
+    return (
+        table(["done", "times", "seconds until the run was a step further, median", "longest"], rows)
+        + f"\n\n{runs} runs of {first['steps_per_run']} steps with {tiles} tiles, seeds {seeds}; {faults} faults: "
+        "weights or metrics unlike those of the undisturbed run, something left behind, a run that did not end. "
+        f"{machine_of(first['environment'])}, shared with much other work at the time."
+    )
+
+
 TABLES = {
+    "chaos": chaos_table,
     "batched": batched_line,
     "reproduced-table1": lambda: reproduced(tables.table1) + "\n\n" + where_reproduced(),
     "reproduced-figure3": lambda: reproduced(tables.figure3),

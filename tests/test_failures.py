@@ -22,7 +22,7 @@ from rapa_dist.fabric.chip import Chip, cells_name
 from rapa_dist.fabric.doorbell import Cycle, Ring, Status
 from rapa_dist.fabric.lookout import Lookout, Restart, work_s_of
 from rapa_dist.fabric.processes import end, look
-from rapa_dist.fabric.scratch import Scratch, check_shared_memory
+from rapa_dist.fabric.scratch import Scratch, check_shared_memory, sweep
 from rapa_dist.machine import Layer, Machine
 from rapa_dist.tile import Word
 
@@ -180,6 +180,17 @@ def test_recoveries_are_in_the_log_and_in_the_next_line_of_metrics(tmp_path, cap
     (told,) = recoveries.take()
     assert (told["kind"], told["what"], told["step"], told["seconds"]) == ("hung tile", "L0/T003", 7, 2.5)
     assert recoveries.take() == []
+
+
+def test_a_stopped_tile_of_a_coordinator_that_was_killed_is_ended_by_the_next_run(chip, process):
+    tile = process(SLEEPS)
+    tile.send_signal(signal.SIGSTOP)
+    sweep(chip.scratch.root)
+    assert tile.poll() is None  # its coordinator is there
+    os.close(chip.scratch._lock)  # as when it is killed
+    sweep(chip.scratch.root)
+    assert tile.wait(timeout=10) == -signal.SIGKILL
+    assert not chip.scratch.path.exists()
 
 
 # --- disks that are full

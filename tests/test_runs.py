@@ -211,8 +211,16 @@ class TestRay:
         assert done.returncode == 0, done.stderr
         assert_same_run(directory, undisturbed)
 
-    @pytest.mark.parametrize(("moment", "presses"), [("starting", 1), ("training", 1), ("training", 4)])
-    def test_ctrl_c_saves_says_how_to_resume_and_leaves_nothing(self, undisturbed, tmp_path, moment, presses):
+    @pytest.mark.parametrize(
+        ("moment", "presses", "number"),
+        [
+            ("starting", 1, signal.SIGINT),
+            ("starting", 1, signal.SIGTERM),
+            ("training", 1, signal.SIGTERM),
+            ("training", 4, signal.SIGINT),
+        ],
+    )
+    def test_ctrl_c_saves_says_how_to_resume_and_leaves_nothing(self, undisturbed, tmp_path, moment, presses, number):
         directory = tmp_path / "r"
         process = subprocess.Popen(
             [*COMMAND, "train", *TINY, "--run-dir", str(directory)],
@@ -223,7 +231,10 @@ class TestRay:
         sign = directory / ("config.toml" if moment == "starting" else "metrics.jsonl")
         wait_for(sign.exists, process, moment)
         for _ in range(presses):
-            os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to every process in the group
+            if number == signal.SIGINT:
+                os.killpg(process.pid, number)  # as the terminal does: to every process in the group
+            else:
+                process.send_signal(number)
             time.sleep(0.1)
         stderr = process.communicate(timeout=_TIMEOUT_S)[1]
         assert process.returncode == 130, stderr

@@ -11,11 +11,14 @@ import mmap
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 from rapa_dist.errors import ClusterError
+from rapa_dist.fabric.processes import end
+from rapa_dist.tile import Word
 
 PREFIX = "rapa-dist-"
 LOCK = "lock"
@@ -129,12 +132,21 @@ def sweep(root: Path) -> None:
     for path in root.glob(name):
         with contextlib.suppress(OSError):
             lock = _lock(path / LOCK)
+            end_owners(path)
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
     for path in root.glob(f".{name}"):  # not locked yet: age tells whether its maker was killed
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _HALF_MADE_S:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def end_owners(folder: Path) -> None:
+    """Kill the tiles' processes that an abandoned directory knows of; Ray has not, if one of them was stopped."""
+    for cells in folder.glob("cells-*"):
+        with cells.open("rb") as file:
+            file.seek(8 * Word.PID)
+            end(int.from_bytes(file.read(8), sys.byteorder), cells)
 
 
 def _lock(path: Path) -> int:
