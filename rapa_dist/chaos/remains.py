@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-_PATIENCE_S = 20.0  # for Ray's processes to end after their driver has
+_PATIENCE_S = 60.0  # for Ray's processes to end after their driver has; its agents look for it only now and then
 _PAUSE_S = 0.2
 
 
@@ -22,13 +22,14 @@ def remains(folders: Sequence[Path]) -> list[str]:
 
 
 def _processes(folders: Sequence[Path]) -> list[str]:
-    """Return this user's processes that have a file below one of the folders open, or mapped into their memory."""
+    """Return this user's processes that use files below one of the folders, or have it in their environment."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
             used = [os.readlink(link) for link in (entry / "fd").iterdir()] + (entry / "maps").read_text().splitlines()
+            used += (entry / "environ").read_bytes().decode(errors="replace").replace("\0", "/\0").split("\0")
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:  # it has gone, or belongs to somebody else
             continue
