@@ -158,8 +158,8 @@ def test_a_hello_of_a_tile_that_owes_nothing_is_told_and_not_answered(chip, tile
     up = []
     chip.on_hello = up.append
     idle = tiles(1)
+    chip.ring([(0, EMPTY)])  # nobody hears it: the chip has to hear of tile 0, and so before it of tile 1
     tiles(0)
-    chip.ring([(0, EMPTY)])
     chip.wait()
     assert sorted(up) == [0, 1]
     assert idle.rings == []
