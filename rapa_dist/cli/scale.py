@@ -193,6 +193,7 @@ def _table(block: dict[str, Any], factors: dict[tuple[int, ...], Any]) -> Any:
     from rapa_dist.scaling.plot import PARTS, block_title
 
     paced = block["mode"] == "paced" and bool(factors)
+    far = any(configuration.get("network_percent") for configuration in block["configurations"])
     table = Table(
         title=block_title(block["time_dilation"]),
         title_justify="left",
@@ -212,6 +213,7 @@ def _table(block: dict[str, Any], factors: dict[tuple[int, ...], Any]) -> Any:
         "data plane %",
         "tiles %",
     ]
+    names += ["network %"] if far else []
     for name in [*names, *(["F, layer 1", "F, machine"] if paced else [])]:
         table.add_column(name, justify="right", no_wrap=True)
     for configuration in block["configurations"]:
@@ -225,6 +227,8 @@ def _table(block: dict[str, Any], factors: dict[tuple[int, ...], Any]) -> Any:
             f"{first['efficiency']:.3f}",
             *(f"{shares[part]:.1f}" for part in PARTS),
         ]
+        if far:
+            cells.append(f"{configuration['network_percent']:.1f}")
         if paced:
             factor = factors.get(tuple(configuration["tiles"]))
             cells += [_factor(factor[name]) if factor else "" for name in ("layer_1", "machine")]

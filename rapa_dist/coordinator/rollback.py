@@ -96,6 +96,8 @@ class Rollback:
                     said = time.monotonic()
                     self._say(f"The nodes that are left have too few tiles; waiting {left:.0f} s for another one")
                 time.sleep(_LOOK_S)
+            except ClusterError as error:
+                raise ClusterError(f"{lost}. {error} Saved: {self._save(snapshot)}.") from error
         return False
 
     def _save(self, snapshot: Checkpoint) -> str:

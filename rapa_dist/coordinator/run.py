@@ -21,7 +21,7 @@ from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.coordinator.telemetry import RayMetrics
 from rapa_dist.coordinator.trainer import Trainer, initial_checkpoint
 from rapa_dist.data import DataSet, load_dataset
-from rapa_dist.errors import CheckpointError, ClusterError, RunDirectoryError, UsageError
+from rapa_dist.errors import CheckpointError, ClusterError, NodeLostError, RunDirectoryError, UsageError
 from rapa_dist.fabric.lookout import RESTARTS
 from rapa_dist.footprint import images_per_batch
 from rapa_dist.interrupts import asked_to_stop, uninterrupted
@@ -265,9 +265,9 @@ def _train(
                     patience_s = tolerance.save_patience_s
                     return Trainer(start, data, fabric, directory, display, recoveries, newest, patience_s)
 
-                rollback = Rollback(fabric, directory, recoveries, place.rooms, tolerance.node_patience_s)
+                rollback = Rollback(fabric, directory, recoveries, place.rooms_left, tolerance.node_patience_s)
                 outcome = rollback.run(start, trainer, stop)
-            with suppress(OSError):  # a full disk; the run itself is saved
+            with suppress(OSError, NodeLostError):  # a full disk, a node lost at the end; the run itself is saved
                 directory.write_tiles(display.last_look().as_dict())
         except ClusterError:
             with suppress(OSError):

@@ -79,6 +79,16 @@ class Place:
             shares = (f"{counts[room.node]} on {room.address}" for room in self._rooms if counts[room.node])
             stderr.print(f"{len(on_nodes)} tiles on {len(counts)} nodes: {', '.join(shares)}", markup=False)
 
+    def rooms_left(self) -> list[Room]:
+        """Return the same as `rooms` after something was lost.
+
+        Raises:
+            ClusterError: the cluster's head is gone.
+        """
+        if self._cluster is not None:
+            self._cluster.check_head()
+        return self.rooms()
+
     def rooms(self) -> list[Room]:
         """Return the nodes that tiles may be placed on now: those that can be reached, as many as are to be used."""
         return reachable(find_rooms(), self._nodes)

@@ -109,6 +109,10 @@ class Tiles(ABC):
 class Fabric(Tiles):
     """Tiles that do their cycles one by one, and the memory through which rows reach them."""
 
+    network_ns = 0
+    """Of the cycle that was finished last, what it took beyond the work of other nodes' chips: messages there and back;
+    0 where there are none."""
+
     @abstractmethod
     def patches(self, layer: int) -> Matrix:
         """Return the patch region of a layer, (rows, k), in tile order; dI after a backward cycle."""

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ NAMESPACE = "rapa-dist"
 _OBJECT_STORE_BYTES = 100_000_000  # rows never pass through it; Ray wants at least 75 MB
 _CONNECT_TIMEOUT_S = 5.0
 _RUNNING_HERE = "already running here"
+_HEAD_TRIES, _HEAD_PAUSE_S = 3, 1.0  # a network may stutter
 _HTTP2_SETTINGS = 4  # the kind of frame with which either side of HTTP/2, and so of gRPC, begins
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _HTTP2_SETTINGS, 0, 0, 0, 0, 0))
 
@@ -34,12 +36,28 @@ class Cluster:
     scratch: Scratch | None
     """Where its files are, if it was started for this run."""
 
+    head_lost: bool = False
+    """Whether the head was found to be gone."""
+
+    def check_head(self) -> None:
+        """Raise ClusterError if the cluster's head is gone: a minute later Ray would end this process."""
+        for _ in range(_HEAD_TRIES):
+            if answers(self.address):
+                return
+            time.sleep(_HEAD_PAUSE_S)
+        self.head_lost = True
+        raise ClusterError(
+            f"The head of the Ray cluster at {self.address} is gone, and the cluster with it. Start another one, "
+            "and go on there from the newest checkpoint."
+        )
+
     def close(self) -> None:
         """Disconnect; stop the cluster if it was started for this run."""
         import ray
 
         with uninterrupted():
-            ray.shutdown()
+            if not self.head_lost:  # else there is nobody to take leave of, and Ray would wait for it
+                ray.shutdown()
             if self.scratch is not None:
                 self.scratch.remove()
 

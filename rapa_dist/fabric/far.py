@@ -200,7 +200,7 @@ class FarChip:
                     raise ClusterError(f"On the node {self.address}: {error.cause}") from error
                 raise
             except ray.exceptions.RayError as error:
-                self._lost(str(error).partition("\n")[0])
+                self._lost(f"its chip does not answer any more ({type(error).__name__})")
 
     def _lost(self, why: str) -> NoReturn:
         raise NodeLostError(f"The node {self.address} is lost: {why}", self.node, self.address) from None

@@ -33,6 +33,7 @@ from rapa_dist.tile import Cells, Matrix, Update, Word
 _START_TIMEOUT_S = 60.0  # for the next tile to come up, not for all of them
 _STOP_TIMEOUT_S = 5.0
 _LOOK_S = 1.0
+_HEAD_AFTER_S = 1.5  # of silence
 _NAME_RETRY_S = 0.1
 _NAME_PATIENCE_S = 20.0  # for Ray to free the names of actors that were killed
 
@@ -79,8 +80,6 @@ class RayFabric(Fabric):
         super().__init__(machine, images)
         self.cluster = cluster
         self.pace = pace
-        self.network_ns = 0
-        """Of the last cycle, what it took beyond the work of the other nodes' chips: messages there and back."""
         self._number = 0
         self._run = run
         self._actors: dict[int, Any] = {}
@@ -94,6 +93,7 @@ class RayFabric(Fabric):
         local = [tile for tile, node in self._node_of.items() if node == self._here]
         self._chip = Chip(machine, images, tiles=local)
         self._lookout = Lookout(self._chip, self._actors, on_restart, restarts=restarts)
+        self._look_after_tiles, self._chip.on_silence = self._chip.on_silence, self._on_silence
         try:
             self._start(rooms, advance)
             self.use(machine, kernels, step)
@@ -339,7 +339,12 @@ class RayFabric(Fabric):
         return [np.stack([found[tile] for tile in self._tiles[layer.index]]) for layer in layers]
 
     def stats(self) -> list[TileStats]:
-        """Return the stats of all tiles that are in use; asks every node once."""
+        """Return the stats of all tiles that are in use; asks every node once.
+
+        Raises:
+            ClusterError: the cluster's head is gone.
+        """
+        self.cluster.check_head()
         asked = [far.ask_stats() for far in self._far]
         tiles = self._chip.machine.tiles
         found = [
@@ -350,6 +355,11 @@ class RayFabric(Fabric):
             found += map(TileStats.from_dict, far.receive(reference))
         used = {self._chip.name_of(tile) for tile in chain(*self._tiles)}
         return [entry for entry in found if entry.tile in used]
+
+    def _on_silence(self, tiles: list[int], seconds: float) -> None:
+        if seconds >= _HEAD_AFTER_S:
+            self.cluster.check_head()
+        self._look_after_tiles(tiles, seconds)
 
     def busy_ns(self, layer: int) -> list[int]:
         """Return by tile of a layer the processor time that it has taken so far, as of its last cycle."""
@@ -422,7 +432,7 @@ class RayFabric(Fabric):
         import ray
 
         self._lookout.end_stopped()
-        if ray.is_initialized():
+        if ray.is_initialized() and not self.cluster.head_lost:
             leaving = [actor.__ray_terminate__.remote() for actor in self._actors.values()]
             leaving += [far.close() for far in self._far]
             if leaving and self.cluster.scratch is None:

@@ -31,6 +31,8 @@ DEFINITIONS = {
     "shares_percent": "of the wall time of all steps. coordinator: everything outside cycles. data_plane: wall time of "
     "cycles that the tiles' work does not explain. tiles: what it explains, which is in compute the longest busy time "
     "or that of all tiles / cores, whichever is more, and paced the longest hold.",
+    "network_percent": "of the wall time of all steps, what messages to other nodes and back took: of every cycle the "
+    "longest, less the time that the chip there had. It overlaps with the work of this node's tiles. 0 on one node.",
     "busy_ms": "processor time of the tiles in a cycle: of the one that took most, and of all together.",
     "own_memory_per_actor_mb": "Private_Clean + Private_Dirty of the actor's process; memory_of_all_processes_mb: the "
     "sum of Pss over actors, coordinator and what it has started, Ray's own processes among them.",
@@ -95,9 +97,15 @@ class _Comparison:
             "step": step
             | {"efficiency": _ratio(perfect_ms, step["wall_ms"]["median"]), "ideal_ms": round(ideal_ms, 4)},
             "shares_percent": dict(zip(PARTS, (100 * parts.sum(axis=0) / parts.sum()).tolist(), strict=True)),
+            "network_percent": self._network_percent(),
             "parts_ms": {name: spread(values) for name, values in zip(PARTS, parts.T, strict=True)},
             "layers": layers,
         }
+
+    def _network_percent(self) -> float:
+        """Return the share of messages between nodes in the wall time of all steps; it is part of the data plane's."""
+        network_ns = sum(time.network_ns for step in self._steps for time in step.cycles)
+        return round(100 * network_ns / sum(step.wall_ns for step in self._steps), 4)
 
     def _layer(self, layer: Layer) -> dict[str, Any]:
         kinds = kinds_of(layer)

@@ -154,14 +154,14 @@ def run(plan: Plan, out: Path, address: str | None) -> dict[str, Any]:
             assert isinstance(fabric, RayFabric)
             cells = [cells for layer in machine.layers for cells in fabric.cells(layer.index)]
             findings.start = {
-                "actors": len(cells),
+                "actors": len(machine.tiles),
                 "cluster_s": round(cluster_s, 3),
                 "actors_up_s": round(time.perf_counter() - started, 3),
                 "memory_forecast_mb": round(Footprint.of(machine, plan.images, "ray").total / 1e6, 1),
                 **_memory(cells),
             }
             stderr.print(
-                f"{len(cells)} actors up after {findings.start['actors_up_s']:.1f} s, each with "
+                f"{len(machine.tiles)} actors up after {findings.start['actors_up_s']:.1f} s, each with "
                 f"{findings.start['own_memory_per_actor_mb']['max']:.1f} MB of its own at most",
                 markup=False,
             )
@@ -246,9 +246,9 @@ def write_plot(folder: Path) -> None:
 
 
 def _memory(cells: Sequence[Cells]) -> dict[str, Any]:
-    """Return what the actors' processes take, each and together, and what all processes of the measurement do."""
+    """Return what the actors' processes on this node take, each and together, and all processes of the measurement."""
     actors = [int(tile.words[Word.PID]) for tile in cells]
-    own = [memory_of(pid)[0] / 1e6 for pid in actors]
+    own = [memory_of(pid)[0] / 1e6 for pid in actors] or [0.0]  # there are none where all tiles are on other nodes
     everybody = {os.getpid(), *descendants(os.getpid()), *actors}
     return {
         "own_memory_per_actor_mb": {"median": round(median(own), 2), "max": round(max(own), 2)},

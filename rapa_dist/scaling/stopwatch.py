@@ -37,6 +37,8 @@ class CycleTime:
     """Processor time of all tiles."""
     hold_ns: int
     """Rows of the slowest tile × an array's time, slowed down: how long its answer is held; 0: not paced."""
+    network_ns: int = 0
+    """What messages to other nodes and back took, the longest of them; 0 on one node."""
 
 
 class Stopwatch(Fabric):
@@ -128,6 +130,7 @@ class Stopwatch(Fabric):
                 longest_busy_ns=max(busy),
                 total_busy_ns=sum(busy),
                 hold_ns=int(int(np.diff(offsets).max()) * row_ns),
+                network_ns=min(wall_ns, self._fabric.network_ns),
             )
         )
         return number
