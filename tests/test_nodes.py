@@ -1,10 +1,16 @@
-"""Runs on three nodes (raylets on this machine), of which some are killed: the bits of `serial`, or a clear end."""
+"""Runs on three nodes, of which some are killed or cut off: the bits of `serial`, or a clear end.
+
+The nodes are raylets on this machine, and network namespaces where a network has to be cut.
+"""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +44,17 @@ class Nodes:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def start(self) -> None:
-        self("start", "--plain", "--nodes", "3", "--tiles-per-node", str(TILES_PER_NODE))
+    def start(self, *how: str) -> None:
+        if "--plain" not in how:
+            self.env.pop("RAPA_DIST_SHM", None)  # a namespace has a /dev/shm of its own
+        self("start", *how, "--nodes", "3", "--tiles-per-node", str(TILES_PER_NODE))
         exported = (line.removeprefix("export ").partition("=") for line in self("env").splitlines())
         self.env |= {name: value.strip("'\"") for name, _, value in exported}
 
     def train(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a run whose coordinator is on node 0."""
         return subprocess.Popen(
-            [sys.executable, "-m", "rapa_dist", *TRAIN, *arguments],
+            [LOCAL, "--state", self.state, "run", "--", sys.executable, "-m", "rapa_dist", *TRAIN, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -53,17 +62,23 @@ class Nodes:
         )
 
 
-@pytest.fixture(scope="module")
-def nodes():
+@contextmanager
+def three_nodes(*how: str) -> Iterator[Nodes]:
     folder = Path("/tmp") / f"rn{os.getpid()}"  # short: Ray's sockets lie below it
     folder.mkdir(mode=0o700)
     made = Nodes(folder / "c")
     try:
-        made.start()
+        made.start(*how)
         yield made
     finally:
         made("stop")
         folder.rmdir()
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    with three_nodes("--plain") as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +109,13 @@ def weights(run_dir: Path) -> dict[str, np.ndarray]:
     return load_file(max((run_dir / "checkpoints").glob("*.safetensors")))
 
 
+def lines_of(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
 def metrics(run_dir: Path) -> tuple[list[dict], list[dict]]:
     """Return the lines of a run's metrics without what is wall time, and the recoveries in them."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = lines_of(run_dir)
     recoveries = [recovery for line in lines for recovery in line["wall"]["recoveries"]]
     return [{name: value for name, value in line.items() if name != "wall"} for line in lines], recoveries
 
@@ -104,6 +123,24 @@ def metrics(run_dir: Path) -> tuple[list[dict], list[dict]]:
 def same_weights(one: Path, other: Path) -> bool:
     ours, theirs = weights(one), weights(other)
     return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_network_that_is_cut_for_ten_seconds_changes_no_bit(undisturbed, tmp_path):
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and iproute2")
+    run_dir = tmp_path / "run"
+    with three_nodes() as nodes:
+        if "namespaces" not in nodes("status"):
+            pytest.skip("this system lets nobody make network namespaces")
+        process = nodes.train("--run-dir", str(run_dir))
+        wait_for_epoch(run_dir, 1, process)
+        nodes("cut", "2", "10")
+        _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "7 tiles on 3 nodes" in errors
+    assert same_weights(run_dir, undisturbed)
+    assert metrics(run_dir)[0] == metrics(undisturbed)[0]
+    assert max(line["wall"]["train_s"] for line in lines_of(run_dir)) > 5, "the cut came too late"
 
 
 def test_a_run_on_three_nodes_that_loses_two_ends_with_the_bits_of_serial(nodes, undisturbed, tmp_path):
