@@ -35,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("RAY_ADDRESS", None)
     # started in the background of a shell, a process ignores Ctrl-C, and so would all that the tests start
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the same behind nohup
     tempfile.tempdir = None  # read TMPDIR again
     config.stash[_world] = token, [temporary, shared]
 
