@@ -21,9 +21,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count, islice
+from pathlib import Path
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parent.parent
 BATCH, CLASSES = 10, 10
 EMPTY_ROUNDS = 500
 WARM_UP = 4  # the first steps of a block find cold caches, and are not counted
@@ -339,11 +341,15 @@ def default_cut(tiles: str) -> int:
 class Worker:
     """A contender's process."""
 
-    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
-        options = ["--worker", name, "--tiles", arguments.tiles]
-        options += ["--micro-batches", str(arguments.micro_batches or default_cut(arguments.tiles))]
+    def __init__(self, name: str, tiles: str, micro_batches: int, root: Path = ROOT) -> None:
+        """Start it, with the code of the checkout in `root`."""
+        options = ["--worker", name, "--tiles", tiles, "--micro-batches", str(micro_batches)]
         self._process = subprocess.Popen(
-            [sys.executable, __file__, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, str(root / "scripts" / "bench_peers.py"), *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(root)},
         )
         self._read()
 
@@ -400,7 +406,8 @@ def main() -> None:
 
     names = arguments.only or [name for name in CONTENDERS if name not in arguments.without]
     reference = names[0]
-    workers = {name: Worker(name, arguments) for name in names}
+    micro_batches = arguments.micro_batches or default_cut(arguments.tiles)
+    workers = {name: Worker(name, arguments.tiles, micro_batches) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(arguments.turns):
         for name in names if turn % 2 == 0 else names[::-1]:
@@ -413,7 +420,7 @@ def main() -> None:
     report = {
         "tiles": list(tiles),
         "batch_size": BATCH,
-        "micro_batches": arguments.micro_batches or default_cut(arguments.tiles),
+        "micro_batches": micro_batches,
         "turns": arguments.turns,
         "steps_per_turn": arguments.steps,
         "contenders": {name: CONTENDERS[name][0] for name in names},

@@ -81,6 +81,14 @@ _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 1
     metavar="SECONDS",
     help="How long to wait for a node in place of a lost one, if those left have too few tiles.",
 )
+@click.option(
+    "--snapshot-every",
+    type=click.IntRange(min=0),
+    default=200,
+    show_default=True,
+    metavar="STEPS",
+    help="On several nodes, copy all weights every so often: what is trained again if a node is lost.  0: never.",
+)
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Directory for the run.  [default: runs/<utc>-…]")
 @click.option(
     "--resume",
@@ -112,6 +120,7 @@ def train(
     address: str | None,
     nodes: int | None,
     node_patience: float,
+    snapshot_every: int,
     data_dir: Path | None,
     run_dir: Path | None,
     resume: Path | None,
@@ -171,7 +180,12 @@ def train(
 
     from rapa_dist.coordinator.run import Tolerance, resume_run, start_run
 
-    tolerance = Tolerance(restarts=max_restarts, save_patience_s=save_patience, node_patience_s=node_patience)
+    tolerance = Tolerance(
+        restarts=max_restarts,
+        save_patience_s=save_patience,
+        node_patience_s=node_patience,
+        snapshot_every=snapshot_every,
+    )
     with redirect_stdout(sys.stderr):  # Ray prints its warnings to stdout
         if resume is None:
             config = _resolve(given)

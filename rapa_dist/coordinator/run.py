@@ -19,7 +19,7 @@ from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.saving import PATIENCE_S
 from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.coordinator.telemetry import RayMetrics
-from rapa_dist.coordinator.trainer import Trainer, initial_checkpoint
+from rapa_dist.coordinator.trainer import SNAPSHOT_EVERY, Trainer, initial_checkpoint
 from rapa_dist.data import DataSet, load_dataset
 from rapa_dist.errors import CheckpointError, ClusterError, NodeLostError, RunDirectoryError, UsageError
 from rapa_dist.fabric.lookout import RESTARTS
@@ -37,6 +37,9 @@ class Tolerance:
     """For how long it may be impossible to save, in seconds."""
     node_patience_s: float = NODE_PATIENCE_S
     """How long to wait for a node in place of a lost one, where those that are left are too few, in seconds."""
+    snapshot_every: int = SNAPSHOT_EVERY
+    """Steps between copies of all weights, where a node can be lost: at most so many are trained again. 0: no copies but
+    the checkpoints."""
 
 
 TOLERANCE = Tolerance()
@@ -262,8 +265,17 @@ def _train(
             with display, asked_to_stop() as stop:
 
                 def trainer(start: Checkpoint, newest: str | None) -> Trainer:
-                    patience_s = tolerance.save_patience_s
-                    return Trainer(start, data, fabric, directory, display, recoveries, newest, patience_s)
+                    return Trainer(
+                        start,
+                        data,
+                        fabric,
+                        directory,
+                        display,
+                        recoveries,
+                        newest,
+                        tolerance.save_patience_s,
+                        tolerance.snapshot_every,
+                    )
 
                 rollback = Rollback(fabric, directory, recoveries, place.rooms_left, tolerance.node_patience_s)
                 outcome = rollback.run(start, trainer, stop)

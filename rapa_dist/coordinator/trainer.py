@@ -31,7 +31,8 @@ from rapa_dist.network.pipeline import Step
 from rapa_dist.tile import Update
 
 SNAPSHOT_EVERY = 200
-"""Steps after which the coordinator takes a copy of all weights, where some tiles live on other nodes."""
+"""Steps after which the coordinator takes a copy of all weights, where some tiles live on other nodes, unless another
+number is wished."""
 
 
 class Display(Protocol):
@@ -88,6 +89,7 @@ class Trainer:
         recoveries: Recoveries | None = None,
         newest: str | None = None,
         save_patience_s: float = PATIENCE_S,
+        snapshot_every: int = SNAPSHOT_EVERY,
     ) -> None:
         """Continue from `start`, whose kernels are in the fabric's tiles already.
 
@@ -100,6 +102,7 @@ class Trainer:
             recoveries: what the run got over, for its metrics.
             newest: name of the newest checkpoint on disk; None: `start` is there.
             save_patience_s: for how long it may be impossible to save.
+            snapshot_every: steps between copies of all weights, where a node can be lost; 0: none but checkpoints.
         """
         self.config = config = start.config
         self.progress = replace(start.progress)
@@ -118,8 +121,10 @@ class Trainer:
         self._last = 0, 0, 0.0  # step and epoch under way, from 1, and λ in force
         newest = newest or checkpoints.name_of(self.progress.step, self.progress.epoch)
         self._saver = Saver(directory, newest, patience_s=save_patience_s)
+        self.snapshot_every = snapshot_every
+        """May be set anew between steps."""
         self.snapshot = start
-        """What to go back to if a node is lost: never more than `SNAPSHOT_EVERY` steps ago where that can happen."""
+        """What to go back to if a node is lost: the newest snapshot or checkpoint."""
         images = len(data.train.labels)
         self._device_time_s = training_epoch_s(self._assigner.loads, images, config.batch_size, CycleTimes())
 
@@ -173,7 +178,7 @@ class Trainer:
                 progress.wrong += result.wrong
                 progress.seen += result.images
                 self._display.trained(progress, len(self._batches), result.loss)
-                if self._fabric.spread and progress.step % SNAPSHOT_EVERY == 0:
+                if self._fabric.spread and self.snapshot_every and progress.step % self.snapshot_every == 0:
                     self.snapshot = self._look()
         return steps
 
