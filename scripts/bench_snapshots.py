@@ -9,6 +9,7 @@ Compared are neighbouring epochs' times per step. Run it where a cluster of seve
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class Switch:
 
     def finished_epoch(self, metrics: dict[str, Any]) -> None:
         self.trainer.snapshot_every = 0 if metrics["epoch"] % 2 else SNAPSHOT_EVERY
-        print(f"epoch {metrics['epoch']}: {metrics['wall']['step_ms']} ms", flush=True)
+        print(f"epoch {metrics['epoch']}: {metrics['wall']['step_ms']} ms", file=sys.stderr)
 
 
 def main() -> None:

@@ -70,6 +70,19 @@ def watch_line() -> str:
     )
 
 
+def price_line() -> str:
+    one, several = read("price.json"), read("snapshots.json")
+    on_one, on_several = one["here_over_there"], several["with_over_without"]
+    return (
+        f"Ready for all of this, a step of 16,4,1 tiles takes {on_one['median']:.3f} times as long as it did before the "
+        f"program knew of failures and of several nodes (median of {one['turns']} turns of {one['steps_per_turn']} steps "
+        f"each; quartiles {on_one['q25']:.3f} to {on_one['q75']:.3f}; `scripts/bench_against.py`); and on "
+        f"{several['nodes']} nodes, with the snapshots, {on_several['median']:.3f} times as long as without them (median "
+        f"of {several['pairs_of_epochs']} pairs of epochs, by turns; quartiles {on_several['q25']:.3f} to "
+        f"{on_several['q75']:.3f}; `scripts/bench_snapshots.py`)."
+    )
+
+
 def first_results_table() -> str:
     rows = []
     for name, reference in (("none", 35.9), ("random", 38.1)):
@@ -245,6 +258,7 @@ TABLES = {
     "step": lambda: peers_table("peers-16x4x1.json"),
     "step-128": lambda: peers_table("peers-128x32x8.json"),
     "watch": watch_line,
+    "price": price_line,
     "scaling": scaling_table,
     "first-results": first_results_table,
 }
