@@ -72,14 +72,18 @@ def watch_line() -> str:
 
 def price_line() -> str:
     one, several = read("price.json"), read("snapshots.json")
-    on_one, on_several = one["here_over_there"], several["with_over_without"]
+    ratio = "{median:.3f} times as long as {{}} (median of {{}}; quartiles {q25:.3f} to {q75:.3f}; `scripts/{{}}`)"
+    before = ratio.format(**one["here_over_there"]).format(
+        "before the program knew of failures and of several nodes",
+        f"{one['turns']} turns of {one['steps_per_turn']} steps",
+        "bench_against.py",
+    )
+    without = ratio.format(**several["with_over_without"]).format(
+        "without them", f"{several['pairs_of_epochs']} pairs of epochs, by turns", "bench_snapshots.py"
+    )
     return (
-        f"Ready for all of this, a step of 16,4,1 tiles takes {on_one['median']:.3f} times as long as it did before the "
-        f"program knew of failures and of several nodes (median of {one['turns']} turns of {one['steps_per_turn']} steps "
-        f"each; quartiles {on_one['q25']:.3f} to {on_one['q75']:.3f}; `scripts/bench_against.py`); and on "
-        f"{several['nodes']} nodes, with the snapshots, {on_several['median']:.3f} times as long as without them (median "
-        f"of {several['pairs_of_epochs']} pairs of epochs, by turns; quartiles {on_several['q25']:.3f} to "
-        f"{on_several['q75']:.3f}; `scripts/bench_snapshots.py`)."
+        f"Ready for all of this, a step of 16,4,1 tiles takes {before}; and on {several['nodes']} nodes, with the "
+        f"snapshots, {without}."
     )
 
 
