@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from rapa_dist.coordinator import checkpoint as checkpoints
+from rapa_dist.coordinator import saving
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.saving import Saver
@@ -265,6 +266,55 @@ def test_a_run_that_can_not_be_saved_for_long_stops_and_says_how_to_go_on(saver,
     saver.time.now = 120
     with pytest.raises(CheckpointError, match=r"No space left.* newest checkpoint is first.*--resume"):
         saver.retry()
+
+
+def test_lines_of_metrics_are_taken_back_whether_they_are_written_or_not(saver, tmp_path, full):
+    full["full"] = False
+    one, two = saver.append({"epoch": 1}), saver.append({"epoch": 2})
+    full["full"] = True
+    three = saver.append({"epoch": 3})
+    saver.save("save-3", b"weights", None)
+    saver.append({"epoch": 4})
+    saver.rewind(three)
+    assert saver.append({"epoch": 4}) == 4 * one
+    saver.rewind(two)
+    assert saver.append({"epoch": 30}) == 2 * one + 14
+    saver.rewind(one)
+    saver.time.now = 99
+    saver.retry()
+    saver.time.now = 120  # the patience is that of the whole time
+    with pytest.raises(CheckpointError, match="No space left"):
+        saver.retry()
+    full["full"] = False
+    assert saver.append({"epoch": 2}) == two
+    assert RunDirectory(tmp_path).metrics() == [{"epoch": 1}, {"epoch": 2}]
+    assert saver.newest == "save-3"
+
+
+def test_a_line_of_metrics_for_which_there_is_no_room_only_when_it_is_flushed_is_written_once(
+    saver, tmp_path, monkeypatch
+):
+    def no_room(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.os, "fsync", no_room)
+        length = saver.append({"epoch": 1})
+        assert not (tmp_path / "metrics.jsonl").read_bytes()
+    assert saver.append({"epoch": 2}) == 2 * length
+    assert RunDirectory(tmp_path).metrics() == [{"epoch": 1}, {"epoch": 2}]
+
+
+@pytest.mark.parametrize("asked_at", [0, 30])
+def test_whoever_asks_a_run_to_end_that_can_not_be_saved_waits_ten_seconds(saver, full, monkeypatch, asked_at):
+    def sleep(seconds):
+        saver.time.now += seconds
+
+    monkeypatch.setattr(saving.time, "sleep", sleep)
+    saver.append({"epoch": 1})
+    with pytest.raises(CheckpointError, match="No space left"):
+        saver.settle(lambda: saver.time.now >= asked_at)
+    assert asked_at + 10 <= saver.time.now <= asked_at + 12
 
 
 def test_a_log_on_a_full_disk_tears_no_line(tmp_path, full):

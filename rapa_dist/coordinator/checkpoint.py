@@ -209,11 +209,11 @@ def append_whole(path: Path, data: bytes, *, durable: bool = False) -> int:
         try:
             if os.write(descriptor, data) < len(data):  # the disk took a part, and has no room for the rest
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if durable:
+                os.fsync(descriptor)  # over a network, a full disk may be noticed only here
         except OSError:
             os.ftruncate(descriptor, before)
             raise
-        if durable:
-            os.fsync(descriptor)
         return before + len(data)
     finally:
         os.close(descriptor)

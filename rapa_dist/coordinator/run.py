@@ -16,7 +16,7 @@ from rapa_dist.coordinator.own_tiles import OwnTiles
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.rollback import NODE_PATIENCE_S, Rollback
 from rapa_dist.coordinator.run_directory import RunDirectory
-from rapa_dist.coordinator.saving import PATIENCE_S
+from rapa_dist.coordinator.saving import PATIENCE_S, Saver
 from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.coordinator.telemetry import RayMetrics
 from rapa_dist.coordinator.trainer import SNAPSHOT_EVERY, Trainer, initial_checkpoint
@@ -38,8 +38,8 @@ class Tolerance:
     node_patience_s: float = NODE_PATIENCE_S
     """How long to wait for a node in place of a lost one, where those that are left are too few, in seconds."""
     snapshot_every: int = SNAPSHOT_EVERY
-    """Steps between copies of all weights, where a node can be lost: at most so many are trained again. 0: no copies but
-    the checkpoints."""
+    """Steps between copies of all weights, where a node can be lost: at most so many are trained again. 0: no copies
+    but the checkpoints."""
 
 
 TOLERANCE = Tolerance()
@@ -262,22 +262,15 @@ def _train(
             tiles = OwnTiles(fabric, directory.name)
             metrics = RayMetrics() if fabric.name == "ray" else None
             display = RunDisplay(config, data, fabric.name, tiles, live=live, metrics=metrics)
+            newest = checkpoints.name_of(step, start.progress.epoch)
+            saver = Saver(directory, newest, patience_s=tolerance.save_patience_s)
             with display, asked_to_stop() as stop:
 
-                def trainer(start: Checkpoint, newest: str | None) -> Trainer:
-                    return Trainer(
-                        start,
-                        data,
-                        fabric,
-                        directory,
-                        display,
-                        recoveries,
-                        newest,
-                        tolerance.save_patience_s,
-                        tolerance.snapshot_every,
-                    )
+                def trainer(start: Checkpoint) -> Trainer:
+                    every = tolerance.snapshot_every
+                    return Trainer(start, data, fabric, directory, display, recoveries, saver, every)
 
-                rollback = Rollback(fabric, directory, recoveries, place.rooms_left, tolerance.node_patience_s)
+                rollback = Rollback(fabric, directory, saver, recoveries, place.rooms_left, tolerance.node_patience_s)
                 outcome = rollback.run(start, trainer, stop)
             with suppress(OSError, NodeLostError):  # a full disk, a node lost at the end; the run itself is saved
                 directory.write_tiles(display.last_look().as_dict())

@@ -6,6 +6,7 @@ Training goes on meanwhile. What could not be written is kept in memory, and the
 import json
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 from rapa_dist.console import stderr
@@ -22,7 +23,10 @@ _LEAVING_S = 10.0  # for a run that was asked to stop: whoever asked is waiting
 
 
 class Saver:
-    """Writes what a run has to leave behind, in its order: a line of metrics before the checkpoint that counts it."""
+    """Writes what a run has to leave behind, in its order: a line of metrics before the checkpoint that counts it.
+
+    A run has one, however often it goes back to a snapshot.
+    """
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class Saver:
         self.newest = newest
         """Name of the newest checkpoint on disk."""
         self._directory, self._patience_s, self._clock = directory, patience_s, clock
+        self._written = directory.metrics_bytes
         self._lines: list[dict[str, Any]] = []
         self._checkpoint: tuple[str, Checkpoint, str | None] | None = None
         self._failing_since: float | None = None
@@ -56,9 +61,19 @@ class Saver:
             CheckpointError: nothing could be saved for too long.
         """
         self._lines.append(line)
-        length = self._directory.metrics_bytes + sum(len(json.dumps(line).encode()) + 1 for line in self._lines)
         self._try()
-        return length
+        return self._written + sum(map(_size, self._lines))
+
+    def rewind(self, n_bytes: int) -> None:
+        """Take back the lines of metrics after a length that `append` returned, written or not.
+
+        Raises:
+            CheckpointError: nothing could be saved for too long.
+        """
+        lengths = list(accumulate(map(_size, self._lines), initial=self._written))[1:]
+        self._lines = [line for line, length in zip(self._lines, lengths, strict=True) if length <= n_bytes]
+        self._written = min(self._written, n_bytes)
+        self._try()
 
     def save(self, name: str, checkpoint: Checkpoint, best: str | None) -> None:
         """Write a checkpoint, now or later; it takes the place of one that could not be written before.
@@ -83,18 +98,20 @@ class Saver:
         if self._failing_since is not None and self._clock() - self._last_try >= _RETRY_S:
             self._try()
 
-    def settle(self, *, leaving: bool = False) -> None:
+    def settle(self, stop: Callable[[], bool]) -> None:
         """Return when everything is written.
 
         Args:
-            leaving: do not be patient, as somebody waits for the end.
+            stop: says whether somebody waits for the end: be patient no longer.
 
         Raises:
             CheckpointError: it can't be.
         """
-        deadline = self._clock() + _LEAVING_S
+        deadline = None
         while self._failing_since is not None:
-            if leaving and self._clock() > deadline:
+            if deadline is None and stop():
+                deadline = self._clock() + _LEAVING_S
+            if deadline is not None and self._clock() > deadline:
                 raise self._error()
             time.sleep(_LAST_RETRY_S)
             self._try()
@@ -119,8 +136,10 @@ class Saver:
             self._say(f"The run is saved again, in {self._directory.path}: checkpoint {self.newest}.")
 
     def _write(self) -> None:
+        if self._directory.metrics_bytes > self._written:
+            self._directory.cut_metrics(self._written)
         while self._lines:
-            self._directory.append_metrics(self._lines[0])
+            self._written = self._directory.append_metrics(self._lines[0])
             del self._lines[0]
         if self._checkpoint is not None:
             name, checkpoint, best = self._checkpoint
@@ -140,3 +159,7 @@ class Saver:
     def _say(self, message: str) -> None:
         self._directory.log(message)
         stderr.print(message, markup=False)
+
+
+def _size(line: dict[str, Any]) -> int:
+    return len(json.dumps(line).encode()) + 1

@@ -19,7 +19,7 @@ from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
 from rapa_dist.coordinator.evaluation import Score, evaluate
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.run_directory import RunDirectory
-from rapa_dist.coordinator.saving import PATIENCE_S, Saver
+from rapa_dist.coordinator.saving import Saver
 from rapa_dist.data import Batches, DataSet
 from rapa_dist.errors import DivergedError
 from rapa_dist.fabric.base import Tiles
@@ -87,8 +87,7 @@ class Trainer:
         directory: RunDirectory,
         display: Display,
         recoveries: Recoveries | None = None,
-        newest: str | None = None,
-        save_patience_s: float = PATIENCE_S,
+        saver: Saver | None = None,
         snapshot_every: int = SNAPSHOT_EVERY,
     ) -> None:
         """Continue from `start`, whose kernels are in the fabric's tiles already.
@@ -100,8 +99,7 @@ class Trainer:
             directory: where results go.
             display: who is told how it goes.
             recoveries: what the run got over, for its metrics.
-            newest: name of the newest checkpoint on disk; None: `start` is there.
-            save_patience_s: for how long it may be impossible to save.
+            saver: the run's, which outlives this trainer; None for a new one, where `start` is on disk.
             snapshot_every: steps between copies of all weights, where a node can be lost; 0: none but checkpoints.
         """
         self.config = config = start.config
@@ -119,8 +117,7 @@ class Trainer:
             data.train, data.mean, batch_size=config.batch_size, seed=config.seed, augment=config.augment
         )
         self._last = 0, 0, 0.0  # step and epoch under way, from 1, and λ in force
-        newest = newest or checkpoints.name_of(self.progress.step, self.progress.epoch)
-        self._saver = Saver(directory, newest, patience_s=save_patience_s)
+        self._saver = saver or Saver(directory, checkpoints.name_of(self.progress.step, self.progress.epoch))
         self.snapshot_every = snapshot_every
         """May be set anew between steps."""
         self.snapshot = start
@@ -149,16 +146,32 @@ class Trainer:
                 raise self._diverged(f"the test loss is {score.loss}")
             if score is None:
                 self._save()
-                return self._end(finished=False)
+                return self._end(stop, finished=False)
             wall = self._wall(steps, trained - started, time.perf_counter() - trained)
             self._finish_epoch(score, wall)
             self._save()
             if stop() and self.progress.epoch < self.config.epochs:
-                return self._end(finished=False)
-        return self._end(finished=True)
+                return self._end(stop, finished=False)
+        return self._end(stop, finished=True)
 
-    def _end(self, *, finished: bool) -> Outcome:
-        self._saver.settle(leaving=not finished)
+    def save_snapshot(self) -> None:
+        """Save the newest snapshot, or try to, unless it is on disk; asks nothing of the tiles.
+
+        Raises:
+            DivergedError: there is a weight in it that is not finite.
+            CheckpointError: nothing could be saved for too long.
+        """
+        progress, snapshot = self.snapshot.progress, self.snapshot
+        name = checkpoints.name_of(progress.step, progress.epoch)
+        if name == self.newest:
+            return
+        if not all(np.isfinite(array).all() for array in (*snapshot.kernels, *snapshot.digital.values())):
+            raise self._diverged("there are weights that are no finite numbers")
+        best = progress.best_epoch
+        self._saver.save(name, snapshot, checkpoints.name_of(best * len(self._batches), best) if best else None)
+
+    def _end(self, stop: Callable[[], bool], *, finished: bool) -> Outcome:
+        self._saver.settle(stop)
         return Outcome(finished, self.newest)
 
     def _train_epoch(self, stop: Callable[[], bool]) -> int:
@@ -260,13 +273,6 @@ class Trainer:
 
     def _save(self) -> None:
         """Save the run as it stands, or try to."""
-        progress = self.progress
-        name = checkpoints.name_of(progress.step, progress.epoch)
-        if name == self.newest:
-            return
-        checkpoint = self._look()
-        if not all(np.isfinite(array).all() for array in (*checkpoint.kernels, *checkpoint.digital.values())):
-            raise self._diverged("there are weights that are no finite numbers")
-        self.snapshot = checkpoint
-        best = progress.best_epoch
-        self._saver.save(name, checkpoint, checkpoints.name_of(best * len(self._batches), best) if best else None)
+        if checkpoints.name_of(self.progress.step, self.progress.epoch) != self.newest:
+            self.snapshot = self._look()
+            self.save_snapshot()
