@@ -326,6 +326,7 @@ STAND_INS = {
     "ray": """
 printf '%s\\n' "$@" >"$CALLS/ray"; env >"$CALLS/environment"; stat -c %a "$RAY_AUTH_TOKEN_PATH" >"$CALLS/mode"
 until [ "$1" = -- ]; do shift; done; shift
+[ -z "$FAKE_SLOW" ] || sleep 2
 [ -z "$FAKE_NO_START" ] || exit 0  # as Ray does where a node did not start
 "$@"
 """,
@@ -428,6 +429,40 @@ def test_slurm_tells_the_training_that_time_is_up(slurm):
     assert job.returncode == 130
     assert "--overlap --nodes=1 --ntasks=1 --nodelist=node1 kill" in (slurm.calls / "srun").read_text()
     assert list(slurm.home.iterdir()) == []
+
+
+@pytest.mark.parametrize(("starts", "codes"), [("", (130, 143)), ("no", (1,))])
+def test_slurm_tells_a_training_that_has_yet_to_start(slurm, starts, codes):
+    job = slurm("train", FAKE_LONG="1", FAKE_SLOW="1", FAKE_NO_START=starts)
+    deadline = time.monotonic() + 20
+    while not (slurm.calls / "mode").exists():  # Ray has been started
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.5)
+    job.send_signal(signal.SIGTERM)
+    out, _ = job.communicate(timeout=20)
+    assert job.returncode in codes, out
+    assert list(slurm.home.iterdir()) == []
+
+
+def test_slurm_starts_a_job_again_whose_node_was_lost(slurm):
+    for name in (".rapa-dist-job-77.0", ".rapa-dist-job-770.0"):
+        (slurm.home / name).mkdir()
+        (slurm.home / name / "exit").write_text("0\n")
+    job = slurm("train", SLURM_RESTART_COUNT="1")
+    out, _ = job.communicate(timeout=30)
+    assert job.returncode == 5, out
+    assert [path.name for path in slurm.home.iterdir()] == [".rapa-dist-job-770.0"]
+    environment = (slurm.calls / "environment").read_text()
+    assert f"RAY_AUTH_TOKEN_PATH={slurm.home}/.rapa-dist-job-77.1/token\n" in environment
+
+
+def test_slurm_leaves_the_job_the_nodes_that_are_left(slurm):
+    job = slurm("train")
+    job.communicate(timeout=30)
+    (step,) = [line for line in (slurm.calls / "srun").read_text().splitlines() if " ray " in line]
+    assert "--no-kill" in step.split(" ray ")[0].split()
+    assert "#SBATCH --no-kill" in (FOLDER / "slurm.sbatch").read_text().splitlines()
 
 
 def test_slurm_reads_its_options():

@@ -132,6 +132,24 @@ def test_nobody_but_the_tiles_own_process_is_killed(chip, process):
     assert look(stranger.pid) is None
 
 
+def test_a_tile_is_known_by_its_cells_behind_a_link_too(tmp_path, monkeypatch):
+    (tmp_path / "place").mkdir()
+    (tmp_path / "link").symlink_to("place")
+    monkeypatch.setenv("RAPA_DIST_SHM", str(tmp_path / "link"))
+    scratch = Scratch()
+    scratch.map_file(cells_name(0), 4096)
+    file = scratch.path / cells_name(0)
+    tile = subprocess.Popen([sys.executable, "-c", SLEEPS, str(file)], stdout=subprocess.PIPE)
+    try:
+        tile.stdout.readline()
+        assert end(tile.pid, file)
+        assert tile.wait(timeout=10) == -signal.SIGKILL
+    finally:
+        tile.kill()
+        tile.communicate()
+        scratch.remove()
+
+
 def test_a_tile_that_dies_again_and_again_is_given_up(chip):
     lookout, words = lookout_of(chip, [], restarts=3), chip.cells[0].words
     words[Word.STARTS] = 1

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from rapa_dist.errors import ClusterError
+from rapa_dist.fabric.cluster import connect_to
 from rapa_dist.fabric.scratch import (
     PREFIX,
     Scratch,
@@ -65,6 +66,27 @@ def test_directory_and_files_are_for_their_owner_alone(scratch):
         os.umask(before)
     assert mode(scratch.path) == 0o700
     assert [mode(path) for path in scratch.path.iterdir()] == [0o600, 0o600]  # the file and the lock
+
+
+def test_ray_does_not_open_the_directory_that_it_is_given_a_place_in(monkeypatch):
+    import ray
+
+    def init(_temp_dir, **options):
+        ray._common.utils.try_to_create_directory(_temp_dir)  # as Ray does
+        return SimpleNamespace(address_info={"address": "127.0.0.1:1"})
+
+    monkeypatch.setattr(ray, "init", init)
+    for name in ("RAY_worker_maximum_startup_concurrency", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    scratch = connect_to(None, 3).scratch
+    try:
+        assert mode(scratch.path) == 0o700
+        os.close(scratch._lock)  # as when it is killed
+        sweep(scratch.root)
+        assert not scratch.path.exists()
+    finally:
+        scratch.remove()
 
 
 def test_directories_of_two_runs_are_two(tmp_path, scratch):
@@ -188,6 +210,90 @@ def test_other_directories_are_not_swept_up(tmp_path):
     assert all(path.is_dir() for path in others)
 
 
+@pytest.fixture
+def planted(tmp_path):
+    """A directory that looks like an abandoned one of this user, made long ago, for others to change."""
+
+    def plant(before="", mode=0o700):
+        path = tmp_path / "root" / f"{before}{PREFIX}{os.getuid()}-0123"
+        path.mkdir(parents=True)
+        (path / "arena").touch()
+        path.chmod(mode)
+        os.utime(path, (0, 0))
+        return path
+
+    return plant
+
+
+def to_another(monkeypatch, path):
+    """Give a directory to another user, or, where only root may, become another one."""
+    if os.getuid() == 0:
+        os.chown(path, 65534, 65534)
+        os.utime(path, (0, 0))
+    else:
+        real = os.lstat
+        owner = os.getuid() + 1
+
+        def lstat(which):
+            values = list(real(which))
+            values[stat.ST_UID] = owner
+            return os.stat_result(values)
+
+        monkeypatch.setattr(os, "lstat", lstat)
+
+
+@pytest.mark.parametrize("before", ["", "."])
+@pytest.mark.parametrize("flaw", ["none", "open to all", "open to the group", "of another user"])
+def test_only_directories_that_are_ones_own_and_closed_are_swept_up(planted, monkeypatch, before, flaw):
+    path = planted(before, {"open to all": 0o755, "open to the group": 0o710}.get(flaw, 0o700))
+    if flaw == "of another user":
+        to_another(monkeypatch, path)
+    sweep(path.parent)
+    monkeypatch.undo()
+    assert path.exists() == (flaw != "none")
+    if path.exists():
+        assert [file.name for file in path.iterdir()] == ["arena"]  # and no lock was made there
+
+
+@pytest.mark.parametrize("before", ["", "."])
+def test_a_link_is_not_swept_up(planted, tmp_path, before):
+    path = planted(before)
+    target = path.rename(tmp_path / "elsewhere")
+    path.symlink_to(target)
+    sweep(path.parent)
+    assert path.is_symlink()
+    assert [file.name for file in target.iterdir()] == ["arena"]
+
+
+def test_a_lock_that_is_a_link_is_not_followed(planted, tmp_path):
+    path = planted()
+    (path / "lock").symlink_to(tmp_path / "new")
+    sweep(path.parent)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "new").touch()
+    sweep(path.parent)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("name", ["lock", "cells-1"])
+def test_nobody_waits_at_a_pipe(planted, name):
+    path = planted()
+    os.mkfifo(path / name)
+    program = "import sys, pathlib, rapa_dist.fabric.scratch as s; s.sweep(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", program, str(path.parent)], check=True, timeout=30)
+    assert path.exists() == (name == "lock")
+
+
+def test_only_regular_files_are_mapped(tmp_path):
+    (tmp_path / "file").write_bytes(b"rows")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "pipe")
+    assert map_existing(tmp_path / "file")[:] == b"rows"
+    for name in ("link", "pipe"):
+        with pytest.raises(OSError, match=r"symbolic links|Not a regular file"):
+            map_existing(tmp_path / name)
+
+
 @pytest.mark.parametrize("operation", ["mkdir", "rename"])
 def test_a_directory_that_can_not_be_made_leaves_nothing(tmp_path, monkeypatch, operation):
     def full(path, *arguments, **options):
@@ -215,7 +321,7 @@ def test_a_directory_whose_maker_was_interrupted_leaves_nothing(tmp_path, monkey
 
 def test_a_directory_whose_maker_was_killed_half_way_is_swept_up_after_a_while(tmp_path):
     half_made = tmp_path / f".{PREFIX}{os.getuid()}-0123"
-    half_made.mkdir()
+    half_made.mkdir(mode=0o700)
     (half_made / "lock").touch()
     sweep(tmp_path)
     assert half_made.is_dir()  # its maker may be about to lock it
@@ -234,6 +340,18 @@ def test_the_place_can_be_set(tmp_path, monkeypatch):
     scratch = Scratch()
     assert scratch.path.parent == tmp_path
     scratch.remove()
+
+
+@pytest.mark.parametrize("variable", ["RAPA_DIST_SHM", "TMPDIR"])
+def test_a_link_to_the_place_is_resolved(tmp_path, monkeypatch, variable):
+    (tmp_path / "place").mkdir()
+    (tmp_path / "link").symlink_to("place")
+    monkeypatch.delenv("RAPA_DIST_SHM")
+    monkeypatch.setenv(variable, str(tmp_path / "link"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    if variable == "TMPDIR":
+        monkeypatch.setattr(os, "access", lambda path, how: False)
+    assert shared_memory_root() == tmp_path / "place"
 
 
 def test_without_shared_memory_it_is_the_temporary_folder(monkeypatch):

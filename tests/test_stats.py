@@ -190,6 +190,30 @@ def test_a_run_that_was_killed_is_told_from_one_that_ended(register, tmp_path):
     written.folder.joinpath("run.json").unlink()
 
 
+@pytest.mark.parametrize("flaw", ["open", "a link", "its file a link", "its lock a link", "its file a pipe"])
+def test_a_run_that_others_may_have_planted_is_not_found(register, tmp_path, flaw):
+    folder = register("some-run").folder
+    if flaw == "open":
+        folder.chmod(0o755)
+    elif flaw == "a link":
+        folder.symlink_to(folder.rename(tmp_path / "elsewhere"))
+    else:
+        file = folder / ("lock" if "lock" in flaw else "run.json")
+        moved = file.rename(tmp_path / "file")
+        os.mkfifo(file) if "pipe" in flaw else file.symlink_to(moved)
+    assert registrations(tmp_path) == []
+    if flaw == "a link":  # as the fixture removes it
+        folder.unlink()
+        (tmp_path / "elsewhere").rename(folder)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_a_run_of_another_user_is_not_found(register, tmp_path):
+    folder = register("some-run").folder
+    os.chown(folder, 65534, 65534)
+    assert registrations(tmp_path) == []
+
+
 def test_looking_at_a_run_does_not_keep_others_from_sweeping_it(register):
     written = register("some-run")
     os.close(register.scratches[0]._lock)

@@ -13,13 +13,15 @@ from typing import Any
 from rapa_dist.errors import ClusterError, UsageError
 from rapa_dist.fabric.nodes import check_capacity, find_rooms
 from rapa_dist.fabric.placement import RESOURCE
-from rapa_dist.fabric.scratch import Scratch
+from rapa_dist.fabric.scratch import Scratch, fresh_name
 from rapa_dist.interrupts import uninterrupted
 
 NAMESPACE = "rapa-dist"
 _OBJECT_STORE_BYTES = 100_000_000  # rows never pass through it; Ray wants at least 75 MB
 _CONNECT_TIMEOUT_S = 5.0
 _RUNNING_HERE = "already running here"
+_RAY = "r"  # Ray's own folder in the scratch directory: it opens the one it is given to everybody
+_LONGEST_FOLDER = 107 - len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 _HEAD_TRIES, _HEAD_PAUSE_S = 3, 1.0  # a network may stutter
 _HTTP2_SETTINGS = 4  # the kind of frame with which either side of HTTP/2, and so of gRPC, begins
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _HTTP2_SETTINGS, 0, 0, 0, 0, 0))
@@ -64,7 +66,7 @@ class Cluster:
     def keep_logs(self, folder: Path) -> None:
         """Copy Ray's logs of a cluster that was started for this run; for after a failure."""
         if self.scratch is not None:
-            logs = self.scratch.path / "session_latest" / "logs"
+            logs = self.scratch.path / _RAY / "session_latest" / "logs"
             shutil.copytree(logs, folder, dirs_exist_ok=True, ignore_dangling_symlinks=True)
 
 
@@ -157,7 +159,7 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int, *, gpus: int = 0) ->
                 resources={RESOURCE: n_tiles} if n_tiles else {},
                 object_store_memory=_OBJECT_STORE_BYTES,
                 include_dashboard=False,
-                _temp_dir=str(scratch.path),
+                _temp_dir=str(scratch.path / _RAY),
                 **options,
             )
         except BaseException as error:
@@ -249,4 +251,4 @@ def _has_token() -> bool:
 def _short_temporary_folder() -> Path:
     """Return a folder short enough for the socket names that Ray makes below it (107 bytes at most)."""
     folder = Path(tempfile.gettempdir())
-    return folder if len(str(folder)) < 14 else Path("/tmp")
+    return folder if len(f"{folder}/{fresh_name()}/{_RAY}") <= _LONGEST_FOLDER else Path("/tmp")

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from rapa_dist.fabric.scratch import LOCK, PREFIX
+from rapa_dist.fabric.scratch import LOCK, open_file, own_folders
 
 _FILE = "run.json"
 
@@ -78,10 +78,11 @@ class Registration:
 def registrations(root: Path) -> list[Registration]:
     """Return the runs of this user that train on this node now and have their scratch below `root`, oldest first."""
     found = []
-    for path in root.glob(f"{PREFIX}{os.getuid()}-*/{_FILE}"):
+    for folder in own_folders(root):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # it may end while it is read
-            facts: dict[str, Any] = json.loads(path.read_text())
-            registration = Registration(**facts, folder=path.parent)
+            with open(open_file(folder / _FILE, os.O_RDONLY)) as file:
+                facts: dict[str, Any] = json.load(file)
+            registration = Registration(**facts, folder=folder)
             if registration.alive:
                 found.append(registration)
     found.sort(key=lambda entry: (entry.started, entry.run, entry.address, not entry.first))
@@ -94,7 +95,7 @@ def registrations(root: Path) -> list[Registration]:
 def is_held(folder: Path) -> bool:
     """Whether a living process owns a scratch directory."""
     try:
-        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_file(folder / LOCK, os.O_RDONLY)
     except OSError:
         return False
     try:

@@ -1,7 +1,8 @@
 """A private directory in shared memory for the files and sockets of one run on one node.
 
 It vanishes with the run. Should the run be killed outright, the next run on the node finds that nobody
-holds its lock any more, and sweeps it away.
+holds its lock any more, and sweeps it away. Where everybody may write, others could plant such a directory:
+one counts only if it is this user's and closed to everyone else.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import mmap
 import os
 import secrets
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -28,6 +30,8 @@ _HALF_MADE_S = 60.0
 def shared_memory_root() -> Path:
     """Return where shared memory lives on this machine: /dev/shm, or the temporary folder without it.
 
+    Symbolic links are resolved, as in /proc, where a tile's process is told by the files it has mapped.
+
     Raises:
         ClusterError: RAPA_DIST_SHM names another folder, which can't be used.
     """
@@ -37,9 +41,9 @@ def shared_memory_root() -> Path:
             raise ClusterError(
                 f"RAPA_DIST_SHM is {root}, which is no folder that can be written to. Correct or unset it."
             )
-        return root.absolute()
+        return root.resolve()
     root = Path("/dev/shm")
-    return root if os.access(root, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+    return (root if os.access(root, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())).resolve()
 
 
 class Scratch:
@@ -96,7 +100,7 @@ def fresh_name() -> str:
 
 def map_existing(path: Path) -> mmap.mmap:
     """Return an existing file memory-mapped, writable, whole."""
-    descriptor = os.open(path, os.O_RDWR)
+    descriptor = open_file(path, os.O_RDWR)
     try:
         return mmap.mmap(descriptor, 0)
     finally:
@@ -128,14 +132,15 @@ def too_little_memory(root: Path, needed: int) -> str:
 
 def sweep(root: Path) -> None:
     """Remove the directories of this user's runs that were killed and hold their lock no longer."""
-    name = f"{PREFIX}{os.getuid()}-*"
-    for path in root.glob(name):
+    for path in own_folders(root):
         with contextlib.suppress(OSError):
             lock = _lock(path / LOCK)
-            end_owners(path)
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(lock)
-    for path in root.glob(f".{name}"):  # not locked yet: age tells whether its maker was killed
+            try:
+                end_owners(path)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)
+    for path in own_folders(root, "."):  # not locked yet: age tells whether its maker was killed
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _HALF_MADE_S:
                 shutil.rmtree(path, ignore_errors=True)
@@ -144,13 +149,39 @@ def sweep(root: Path) -> None:
 def end_owners(folder: Path) -> None:
     """Kill the tiles' processes that an abandoned directory knows of; Ray has not, if one of them was stopped."""
     for cells in folder.glob("cells-*"):
-        with cells.open("rb") as file:
+        with contextlib.suppress(OSError), open(open_file(cells, os.O_RDONLY), "rb") as file:
             file.seek(8 * Word.PID)
             end(int.from_bytes(file.read(8), sys.byteorder), cells)
 
 
+def own_folders(root: Path, before: str = "") -> list[Path]:
+    """Return the scratch directories below `root` that this user made; `before` is put before their names."""
+    return [path for path in root.glob(f"{before}{PREFIX}{os.getuid()}-*") if _is_own(path)]
+
+
+def _is_own(folder: Path) -> bool:
+    try:
+        status = os.lstat(folder)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+
+
+def open_file(path: Path, flags: int) -> int:
+    """Return a descriptor of a file in a scratch directory, following no link and waiting for no one.
+
+    Raises:
+        OSError: it can't be opened, or is no regular file.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return descriptor
+
+
 def _lock(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
