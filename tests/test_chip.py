@@ -106,6 +106,12 @@ def tiles(chip):
         thread.stop()
 
 
+def test_a_tile_that_is_adopted_again_keeps_its_cells(chip):
+    cells = chip.cells[0]
+    chip.adopt([0])
+    assert chip.cells[0] is cells
+
+
 # --- waiting
 
 

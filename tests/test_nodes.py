@@ -6,11 +6,12 @@ The nodes are raylets on this machine, and network namespaces where a network ha
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from safetensors.numpy import load_file
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 LOCAL = Path(__file__).parents[1] / "cluster" / "local.sh"
-TILES_PER_NODE = 5  # of 7: two nodes are enough, one is not
+TILES_PER_NODE = 4  # of 7: two nodes are enough, one is not
 TRAIN = ("train", "--tiles", "4,2,1", "--channels", "8,8,4", "--dataset", "builtin", "--limit-train", "300")
 TRAIN += ("--limit-test", "50", "--epochs", "4", "--lr", "0.02", "--json")
 
@@ -162,6 +163,31 @@ def test_a_run_on_three_nodes_that_loses_two_ends_with_the_bits_of_serial(nodes,
     assert [recovery["kind"] for recovery in recoveries] == ["node", "node"]
     assert all(recovery["lost_steps"] >= 0 and recovery["seconds"] > 0 for recovery in recoveries)
     nodes("revive", "1")
+
+
+def chip_process(shared: Path) -> int:
+    """Return the process of the only chip that another node than the first has; their memory lies below a folder."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has gone, or belongs to somebody else
+            is_chip = (entry / "cmdline").read_bytes().startswith(b"ray::RemoteChip")
+            if is_chip and f" {shared}/n" in (entry / "maps").read_text():
+                return int(entry.name)
+    raise AssertionError("no such process")
+
+
+def test_a_chip_whose_process_alone_is_killed_changes_no_bit(nodes, undisturbed, tmp_path):
+    """Its node is taken for lost, tiles and all, and is needed again at once."""
+    run_dir = tmp_path / "run"
+    process = nodes.train("--run-dir", str(run_dir), "--nodes", "2", "--node-patience", "0")
+    wait_for_epoch(run_dir, 1, process)
+    os.kill(chip_process(Path((nodes.state / "shm").read_text().strip())), signal.SIGKILL)
+    _, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
+    assert "its chip does not answer any more" in errors
+    assert same_weights(run_dir, undisturbed)
+    ours, recoveries = metrics(run_dir)
+    assert ours == metrics(undisturbed)[0]
+    assert [recovery["kind"] for recovery in recoveries] == ["node"]
 
 
 def test_a_run_that_has_no_room_left_saves_and_says_how_to_go_on(nodes, undisturbed, tmp_path):

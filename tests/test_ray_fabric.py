@@ -13,10 +13,16 @@ import torch
 
 from rapa_dist.assignment import assign_random
 from rapa_dist.coordinator.assigner import Assigner
+from rapa_dist.errors import ClusterError, NodeLostError
 from rapa_dist.fabric.base import Fabric
 from rapa_dist.fabric.cluster import NAMESPACE, connect
 from rapa_dist.fabric.doorbell import Cycle, Ring
+from rapa_dist.fabric.far import FarChip
+from rapa_dist.fabric.nodes import find_rooms
+from rapa_dist.fabric.order import Order
 from rapa_dist.fabric.ray import RayFabric
+from rapa_dist.fabric.registry import registrations
+from rapa_dist.fabric.scratch import shared_memory_root
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.hardware import CycleTimes, Pace
 from rapa_dist.machine import Machine
@@ -227,6 +233,56 @@ def test_a_dead_ring_and_a_foreign_message_do_no_harm(ray_fabric, serial_fabric)
         for target in [*folder.glob("bell-*"), folder / "answers"]:
             stranger.sendto(b"nonsense", str(target))
     assert_same_bits(run_cycles(ray_fabric, range(400, 402)), run_cycles(serial_fabric, range(400, 402)))
+
+
+def test_a_run_registers_with_an_address_that_other_nodes_know(ray_fabric, monkeypatch, tmp_path):
+    cluster = ray_fabric.cluster
+    known = cluster.address
+    monkeypatch.setattr(cluster, "address", "127.0.0.1:" + known.rpartition(":")[2])  # as a user may write it
+    ray_fabric.register(RUN, tmp_path)
+    (found,) = registrations(shared_memory_root())
+    assert found.address == known
+
+
+@pytest.fixture
+def far_chip(ray_fabric):
+    """Start a chip as on another node; all of them are closed after the test."""
+    import ray
+
+    started, (room,) = [], find_rooms()
+
+    def start(images: int = IMAGES) -> FarChip:
+        started.append(FarChip(room, f"far-{len(started)}", MACHINE, images, ray_fabric._chip.arena, 1))
+        return started[-1]
+
+    yield start
+    ray.wait([far.close() for far in started], num_returns=len(started), timeout=30)
+    for far in started:
+        far.kill()
+
+
+def test_a_far_chip_closes_in_the_middle_of_a_cycle_that_does_not_end(far_chip):
+    import ray
+
+    far = far_chip()
+    sites = far.adopt([0])
+    assert far.adopt([0]) == sites  # as in a second attempt to recover
+    far.use([[(0, 0)], [], []])
+    far.send(Order(1, 0, Cycle.EMPTY, 0.0, 0.0, 0.0), [0, 0])  # nobody is there to do it
+    assert not ray.wait(far._under_way[1].references, timeout=0.5)[0]
+    assert sites[0].directory.exists()
+    assert ray.wait([far.close()], timeout=3)[0]
+    assert not sites[0].directory.exists()
+
+
+def test_what_fails_on_a_far_chip_is_told_and_its_node_is_not_taken_for_lost(far_chip):
+    far, large = far_chip(), far_chip(images=10**9)
+    with pytest.raises(ClusterError, match=r"On the node .*: Too little shared memory: the run needs") as caught:
+        large.adopt([0])
+    assert not isinstance(caught.value, NodeLostError)
+    far.adopt([0])
+    with pytest.raises(ClusterError, match=r"On the node .*: KeyError: 3; "):
+        far.receive(far.ask_kernels([3]))
 
 
 def some_steps(fabric: Fabric, micro_batches: int, seed: int) -> list[np.ndarray]:

@@ -319,13 +319,14 @@ def test_a_cluster_without_runs(joined, monkeypatch):
         find_run("x", "10.0.0.9:1")
 
 
-def test_a_cluster_that_is_named_may_be_that_of_a_run_here(register, joined, monkeypatch):
+@pytest.mark.parametrize("address", ["10.0.0.1:2000", "127.0.0.1:2000", "localhost:2000"])
+def test_a_cluster_that_is_named_may_be_that_of_a_run_here(register, joined, monkeypatch, address):
     monkeypatch.setattr(watcher, "runs_here", lambda: ["a"])
     here = register("a", "10.0.0.1:2000", "token")
     register("b")
-    found = find_run(None, "10.0.0.1:2000")
+    found = find_run(None, address)
     assert (found.run, found._registration) == ("a", here)
-    assert joined == [("10.0.0.1:2000", "token")]
+    assert joined == [(address, "token")]
 
 
 # --- losing it

@@ -86,7 +86,7 @@ class Rollback:
         snapshot, deadline, said = trainer.snapshot, time.monotonic() + self._patience_s, -_SAY_S
         while not stop():
             try:
-                self._fabric.recover(lost, snapshot.kernels, snapshot.progress.step, self._rooms())
+                self._fabric.recover(lost, snapshot.kernels, snapshot.progress.step, self._rooms)
                 return True
             except (NodeLostError, CapacityError) as error:
                 left = deadline - time.monotonic()

@@ -115,12 +115,14 @@ class Chip:
         self._held: dict[int, list[Ring]] | None = None  # by tile, while rings are gathered into one message
 
     def adopt(self, tiles: Iterable[int]) -> None:
-        """Make cells for further tiles of the machine.
+        """Make cells for further tiles of the machine; those that live here already keep theirs.
 
         Raises:
             ClusterError: there is too little shared memory.
         """
         for tile in tiles:
+            if tile in self.cells:
+                continue
             shape = self.machine.layers[self.machine.tiles[tile][0]].kernel_shape
             self.cells[tile] = Cells(self.scratch.map_file(cells_name(tile), Cells.size(shape)), shape)
 

@@ -22,7 +22,7 @@ _LOOK_S = 1.0  # without an answer, after which it is looked whether the node is
 CUT_OFF_S = 30.0  # without any sign of life from a node, after which it is given up; a network may heal before
 _LONGEST_S = 240.0  # for an answer, from a node that is there: longer than a chip gives its tiles to restart
 _START_TIMEOUT_S = 60.0
-_CLOSE_TIMEOUT_S = 5.0
+_CLOSING = "closing"  # of Ray's concurrency groups, each of which has a thread of its own
 
 
 class _Share(NamedTuple):
@@ -70,7 +70,7 @@ class FarChip:
         """By tile, as of its last answer."""
         self._shares: list[_Share] = []
         self._under_way: dict[int, _UnderWay] = {}
-        as_actor: Any = ray.remote
+        as_actor: Any = ray.remote(concurrency_groups={_CLOSING: 1})  # type: ignore[call-overload]
         self._actor = (
             as_actor(RemoteChip)
             .options(
@@ -80,11 +80,18 @@ class FarChip:
                 max_restarts=0,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(room.node, soft=False),
             )
-            .remote(machine, images, room.node, restarts)
+            .remote(room.node)
         )
+        self._started = self._actor.start.remote(machine, images, restarts)
 
     def adopt(self, tiles: Sequence[int]) -> dict[int, Site]:
-        """Have it make cells for tiles, and return what their processes have to know."""
+        """Have it make cells for tiles, and return what their processes have to know.
+
+        Raises:
+            NodeLostError: the node is gone.
+            ClusterError: it has too little shared memory.
+        """
+        self._get(self._started, limit_s=_START_TIMEOUT_S)
         sites: dict[int, Site] = self._get(self._actor.adopt.remote(tiles), limit_s=_START_TIMEOUT_S)
         return sites
 
@@ -167,7 +174,7 @@ class FarChip:
 
     def close(self) -> Any:
         """Have it remove what it put on its node; returns what to wait for."""
-        return self._actor.close.remote()
+        return self._actor.close.options(concurrency_group=_CLOSING).remote()
 
     def kill(self) -> None:
         """End its process, if it can be reached."""
@@ -196,11 +203,21 @@ class FarChip:
                 if now - asked > limit_s:
                     self._lost(f"its chip has not answered for {now - asked:.0f} s")
             except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, ClusterError):
-                    raise ClusterError(f"On the node {self.address}: {error.cause}") from error
-                raise
+                raise ClusterError(f"On the node {self.address}: {self._cause(error)}") from error
             except ray.exceptions.RayError as error:
+                if getattr(error, "actor_init_failed", False):
+                    raise ClusterError(
+                        f"On the node {self.address} the chip does not start: {str(error).strip().splitlines()[-1]}. "
+                        "See that rapa-dist and what it needs are installed there as they are here."
+                    ) from error
                 self._lost(f"its chip does not answer any more ({type(error).__name__})")
+
+    @staticmethod
+    def _cause(error: Any) -> str:
+        """Say what went wrong in a call."""
+        if isinstance(error.cause, ClusterError):
+            return str(error.cause)
+        return f"{type(error.cause).__name__}: {error.cause}; where it happened is in the logs of Ray there."
 
     def _lost(self, why: str) -> NoReturn:
         raise NodeLostError(f"The node {self.address} is lost: {why}", self.node, self.address) from None

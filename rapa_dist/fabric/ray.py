@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapa_dist.console import Advance
-from rapa_dist.errors import ClusterError, NodeLostError
+from rapa_dist.errors import CapacityError, ClusterError, NodeLostError
 from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.fabric.chip import Chip, Site
 from rapa_dist.fabric.cluster import NAMESPACE, Cluster
@@ -34,8 +34,9 @@ _START_TIMEOUT_S = 60.0  # for the next tile to come up, not for all of them
 _STOP_TIMEOUT_S = 5.0
 _LOOK_S = 1.0
 _HEAD_AFTER_S = 1.5  # of silence
-_NAME_RETRY_S = 0.1
+_RETRY_S = 0.1
 _NAME_PATIENCE_S = 20.0  # for Ray to free the names of actors that were killed
+_FREE_PATIENCE_S = 2.0  # for Ray to count as free what they had
 
 
 class RayFabric(Fabric):
@@ -166,8 +167,8 @@ class RayFabric(Fabric):
         for tile in tiles:
             self._actors[tile] = self._named(partial(self._start_tile, tile, sites[tile]), deadline)
         self._await(tiles, advance)
-        for node in wanted:
-            known[node].watch({tile: self._actors[tile] for tile in tiles if self._node_of[tile] == node})
+        for node, far in known.items():  # all of its tiles: an attempt that failed may have started some of them
+            far.watch({tile: self._actors[tile] for tile, of in self._node_of.items() if of == node})
 
     def _start_tile(self, tile: int, site: Site) -> Any:
         import ray
@@ -202,7 +203,7 @@ class RayFabric(Fabric):
                         f"A run named {self._run} has its tiles on this cluster already. "
                         "Give the run directory another name."
                     ) from error
-                time.sleep(_NAME_RETRY_S)
+                time.sleep(_RETRY_S)
 
     def _await(self, tiles: Sequence[int], advance: Advance) -> None:
         """Wait until the actors of some tiles are up."""
@@ -369,32 +370,47 @@ class RayFabric(Fabric):
         cells = self._chip.cells
         return [cells[tile].words[Word.BUSY_NS] if tile in cells else far.get(tile, 0) for tile in self._tiles[layer]]
 
-    def recover(self, lost: NodeLostError, kernels: Kernels, step: int, rooms: Sequence[Room]) -> None:
+    def recover(self, lost: NodeLostError, kernels: Kernels, step: int, rooms: Callable[[], Sequence[Room]]) -> None:
         """Go on without a node: place its tiles on others and program all tiles. May be called again if it fails.
 
         Args:
             lost: what was raised.
             kernels: what to program, one array (n_t, k + 1, c_out) per layer.
             step: steps that they have been trained for.
-            rooms: the nodes that are left, and how many tiles they can take besides those that they have.
+            rooms: returns the nodes that are left, and how many tiles they can take besides those that they have.
 
         Raises:
             CapacityError: they have too little room.
             NodeLostError: another node is lost.
         """
+        deadline = time.monotonic()
+        if lost.node in self._node_of.values():
+            deadline += _FREE_PATIENCE_S
         self._forget(lost.node)
         for far in self._far:
             far.settle()
         self._chip.wait()
         before = set(self._chip.cells)
-        self._node_of = dict(enumerate(placed(self._chip.machine, rooms, self._node_of)))
+        left = self._place_again(rooms, deadline)
         local = {tile for tile, node in self._node_of.items() if node == self._here}
         self._chip.adopt(sorted(local - before))
-        self._start(rooms, patience_s=_NAME_PATIENCE_S)
+        self._start(left, patience_s=_NAME_PATIENCE_S)
         self.use(self.machine, kernels, step)
         self._empty_round()
         if self._registration is not None:
             self._register(self._registration)
+
+    def _place_again(self, rooms: Callable[[], Sequence[Room]], deadline: float) -> Sequence[Room]:
+        """Place the tiles that have no node; until the deadline Ray may not have counted as free what was lost."""
+        while True:
+            left = rooms()
+            try:
+                self._node_of = dict(enumerate(placed(self._chip.machine, left, self._node_of)))
+                return left
+            except CapacityError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_RETRY_S)
 
     def _forget(self, node: str) -> None:
         """Drop a node's chip and tiles, and end their processes where they can be reached."""
@@ -445,8 +461,11 @@ class RayFabric(Fabric):
 
     def register(self, run: str, run_dir: Path) -> None:
         """Let `rapa-dist stats` find the run on each of its nodes, for as long as the chips are there."""
+        import ray
+
+        address = ray.get_runtime_context().gcs_address  # what other nodes know, where the user wrote 127.0.0.1
         self._registration = Registration.of_this_process(
-            run=run, address=self.cluster.address, run_dir=run_dir, folder=self._chip.scratch.path
+            run=run, address=address, run_dir=run_dir, folder=self._chip.scratch.path
         )
         self._register(self._registration)
 

@@ -6,6 +6,8 @@ rows, the tiles compute where it was put, and the answer takes their rows back. 
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from threading import Lock
 from typing import Any, NamedTuple
 
 from rapa_dist.fabric.chip import Chip, Site
@@ -35,18 +37,34 @@ class Answer(NamedTuple):
 
 
 class RemoteChip:
-    """A node's `Chip` as a Ray actor: does what it is told, one message after the other."""
+    """A node's `Chip` as a Ray actor: does what it is told, one message after the other, but closes at any moment."""
 
-    def __init__(self, machine: Machine, images: int, node: str, restarts: int) -> None:
+    def __init__(self, node: str) -> None:
         self._node = node
         self._actors: dict[int, Any] = {}
         self._restarted: list[Restart] = []
-        self._chip = Chip(machine, images, tiles=())
-        self._lookout = Lookout(self._chip, self._actors, self._restarted.append, restarts=restarts)
+        self._files = Lock()  # while some are made or removed
+        self._at_close = ExitStack()
+        self._closed = False
+
+    def start(self, machine: Machine, images: int, restarts: int) -> None:
+        """Make the chip; not in `__init__`, after whose errors Ray only says that the actor died.
+
+        Raises:
+            ClusterError: there is too little shared memory.
+        """
+        with self._files:
+            if self._closed:
+                return
+            self._chip = Chip(machine, images, tiles=())
+            self._at_close.callback(self._chip.close)
+            lookout = Lookout(self._chip, self._actors, self._restarted.append, restarts=restarts)
+            self._at_close.callback(lookout.end_stopped)
 
     def adopt(self, tiles: Sequence[int]) -> dict[int, Site]:
-        """Make cells for some tiles and return what their processes have to know."""
-        self._chip.adopt(tiles)
+        """Make cells for some tiles, unless it has them, and return what their processes have to know."""
+        with self._files:
+            self._chip.adopt(tiles)
         return {tile: self._chip.site(tile) for tile in tiles}
 
     def watch(self, actors: Mapping[int, Any]) -> None:
@@ -101,12 +119,14 @@ class RemoteChip:
 
     def register(self, registration: Registration) -> None:
         """Let `rapa-dist stats` find the run on this node."""
-        registration.within(self._chip.scratch.path).write()
+        with self._files:
+            registration.within(self._chip.scratch.path).write()
 
     def close(self) -> None:
-        """Remove everything that the chip put on its node."""
-        self._lookout.end_stopped()
-        self._chip.close()
+        """Remove everything that the chip put on its node. Runs beside the others: a cycle may not end any more."""
+        with self._files:
+            self._closed = True
+            self._at_close.close()
 
 
 def returned(order: Order, patches: Matrix, outputs: Matrix, runs: Rows) -> list[Matrix]:

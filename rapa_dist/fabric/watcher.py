@@ -16,6 +16,7 @@ _TILE = re.compile(r"(?P<run>.+)/(?P<tile>L(?P<layer>\d+)/T\d+)")
 _NEXT_S = 0.5  # after which another tile is asked beside one that does not answer
 _PATIENCE_S = 15.0  # for tiles to answer at all
 _PAUSE_S = 0.1
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 class RunEndedError(Exception):
@@ -150,7 +151,7 @@ def find_run(run: str | None, address: str | None) -> Watcher:
             "No run trains on this node, and no Ray cluster runs here. Start one with rapa-dist train; for a run on "
             "another machine, give --address on a node of its cluster."
         )
-    registered = [entry for entry in here if entry.address == found[0]]
+    registered = [entry for entry in here if _is_at(entry, found[0])]
     cluster = attach(found, _mode(registered[0]) if registered else None)
     try:
         names = runs_here()
@@ -162,6 +163,12 @@ def find_run(run: str | None, address: str | None) -> Watcher:
         cluster.close()
         raise
     return Watcher(run, cluster, next((entry for entry in registered if entry.run == run), None))
+
+
+def _is_at(registration: Registration, address: str) -> bool:
+    """Return whether a run is on the cluster at an address as a user wrote it; Ray has another one for 127.0.0.1."""
+    host, _, port = address.rpartition(":")
+    return registration.address == address or (host in _LOOPBACK and registration.address.rpartition(":")[2] == port)
 
 
 def _find_cluster(address: str | None) -> tuple[str, str] | None:
