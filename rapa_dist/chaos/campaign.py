@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,8 +18,13 @@ from typing import Any
 
 from rapa_dist.chaos.mischief import (
     ALL_TILES,
+    CHIP_KILL,
     COORDINATOR_KILL,
     COORDINATOR_TERM,
+    CUT_S,
+    NODE_CUT,
+    NODE_KILL,
+    ON_NODES,
     SAVING,
     STARTING,
     TILE_KILL,
@@ -27,6 +32,7 @@ from rapa_dist.chaos.mischief import (
     Mischief,
     draw,
 )
+from rapa_dist.chaos.nodes import LocalNodes
 from rapa_dist.chaos.remains import remains
 from rapa_dist.chaos.subject import Subject
 from rapa_dist.coordinator import checkpoint as checkpoints
@@ -37,6 +43,7 @@ from rapa_dist.fabric.scratch import shared_memory_root
 Say = Callable[[str], None]
 _START_S = 8.0  # within which a start is killed, if no start has been seen yet
 _TERM_EXIT = 130
+_STEPS_UNDER_WAY = 2  # that the tiles of one node may do before the loss of another is noticed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +62,8 @@ class Plan:
     """Of what is done when, and to whom; each run draws anew."""
     address: str | None = None
     """A Ray cluster to use, this machine being one of its nodes; None: every run starts one of its own."""
+    nodes: LocalNodes | None = None
+    """The nodes to use, and to do mischief to, instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +86,10 @@ def campaign(plan: Plan, say: Say) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     with _folders() as (work, shared, temporary):
         surroundings = os.environ | {"RAPA_DIST_SHM": str(shared), "TMPDIR": str(temporary)}
-        surroundings |= {"RAY_ADDRESS": plan.address} if plan.address else {}
+        nodes = plan.nodes
+        address = nodes.address if nodes else plan.address
+        surroundings |= {"RAY_ADDRESS": address} if address else {}
+        on_head = nodes.on_head() if nodes else []
         reference = work / "reference"
         say("training the undisturbed run (fabric serial)")
         _train_reference(plan, reference, surroundings)
@@ -100,15 +112,17 @@ def campaign(plan: Plan, say: Say) -> dict[str, Any]:
                 epochs=epochs,
                 steps=steps // epochs,
             )
-            subject = Subject(work / f"run-{number}", shared, plan.options, surroundings)
+            seen = nodes.shared_memory() if nodes else shared
+            subject = Subject(work / f"run-{number}", seen, plan.options, surroundings, on_head)
             try:
-                _disturb(subject, todo, number, deeds, say)
+                _disturb(subject, todo, number, deeds, say, nodes)
                 wrong += [f"run {number}: {line}" for line in differences(subject.directory, reference)]
             except Exception as error:  # noqa: BLE001  whatever it was, it is what was looked for
                 wrong.append(f"run {number}: {type(error).__name__}: {error}")
             finally:
                 subject.close()
-            wrong += [f"run {number}: left behind: {line}" for line in remains([shared, temporary])]
+            left = nodes.remains() if nodes else remains([shared, temporary])
+            wrong += [f"run {number}: left behind: {line}" for line in left]
             say(f"run {number}: {share} deeds, {subject.launches} launches; {len(wrong)} faults so far")
             shutil.rmtree(subject.directory, ignore_errors=True)
     return {
@@ -173,7 +187,9 @@ def _train_reference(plan: Plan, directory: Path, surroundings: dict[str, str]) 
         raise ClusterError(f"The undisturbed run failed with exit code {done.returncode}:\n{done.stderr[-2000:]}")
 
 
-def _disturb(subject: Subject, todo: Sequence[Mischief], run: int, deeds: list[Deed], say: Say) -> None:
+def _disturb(
+    subject: Subject, todo: Sequence[Mischief], run: int, deeds: list[Deed], say: Say, nodes: LocalNodes | None = None
+) -> None:
     """Train a run to its end, and do to it what is to be done."""
     in_starts = [mischief for mischief in todo if mischief.moment == STARTING]
     start_s = _START_S
@@ -207,8 +223,16 @@ def _disturb(subject: Subject, todo: Sequence[Mischief], run: int, deeds: list[D
         time.sleep(mischief.delay_s)
         if subject.exit_code is not None:
             break
+        victims = {}
+        if nodes and mischief.kind in ON_NODES:
+            nodes.settle()
+            victims = nodes.chips()
+            if not victims:
+                say(f"run {run}: no other node has tiles; {mischief.kind} left out")
+                continue
         step, pids, began = subject.step(), subject.pids(), time.monotonic()
         hit: Sequence[int] = ()
+        further = 0
         if mischief.kind in (COORDINATOR_KILL, COORDINATOR_TERM):
             if mischief.kind == COORDINATOR_KILL:
                 subject.kill()
@@ -217,6 +241,9 @@ def _disturb(subject: Subject, todo: Sequence[Mischief], run: int, deeds: list[D
                 if subject.exit_code not in (_TERM_EXIT, 0):  # it may just have been done
                     raise ClusterError(f"exit code {subject.exit_code} after SIGTERM\n{subject.last_lines}")
             launch()
+        elif nodes and victims:
+            further = _STEPS_UNDER_WAY
+            hit_node(nodes, mischief, victims)
         else:
             hit = range(len(pids)) if mischief.kind == ALL_TILES else [mischief.victim % len(pids)]
             number = {TILE_KILL: signal.SIGKILL, ALL_TILES: signal.SIGKILL, TILE_STOP: signal.SIGSTOP}[mischief.kind]
@@ -226,13 +253,25 @@ def _disturb(subject: Subject, todo: Sequence[Mischief], run: int, deeds: list[D
 
         def is_over() -> bool:
             now = subject.pids()
-            return subject.step() > step and all(now[victim] != pids[victim] for victim in hit)  # noqa: B023
+            return subject.step() > step + further and all(now[victim] != pids[victim] for victim in hit)  # noqa: B023
 
         over = subject.wait_until(is_over, f"no recovery from {mischief.kind}")
         note(mischief, step, time.monotonic() - began if over and subject.exit_code is None else None)
     subject.wait_until(lambda: subject.exit_code is not None, "no end")
     if subject.exit_code:
         raise ClusterError(f"The run ended with exit code {subject.exit_code}:\n{subject.last_lines}")
+
+
+def hit_node(nodes: LocalNodes, mischief: Mischief, chips: Mapping[int, int]) -> None:
+    """Do mischief to one of the nodes that have tiles, or to its chip."""
+    node = sorted(chips)[mischief.victim % len(chips)]
+    if mischief.kind == NODE_KILL:
+        nodes.kill(node)
+    elif mischief.kind == NODE_CUT:
+        nodes.cut(node, CUT_S)
+    else:
+        assert mischief.kind == CHIP_KILL
+        os.kill(chips[node], signal.SIGKILL)
 
 
 @contextmanager

@@ -23,7 +23,14 @@ _HEAD = 4096  # bytes of the cells that hold the words
 class Subject:
     """One run, which is started, disturbed and resumed until it is finished."""
 
-    def __init__(self, directory: Path, shared: Path, options: Sequence[str], environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        shared: Path,
+        options: Sequence[str],
+        environment: dict[str, str],
+        before: Sequence[str] = (),
+    ) -> None:
         """Start nothing yet.
 
         Args:
@@ -31,9 +38,10 @@ class Subject:
             shared: the folder that it has for shared memory; nobody else uses it.
             options: of `rapa-dist train`.
             environment: of its process.
+            before: what to put before its command, where it is to run elsewhere.
         """
         self.directory = directory
-        self._shared, self._options, self._environment = shared, options, environment
+        self._shared, self._options, self._environment, self._before = shared, options, environment, before
         self._process: subprocess.Popen[bytes] | None = None
         self._words: list[memoryview] = []
         self._output = directory.with_name(f"{directory.name}.stderr")
@@ -45,7 +53,7 @@ class Subject:
         what = ["--resume", str(self.directory)] if begun else [*self._options, "--run-dir", str(self.directory)]
         with self._output.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rapa_dist", "train", *what, *self._where()],
+                [*self._before, sys.executable, "-m", "rapa_dist", "train", *what, *self._where()],
                 stdout=subprocess.DEVNULL,
                 stderr=output,
                 env=self._environment,

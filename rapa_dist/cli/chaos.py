@@ -1,5 +1,6 @@
 """`rapa-dist chaos`: kill, stop and interrupt a run at random, and see whether its result is the undisturbed one."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,15 +26,31 @@ _KINDS = "tile-kill,tile-stop,all-tiles,coordinator-kill"
     metavar="LIST",
     default=_KINDS,
     show_default=True,
-    help="What is done: of tile-kill, tile-stop, all-tiles, coordinator-kill, coordinator-term.",
+    help="What is done: of tile-kill, tile-stop, all-tiles, coordinator-kill, coordinator-term; on several nodes, too: "
+    "node-kill, node-cut, chip-kill.",
 )
 @click.option(
     "--address",
     metavar="HOST:PORT",
     help="Ray cluster that this machine is a node of; tiles are hit on this node.  [default: one started for each run]",
 )
+@click.option(
+    "--local-cluster",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Nodes that cluster/local.sh --state DIR has started, and nobody else uses: they may be killed, too.",
+)
 @json_option
-def chaos(as_json: bool, kinds: str, kills: int, runs: int, seed: int, address: str | None, **settings: Any) -> None:
+def chaos(
+    as_json: bool,
+    kinds: str,
+    kills: int,
+    runs: int,
+    seed: int,
+    address: str | None,
+    local_cluster: Path | None,
+    **settings: Any,
+) -> None:
     """Kill and stop processes of a run at random moments, and compare it with the same run undisturbed.
 
     Every run ends with the weights of the undisturbed one, bit by bit, and leaves nothing behind: exit code 0.
@@ -43,24 +60,31 @@ def chaos(as_json: bool, kinds: str, kills: int, runs: int, seed: int, address: 
     Examples:
       rapa-dist chaos --kills 10
       rapa-dist chaos --tiles 16,4,1 --kills 100 --runs 5 --seed 7 --json > chaos.json
+      rapa-dist chaos --local-cluster /tmp/three --kinds node-kill,node-cut,chip-kill --kills 6
     """  # noqa: D301 — click wants the backspace itself
-    from rapa_dist.chaos.mischief import check_kinds
+    from rapa_dist.chaos.mischief import NODE_CUT, check_kinds
 
     wanted = tuple(kind.strip() for kind in kinds.split(",") if kind.strip())
-    check_kinds(wanted)
+    check_kinds(wanted, several_nodes=local_cluster is not None)
+    if local_cluster is not None and address is not None:
+        raise UsageError("--local-cluster and --address exclude each other: the nodes say where they are reached.")
     if kills < 1 or runs < 1 or runs > kills:
         raise UsageError(f"--kills and --runs are numbers from 1, --runs the smaller one; they are {kills} and {runs}.")
 
     from rapa_dist.chaos.campaign import Plan, campaign
+    from rapa_dist.chaos.nodes import LocalNodes
     from rapa_dist.console import stderr
 
+    nodes = LocalNodes(local_cluster.absolute()) if local_cluster else None
+    if nodes and NODE_CUT in wanted:
+        nodes.check_can_cut()
     options = [
         text
         for name, value in settings.items()
         if value is not None
         for text in (f"--{name.replace('_', '-')}", str(value))
     ]
-    plan = Plan(options=tuple(options), kinds=wanted, kills=kills, runs=runs, seed=seed, address=address)
+    plan = Plan(options=tuple(options), kinds=wanted, kills=kills, runs=runs, seed=seed, address=address, nodes=nodes)
     report = campaign(plan, lambda line: stderr.print(line, markup=False))
     if as_json:
         emit(report)
