@@ -40,7 +40,7 @@ class Mischief:
     delay_s: float
     """How long after that."""
     victim: int
-    """Number of the tile it is done to, in the order of the layers, or what a node is chosen by; of no meaning for others."""
+    """Number of the tile it is done to, in the order of the layers, or what a node is chosen by. Others have none."""
 
 
 def draw(seed: str, kinds: Sequence[str], number: int, *, tiles: int, epochs: int, steps: int) -> list[Mischief]:
