@@ -228,6 +228,9 @@ DONE = {
     "tile-kill": "one tile’s process killed",
     "tile-stop": "one tile’s process stopped, so that it hangs",
     "all-tiles": "all tiles killed at once",
+    "node-kill": "a node killed, with all that is on it",
+    "node-cut": "a node cut from the network for ten seconds",
+    "chip-kill": "the process of another node’s chip killed",
     "coordinator-kill": "coordinator killed, run resumed",
     "coordinator-term": "coordinator ended by SIGTERM, run resumed",
 }

@@ -12,6 +12,7 @@ import pytest
 
 from rapa_dist.chaos.campaign import Deed, differences, summary
 from rapa_dist.chaos.mischief import COORDINATOR_KILL, KINDS, SAVING, STARTING, TRAINING, check_kinds, draw
+from rapa_dist.chaos.nodes import LocalNodes
 from rapa_dist.chaos.remains import remains
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.errors import UsageError
@@ -38,9 +39,43 @@ def test_the_coordinator_is_killed_in_every_moment_and_saving_is_at_the_end_of_a
 
 
 def test_unknown_kinds_are_refused():
-    check_kinds(list(KINDS))
+    check_kinds(list(KINDS), several_nodes=True)
     with pytest.raises(UsageError, match=r"--kinds is a list of tile-kill.*not “tile-kil”"):
         check_kinds(["tile-stop", "tile-kil"])
+
+
+def test_mischief_to_nodes_needs_nodes(tmp_path):
+    with pytest.raises(UsageError, match=r"node-cut, chip-kill needs several nodes.*--local-cluster DIR"):
+        check_kinds(["tile-kill", "node-cut", "chip-kill"])
+    with pytest.raises(UsageError, match=r"folder that cluster/local\.sh keeps a cluster in"):
+        LocalNodes(tmp_path)
+    for name, content in (("nodes", "1"), ("address", "127.0.0.1:1"), ("kind", "plain")):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match="no node besides its head"):
+        LocalNodes(tmp_path)
+    (tmp_path / "nodes").write_text("2")
+    with pytest.raises(UsageError, match="node-cut needs nodes with networks of their own"):
+        LocalNodes(tmp_path).check_can_cut()
+
+
+def test_the_processes_of_a_node_are_those_below_its_holder(tmp_path):
+    for name, content in (("nodes", "2"), ("address", "127.0.0.1:1"), ("kind", "plain")):
+        (tmp_path / name).write_text(content)
+    chip = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
+    title = 'exec -a ray::RemoteChip "$@"; true'
+    holder = subprocess.Popen(
+        ["bash", "-c", f"({title}); true", "holder", *chip], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        holder.stdout.readline()
+        assert LocalNodes(tmp_path).chips() == {}
+        (tmp_path / "n1").mkdir()
+        (tmp_path / "n1" / "holder").write_text(str(holder.pid))
+        found = LocalNodes(tmp_path).chips()
+        assert found.keys() == {1}
+        assert Path(f"/proc/{found[1]}/cmdline").read_bytes().startswith(b"ray::RemoteChip")
+    finally:
+        holder.communicate()
 
 
 def test_the_summary_has_the_median_and_the_longest_of_what_was_lost():

@@ -190,6 +190,23 @@ def test_a_chip_whose_process_alone_is_killed_changes_no_bit(nodes, undisturbed,
     assert [recovery["kind"] for recovery in recoveries] == ["node"]
 
 
+def test_chaos_kills_nodes_and_chips(nodes):
+    train = [*TRAIN[1 : TRAIN.index("--epochs")], "--epochs", "2"]
+    options = ["--local-cluster", str(nodes.state), "--kinds", "node-kill,chip-kill", "--kills", "2", "--seed", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "rapa_dist", "chaos", *train, *options, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env=nodes.env,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["verdict"] == "identical"
+    assert {kind: found["number"] for kind, found in report["kinds"].items()} == {"node-kill": 1, "chip-kill": 1}
+
+
 def test_a_run_that_has_no_room_left_saves_and_says_how_to_go_on(nodes, undisturbed, tmp_path):
     run_dir = tmp_path / "run"
     process = nodes.train("--run-dir", str(run_dir), "--nodes", "2", "--node-patience", "1")

@@ -225,7 +225,8 @@ def _disturb(
             break
         victims = {}
         if nodes and mischief.kind in ON_NODES:
-            nodes.settle()
+            if mischief.kind != CHIP_KILL:
+                nodes.settle()
             victims = nodes.chips()
             if not victims:
                 say(f"run {run}: no other node has tiles; {mischief.kind} left out")
