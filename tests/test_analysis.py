@@ -213,6 +213,14 @@ def test_every_analysis_prints_a_table_or_one_json_object(make_run, tmp_path):
         assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
 
 
+def test_an_attack_on_a_network_that_guesses_says_that_it_says_little(make_run):
+    run = make_run()  # as it was initialised
+    result = json.loads(invoke("analyze", "attack", run, "--snr", "30", "--json").stdout)
+    assert result["chance_percent"] == 10
+    said = "what an attack does to so few images says little"
+    assert (said in invoke("analyze", "attack", run, "--snr", "30").stderr) == (result["clean_accuracy_percent"] < 20)
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [

@@ -52,7 +52,8 @@ def attack(
 
     Returns:
         With `accuracy_percent`, per strength, the mean over judging assignments (each on the images that it had
-        right before) and `accuracy_std` the standard deviation; and `clean_accuracy_percent` of all images.
+        right before) and `accuracy_std` the standard deviation; and `clean_accuracy_percent` of all images, beside
+        `chance_percent`, what guessing would come to.
 
     Raises:
         RapaError: with the cause, and what to do.
@@ -95,6 +96,7 @@ def attack(
         "accuracy_percent": accuracy.mean(axis=1).tolist(),
         "accuracy_std": accuracy.std(axis=1, ddof=1).tolist() if judge_assignments > 1 else [None] * len(snr_db),
         "clean_accuracy_percent": float(100 * right.mean() / total),
+        "chance_percent": 100 / trained.checkpoint.classes,
         "gradient_assignments": gradient_assignments,
         "judge_assignments": judge_assignments,
         "same_assignment": same_assignment,

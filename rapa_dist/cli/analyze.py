@@ -151,6 +151,7 @@ def attack(
     from rapa_dist.analysis.attack import DEFAULT_SNR_DB, gap_closed
     from rapa_dist.analysis.attack import attack as on_run
     from rapa_dist.analysis.plots import check_plot, plot_curves
+    from rapa_dist.console import stderr
 
     check_plot(plot)
     if baseline is not None:
@@ -171,6 +172,13 @@ def attack(
         result["baseline"] = reference
         result["gap_closed_percent"] = gap_closed(result["accuracy_percent"], reference["accuracy_percent"])
         curves.append(("untiled", reference["snr_db"], reference["accuracy_percent"]))
+    for run, found in ((run_dir, result), (baseline, result.get("baseline"))):
+        if found is not None and found["clean_accuracy_percent"] < 2 * found["chance_percent"]:
+            stderr.print(
+                f"Warning: {run} classifies {found['clean_accuracy_percent']:.1f} % correctly, and guessing would "
+                f"{found['chance_percent']:.1f} %: what an attack does to so few images says little.",
+                markup=False,
+            )
     if plot is not None:
         title = "Fast gradient sign method"
         plot_curves(plot, curves, x="signal-to-noise ratio (dB)", y="accuracy (%)", title=title)

@@ -63,7 +63,8 @@ def reproduce(
     """Reproduce EXPERIMENT: table1, table2, figure3, figure4 or regularizer.
 
     Runs and results are kept in the output folder; the same command goes on where it was stopped, and experiments
-    with the same protocol share their runs.
+    with the same protocol share their runs. The regularizer is a small problem of its own, on which the protocol has no
+    influence.
 
     \b
     Examples:
