@@ -38,25 +38,37 @@ class Far:
     kill = settle
 
 
+class Actors(dict):
+    """What `TileActors` is to a fabric."""
+
+    def start(self, tile, name, site, node, deadline):
+        self[tile] = f"new-actor-{tile}"
+
+    def wait_until_up(self, tiles, check, advance):
+        if self.lose:
+            raise NodeLostError("lost", node := self.lose.pop(), node)
+
+    def end(self, tile):
+        self.pop(tile, None)
+
+
 class Unreal(RayFabric):
     """A fabric with a tile on each of "b" and "d" and two on "c", whose actors are their names."""
 
     def __init__(self, chip: Chip) -> None:
         self._node_of = dict(enumerate("bccd"))
-        self._actors = {tile: f"actor-{tile}" for tile in self._node_of}
+        self._actors = Actors({tile: f"actor-{tile}" for tile in self._node_of})
+        self._run, self._actors.lose = "run", []
         self._far = [Far(node) for node in "bcd"]
         self._chip, self._here, self._registration, self.machine = chip, HERE, None, MACHINE
-        self.lose: list[str] = []
+
+    @property
+    def lose(self) -> list[str]:
+        """Nodes that are lost one after the other while actors are waited for."""
+        return self._actors.lose
 
     def far(self, node: str) -> Far:
         return next(far for far in self._far if far.node == node)
-
-    def _start_tile(self, tile, site):
-        return f"new-actor-{tile}"
-
-    def _await(self, tiles, advance):
-        if self.lose:
-            raise NodeLostError("lost", node := self.lose.pop(), node)
 
     def use(self, machine, kernels, step=0):
         pass
@@ -80,7 +92,7 @@ def recover(fabric: RayFabric, node: str, rooms) -> None:
 
 
 def test_tiles_that_moved_before_a_second_node_was_lost_are_watched(fabric):
-    fabric.lose = ["d"]
+    fabric.lose.append("d")
     with pytest.raises(NodeLostError):
         recover(fabric, LOST, lambda: [room("b", 1), room("d", 1)])
     assert sorted(fabric.far("b").adopted) != []

@@ -15,6 +15,7 @@ from rapa_dist.errors import ClusterError
 from rapa_dist.fabric.chip import Chip, cells_name
 from rapa_dist.fabric.doorbell import Cycle, Ring
 from rapa_dist.fabric.processes import Look, end, look
+from rapa_dist.fabric.tile_actors import death_of
 from rapa_dist.machine import Layer
 from rapa_dist.tile import Word
 
@@ -200,16 +201,12 @@ class Lookout:
         asked = {self._actors[tile].ready.remote(): tile for tile in tiles if tile in self._actors}
         answers = ray.wait(list(asked), num_returns=len(asked), timeout=_ASK_TIMEOUT_S)[0] if asked else []
         for reference in answers:
-            try:
-                ray.get(reference, timeout=_ASK_TIMEOUT_S)
-            except ray.exceptions.ActorUnavailableError:
-                continue  # being restarted
-            except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+            if (death := death_of(reference, _ASK_TIMEOUT_S)) is not None:
                 tile = asked[reference]
                 raise ClusterError(
-                    f"{self._chip.name_of(tile)} is dead and Ray does not restart it: {error}"
+                    f"{self._chip.name_of(tile)} is dead and Ray does not restart it: {death}"
                     f"{self._log_of(self._chip.cells[tile].words[Word.PID])}"
-                ) from error
+                ) from death
 
     @staticmethod
     def _log_of(pid: int) -> str:

@@ -7,32 +7,30 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapa_dist.console import Advance
-from rapa_dist.errors import CapacityError, ClusterError, NodeLostError
+from rapa_dist.errors import CapacityError, NodeLostError
 from rapa_dist.fabric.base import Fabric, Kernels
-from rapa_dist.fabric.chip import Chip, Site
-from rapa_dist.fabric.cluster import NAMESPACE, Cluster
+from rapa_dist.fabric.chip import Chip
+from rapa_dist.fabric.cluster import Cluster
 from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.far import FarChip
 from rapa_dist.fabric.lookout import RESTARTS, Lookout, Restart
 from rapa_dist.fabric.nodes import node_here, placed, room_here
 from rapa_dist.fabric.order import Order
-from rapa_dist.fabric.placement import RESOURCE, Room
+from rapa_dist.fabric.placement import Room
 from rapa_dist.fabric.registry import Registration
+from rapa_dist.fabric.tile_actors import TileActors, named
 from rapa_dist.hardware import Pace
 from rapa_dist.inspection import TileStats, read_tile
 from rapa_dist.interrupts import uninterrupted
 from rapa_dist.machine import Layer, Machine
 from rapa_dist.tile import Cells, Matrix, Update, Word
 
-_START_TIMEOUT_S = 60.0  # for the next tile to come up, not for all of them
 _STOP_TIMEOUT_S = 5.0
-_LOOK_S = 1.0
 _HEAD_AFTER_S = 1.5  # of silence
 _RETRY_S = 0.1
 _NAME_PATIENCE_S = 20.0  # for Ray to free the names of actors that were killed
@@ -83,7 +81,7 @@ class RayFabric(Fabric):
         self.pace = pace
         self._number = 0
         self._run = run
-        self._actors: dict[int, Any] = {}
+        self._actors = TileActors(run)
         self._on_restart = on_restart
         self._restarts = restarts
         self._registration: Registration | None = None
@@ -159,83 +157,22 @@ class RayFabric(Fabric):
                 make = partial(
                     FarChip, room, self._run, self._chip.machine, self.images, self._chip.arena, self._restarts
                 )
-                far = self._named(make, deadline)
+                far = named(make, self._run, deadline)
                 known[room.node] = far
                 self._far.append(far)
         for node in wanted:
             sites |= known[node].adopt([tile for tile in tiles if self._node_of[tile] == node])
         for tile in tiles:
-            self._actors[tile] = self._named(partial(self._start_tile, tile, sites[tile]), deadline)
-        self._await(tiles, advance)
+            self._actors.start(tile, self._chip.name_of(tile), sites[tile], self._node_of[tile], deadline)
+        self._actors.wait_until_up(tiles, self._check_far, advance)
         for node, far in known.items():  # all of its tiles: an attempt that failed may have started some of them
             far.watch({tile: self._actors[tile] for tile, of in self._node_of.items() if of == node})
 
-    def _start_tile(self, tile: int, site: Site) -> Any:
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        from rapa_dist.fabric.actor import Tile
-
-        as_actor: Any = ray.remote(concurrency_groups={"inspect": 1})  # type: ignore[call-overload]
-        return (
-            as_actor(Tile)
-            .options(
-                name=f"{self._run}/{self._chip.name_of(tile)}",
-                namespace=NAMESPACE,
-                num_cpus=0,
-                resources={RESOURCE: 1},
-                scheduling_strategy=NodeAffinitySchedulingStrategy(self._node_of[tile], soft=False),
-                max_restarts=-1,  # it is the lookout that gives a tile up
-            )
-            .remote(site)
-        )
-
-    def _named(self, start: Callable[[], Any], deadline: float) -> Any:
-        """Start a named actor; until the deadline its name may still belong to one that was lost."""
-        import ray
-
-        while True:
-            try:
-                return start()
-            except ray.exceptions.ActorAlreadyExistsError as error:
-                if time.monotonic() > deadline:
-                    raise ClusterError(
-                        f"A run named {self._run} has its tiles on this cluster already. "
-                        "Give the run directory another name."
-                    ) from error
-                time.sleep(_RETRY_S)
-
-    def _await(self, tiles: Sequence[int], advance: Advance) -> None:
-        """Wait until the actors of some tiles are up."""
-        import ray
-
-        total = len(tiles)
-        node_of = {self._actors[tile].ready.remote(): self._node_of[tile] for tile in tiles}
-        waiting = list(node_of)
-        last_start = time.monotonic()
-        while waiting:
-            advance(total - len(waiting), total)
-            up, waiting = ray.wait(waiting, num_returns=1, timeout=_LOOK_S)
-            silent = time.monotonic() - last_start
-            if not up:
-                for far in self._far:
-                    far.check()
-                if silent > _START_TIMEOUT_S:
-                    raise ClusterError(
-                        f"{len(waiting)} of {total} tiles did not start; none came up in the last {silent:.0f} s. "
-                        f"Look whether the node has memory left and its {RESOURCE} resources are free "
-                        "(`ray status`)."
-                    )
-                continue
-            last_start = time.monotonic()
-            try:
-                self._raise_if_dead(up)
-            except ClusterError:
-                for far in self._far:
-                    if far.node == node_of[up[0]]:
-                        far.check()
-                raise
-        advance(total, total)
+    def _check_far(self, tile: int | None) -> None:
+        """Raise NodeLostError if another node, or the one that a tile is on, is lost."""
+        for far in self._far:
+            if tile is None or far.node == self._node_of[tile]:
+                far.check()
 
     def _empty_round(self) -> None:
         """Ring all tiles that are in use, for nothing."""
@@ -414,29 +351,13 @@ class RayFabric(Fabric):
 
     def _forget(self, node: str) -> None:
         """Drop a node's chip and tiles, and end their processes where they can be reached."""
-        import ray
-
         for far in self._far:
             if far.node == node:
                 far.kill()
         self._far = [far for far in self._far if far.node != node]
         for tile in [tile for tile, of in self._node_of.items() if of == node]:
             del self._node_of[tile]
-            if tile in self._actors:
-                with suppress(Exception):  # it has gone already
-                    ray.kill(self._actors.pop(tile))
-
-    @staticmethod
-    def _raise_if_dead(references: list[Any]) -> None:
-        import ray
-
-        for reference in references:
-            try:
-                ray.get(reference, timeout=_STOP_TIMEOUT_S)
-            except ray.exceptions.ActorUnavailableError:
-                continue  # being restarted
-            except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
-                raise ClusterError(f"A tile is dead and Ray does not restart it: {error}") from error
+            self._actors.end(tile)
 
     def close(self) -> None:
         """Ask the actors to leave, disconnect from Ray, and remove arena, cells and doorbells."""
@@ -449,14 +370,12 @@ class RayFabric(Fabric):
 
         self._lookout.end_stopped()
         if ray.is_initialized() and not self.cluster.head_lost:
-            leaving = [actor.__ray_terminate__.remote() for actor in self._actors.values()]
-            leaving += [far.close() for far in self._far]
+            leaving = [*self._actors.ask_to_leave(), *(far.close() for far in self._far)]
             if leaving and self.cluster.scratch is None:
                 ray.wait(leaving, num_returns=len(leaving), timeout=_STOP_TIMEOUT_S)
             for far in self._far:
                 far.kill()
         self._far.clear()
-        self._actors.clear()
         self._chip.close()
 
     def register(self, run: str, run_dir: Path) -> None:
