@@ -259,6 +259,7 @@ TABLES = {
     "chaos": chaos_table,
     "batched": batched_line,
     "reproduced-table1": lambda: reproduced(tables.table1) + "\n\n" + where_reproduced(),
+    "reproduced-table2": lambda: reproduced(tables.table2),
     "reproduced-figure3": lambda: reproduced(tables.figure3),
     "reproduced-figure4": lambda: reproduced(tables.figure4),
     "reproduced-claims": lambda: reproduced(claims),
