@@ -23,7 +23,8 @@ from rapa_dist.fabric.chip import Chip, cells_name
 from rapa_dist.fabric.doorbell import Cycle, Ring, Status
 from rapa_dist.fabric.lookout import Lookout, Restart, work_s_of
 from rapa_dist.fabric.processes import end, look
-from rapa_dist.fabric.scratch import Scratch, check_shared_memory, sweep
+from rapa_dist.fabric.registry import registrations
+from rapa_dist.fabric.scratch import Scratch, check_shared_memory, map_existing, shared_memory_root, sweep
 from rapa_dist.machine import Layer, Machine
 from rapa_dist.tile import Word
 
@@ -210,6 +211,47 @@ def test_a_stopped_tile_of_a_coordinator_that_was_killed_is_ended_by_the_next_ru
     sweep(chip.scratch.root)
     assert tile.wait(timeout=10) == -signal.SIGKILL
     assert not chip.scratch.path.exists()
+
+
+def kill_whenever_it_comes_up(cells: Path, process: subprocess.Popen) -> None:
+    """Kill a tile's process, and each that takes its place, until a run has ended."""
+    words = memoryview(map_existing(cells))[: 8 * (Word.PID + 1)].cast("Q")
+    killed = 0
+    while process.poll() is None:
+        if words[Word.PID] != killed:
+            killed = words[Word.PID]
+            with suppress(ProcessLookupError):
+                os.kill(killed, signal.SIGKILL)
+        time.sleep(0.001)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(200)
+def test_a_run_whose_tile_dies_whenever_it_comes_up_ends_and_can_be_resumed(tmp_path):
+    directory, rapa_dist = tmp_path / "run", [sys.executable, "-m", "rapa_dist"]
+    train = ["train", "--dataset", "builtin", "--limit-train", "60", "--limit-test", "20", "--tiles", "1,2,1"]
+    train += ["--epochs", "10000", "--max-restarts", "1", "--address", "local", "--run-dir", str(directory)]
+    process = subprocess.Popen([*rapa_dist, *train], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (directory / "metrics.jsonl").exists():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (run,) = registrations(shared_memory_root())
+        kill_whenever_it_comes_up(run.folder / cells_name(2), process)
+    finally:
+        process.kill()
+        stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 1, stderr
+    assert re.search(r"L1/T001 does not get on: .* replaced \d times .*\(--max-restarts 1\)", stderr), stderr
+    assert "Traceback" not in stderr
+    assert f"rapa-dist train --resume {directory}" in stderr
+    newest = checkpoints.read(checkpoints.latest(directory / "checkpoints"))
+    assert newest.progress.epoch >= 1
+    resume = ["train", "--resume", str(directory), "--epochs", str(newest.progress.epoch + 1), "--fabric", "serial"]
+    resumed = subprocess.run([*rapa_dist, *resume], capture_output=True, text=True, timeout=60, check=False)
+    assert resumed.returncode == 0, resumed.stderr
 
 
 # --- disks that are full

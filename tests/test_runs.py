@@ -17,9 +17,11 @@ from safetensors.numpy import load_file
 
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric.cluster import find_address
+from rapa_dist.fabric.processes import look
 
 COMMAND = [sys.executable, "-m", "rapa_dist"]
 TINY = ["--dataset", "builtin", "--limit-train", "120", "--limit-test", "60", "--tiles", "4,1,1", "--epochs", "3"]
+AGENTS = {"ray::DashboardA", "ray::RuntimeEnv"}  # of Ray's: they look for their cluster for a minute before they end
 _TIMEOUT_S = 150
 
 
@@ -52,6 +54,18 @@ def wait_for(condition, process: subprocess.Popen, what: str) -> None:
         assert process.poll() is None, f"ended before {what}"
         assert time.monotonic() < deadline, f"no {what}"
         time.sleep(0.01)
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Return the processes that a process started, directly or not, as {pid: name}."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,comm="], capture_output=True, text=True, check=True).stdout
+    found = {pid: ""}
+    for _ in range(5):
+        for one, parent, name in (line.split(maxsplit=2) for line in listed.splitlines()):
+            if int(parent) in found:
+                found[int(one)] = name
+    del found[pid]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -205,22 +219,36 @@ class TestRay:
         directory = tmp_path / "r"
         process = subprocess.Popen([*COMMAND, "train", *TINY, "--run-dir", str(directory)], stderr=subprocess.PIPE)
         wait_for(lambda: (directory / "metrics.jsonl").exists(), process, "first epoch")
+        started = descendants(process.pid)
+        names = list(started.values())
+        assert "gcs_server" in names
+        assert "raylet" in names
+        assert names.count("ray::Tile") == 6
         process.kill()
         process.communicate(timeout=_TIMEOUT_S)
+        deadline = time.monotonic() + 10
+        while (left := {started[pid] for pid in started if look(pid)}) - AGENTS and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not left - AGENTS
         done = run("train", "--resume", directory)
         assert done.returncode == 0, done.stderr
         assert_same_run(directory, undisturbed)
 
     @pytest.mark.parametrize(
-        ("moment", "presses", "number"),
+        ("moment", "presses", "number", "to"),
         [
-            ("starting", 1, signal.SIGINT),
-            ("starting", 1, signal.SIGTERM),
-            ("training", 1, signal.SIGTERM),
-            ("training", 4, signal.SIGINT),
+            ("starting", 1, signal.SIGINT, "group"),
+            ("starting", 1, signal.SIGTERM, "process"),
+            ("training", 1, signal.SIGTERM, "process"),
+            ("training", 4, signal.SIGINT, "group"),
+            ("training", 1, signal.SIGTERM, "group"),
+            ("training", 1, signal.SIGHUP, "group"),
         ],
     )
-    def test_ctrl_c_saves_says_how_to_resume_and_leaves_nothing(self, undisturbed, tmp_path, moment, presses, number):
+    def test_ctrl_c_saves_says_how_to_resume_and_leaves_nothing(
+        self, undisturbed, tmp_path, moment, presses, number, to
+    ):
+        """A terminal sends it to every process in the group, as `timeout` does, and batch systems do."""
         directory = tmp_path / "r"
         process = subprocess.Popen(
             [*COMMAND, "train", *TINY, "--run-dir", str(directory)],
@@ -231,8 +259,8 @@ class TestRay:
         sign = directory / ("config.toml" if moment == "starting" else "metrics.jsonl")
         wait_for(sign.exists, process, moment)
         for _ in range(presses):
-            if number == signal.SIGINT:
-                os.killpg(process.pid, number)  # as the terminal does: to every process in the group
+            if to == "group":
+                os.killpg(process.pid, number)
             else:
                 process.send_signal(number)
             time.sleep(0.1)

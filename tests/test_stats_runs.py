@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.fabric.cluster import answers
 from rapa_dist.fabric.registry import Registration, registrations
 from rapa_dist.fabric.scratch import sweep
@@ -269,7 +270,7 @@ class TestRay:
         assert after["restarts"] == 1
         assert after["rows_forward"] >= before["rows_forward"]
 
-    def test_a_cluster_that_goes_away_while_it_is_watched(self, started_cluster, tmp_path):
+    def test_a_cluster_that_goes_away_while_it_is_watched_and_trained_on(self, started_cluster, tmp_path):
         """Watch as from another node: the run's registration is out of sight, its actors are not."""
         address, head, token = started_cluster
         (tmp_path / "elsewhere").mkdir()
@@ -304,12 +305,23 @@ class TestRay:
                 env=far,
             )
             assert watching.stdout.readline().startswith("three: 6 tiles")
+            wait_until((tmp_path / "three" / "metrics.jsonl").exists, process, "first epoch")
             os.killpg(head.pid, signal.SIGTERM)
             stderr = watching.communicate(timeout=60)[1]
             assert watching.returncode == 1, stderr
             assert f"The Ray cluster at {address} went away" in stderr
+
+            stderr = process.communicate(timeout=30)[1]
+            assert process.returncode == 1, stderr
+            assert f"The head of the Ray cluster at {address} is gone" in stderr
+            assert "Traceback" not in stderr
+            assert f"rapa-dist train --resume {tmp_path / 'three'}" in stderr
+            newest = checkpoints.read(checkpoints.latest(tmp_path / "three" / "checkpoints"))
+            more = ["--epochs", newest.progress.epoch + 1, "--fabric", "serial"]
+            resumed = command("train", "--resume", tmp_path / "three", *more)
+            assert resumed.returncode == 0, resumed.stderr
         finally:
-            process.kill()  # it would look for its cluster for a minute
+            process.kill()
             process.communicate(timeout=_TIMEOUT_S)
             sweep(Path(os.environ["RAPA_DIST_SHM"]))
 

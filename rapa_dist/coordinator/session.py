@@ -86,7 +86,7 @@ class Place:
             ClusterError: the cluster's head is gone.
         """
         if self._cluster is not None:
-            self._cluster.check_head()
+            self._cluster.check_head(wait=True)  # Ray would be asked in vain
         return self.rooms()
 
     def rooms(self) -> list[Room]:

@@ -6,12 +6,15 @@ import shutil
 import socket
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rapa_dist.errors import ClusterError, UsageError
-from rapa_dist.fabric.nodes import check_capacity, find_rooms
+from rapa_dist.fabric.nodes import CUT_OFF_S, GONE, PROBE_TIMEOUT_S, check_capacity, find_rooms
 from rapa_dist.fabric.placement import RESOURCE
 from rapa_dist.fabric.scratch import Scratch, fresh_name
 from rapa_dist.interrupts import uninterrupted
@@ -23,6 +26,7 @@ _RUNNING_HERE = "already running here"
 _RAY = "r"  # Ray's own folder in the scratch directory: it opens the one it is given to everybody
 _LONGEST_FOLDER = 107 - len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 _HEAD_TRIES, _HEAD_PAUSE_S = 3, 1.0  # a network may stutter
+_LONGEST_COUNTED_S = 5.0  # between two tries: this process may have been stopped in between
 _HTTP2_SETTINGS = 4  # the kind of frame with which either side of HTTP/2, and so of gRPC, begins
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _HTTP2_SETTINGS, 0, 0, 0, 0, 0))
 
@@ -40,16 +44,39 @@ class Cluster:
 
     head_lost: bool = False
     """Whether the head was found to be gone."""
+    _unheard_s: float = 0.0
+    _asked: float | None = None  # when it was asked last and not heard
 
-    def check_head(self) -> None:
-        """Raise ClusterError if the cluster's head is gone: a minute later Ray would end this process."""
-        for _ in range(_HEAD_TRIES):
-            if answers(self.address):
+    def check_head(self, *, wait: bool = False) -> None:
+        """Raise ClusterError if the cluster's head is gone: a minute later Ray would end this process.
+
+        One that refuses is gone after a few tries. One that can't be reached may be behind a network that is cut:
+        it is given up after `CUT_OFF_S`, and until then each call is over within two seconds.
+
+        Args:
+            wait: whether to return only when it answers.
+        """
+        refused = 0
+        while (there := heard(self.address, PROBE_TIMEOUT_S)) is not True:
+            now = time.monotonic()
+            if self._asked is not None:
+                self._unheard_s += min(now - self._asked, _LONGEST_COUNTED_S)
+            self._asked = now
+            if there is False:
+                refused += 1
+                if refused == _HEAD_TRIES:
+                    self._lost("is gone")
+            elif self._unheard_s > CUT_OFF_S:
+                self._lost(f"can't be reached for {self._unheard_s:.0f} s")
+            elif not wait:
                 return
             time.sleep(_HEAD_PAUSE_S)
+        self._unheard_s, self._asked = 0.0, None
+
+    def _lost(self, how: str) -> NoReturn:
         self.head_lost = True
         raise ClusterError(
-            f"The head of the Ray cluster at {self.address} is gone, and the cluster with it. Start another one, "
+            f"The head of the Ray cluster at {self.address} {how}, and the cluster with it. Start another one, "
             "and go on there from the newest checkpoint."
         )
 
@@ -152,16 +179,17 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int, *, gpus: int = 0) ->
     if found is None:
         scratch = Scratch(_short_temporary_folder())
         try:
-            context: Any = ray.init(
-                address="local",
-                num_cpus=at_once,
-                num_gpus=gpus,
-                resources={RESOURCE: n_tiles} if n_tiles else {},
-                object_store_memory=_OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                _temp_dir=str(scratch.path / _RAY),
-                **options,
-            )
+            with _apart():
+                context: Any = ray.init(
+                    address="local",
+                    num_cpus=at_once,
+                    num_gpus=gpus,
+                    resources={RESOURCE: n_tiles} if n_tiles else {},
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    _temp_dir=str(scratch.path / _RAY),
+                    **options,
+                )
         except BaseException as error:
             with uninterrupted():
                 ray.shutdown()
@@ -185,6 +213,23 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int, *, gpus: int = 0) ->
         cluster.close()
         raise
     return cluster
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Have what Ray starts live in process groups of its own.
+
+    Batch systems, `timeout` and a terminal that is closed send their signals to a whole group: the coordinator has to
+    finish a step and save, for which it needs its tiles.
+    """
+    from ray._private import services
+
+    before = services.ConsolePopen
+    services.ConsolePopen = partial(before, process_group=0)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before  # type: ignore[misc]
 
 
 def attach(found: tuple[str, str], auth_mode: str | None = None) -> Cluster:
@@ -230,15 +275,22 @@ def answers(address: str) -> bool:
 
     Ray itself would wait for minutes, also behind a port that something else listens on.
     """
+    return heard(address, _CONNECT_TIMEOUT_S) is True
+
+
+def heard(address: str, timeout_s: float) -> bool | None:
+    """Return the same as `answers`; None if it can't be told, as where a network is cut."""
     endpoint = _endpoint(address)
     if endpoint is None:
         return False
     try:
-        with socket.create_connection(endpoint, timeout=_CONNECT_TIMEOUT_S) as connection:
+        with socket.create_connection(endpoint, timeout=timeout_s) as connection:
             connection.sendall(_HTTP2_GREETING)
             frame = connection.recv(9)
-    except (OSError, UnicodeError):  # the latter from a name that can't be one of a host
+    except UnicodeError:  # from a name that can't be one of a host
         return False
+    except OSError as error:
+        return False if error.errno in GONE else None
     return len(frame) == 9 and frame[3] == _HTTP2_SETTINGS
 
 

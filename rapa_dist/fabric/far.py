@@ -10,7 +10,7 @@ from rapa_dist.fabric.base import Arena
 from rapa_dist.fabric.chip import Site
 from rapa_dist.fabric.cluster import NAMESPACE
 from rapa_dist.fabric.doorbell import Cycle
-from rapa_dist.fabric.nodes import listens
+from rapa_dist.fabric.nodes import CUT_OFF_S, listens
 from rapa_dist.fabric.order import Order
 from rapa_dist.fabric.placement import Room, runs
 from rapa_dist.fabric.registry import Registration
@@ -19,7 +19,6 @@ from rapa_dist.machine import Machine
 from rapa_dist.tile import Matrix
 
 _LOOK_S = 1.0  # without an answer, after which it is looked whether the node is still there
-CUT_OFF_S = 30.0  # without any sign of life from a node, after which it is given up; a network may heal before
 _LONGEST_S = 240.0  # for an answer, from a node that is there: longer than a chip gives its tiles to restart
 _START_TIMEOUT_S = 60.0
 _CLOSING = "closing"  # of Ray's concurrency groups, each of which has a thread of its own

@@ -8,8 +8,11 @@ from rapa_dist.errors import CapacityError
 from rapa_dist.fabric.placement import NOWHERE, RESOURCE, Room, place
 from rapa_dist.machine import Machine
 
-_PROBE_TIMEOUT_S = 1.0
-_GONE = (errno.ECONNREFUSED, errno.ECONNRESET)
+CUT_OFF_S = 30.0
+"""Without any sign of life, after which a node or the head is given up; a network may heal before."""
+PROBE_TIMEOUT_S = 1.0
+GONE = (errno.ECONNREFUSED, errno.ECONNRESET)
+"""What a machine answers on which nobody listens; any other error may be that of a network which is cut."""
 
 
 def node_here() -> str:
@@ -50,10 +53,10 @@ def reachable(rooms: Sequence[Room], most: int | None = None) -> list[Room]:
 def listens(address: str, port: int) -> bool | None:
     """Return whether somebody listens at an address; None if it can't be told, as where a network is cut."""
     try:
-        with socket.create_connection((address, port), timeout=_PROBE_TIMEOUT_S):
+        with socket.create_connection((address, port), timeout=PROBE_TIMEOUT_S):
             return True
     except OSError as error:
-        return False if error.errno in _GONE else None
+        return False if error.errno in GONE else None
 
 
 def room_here(tiles: int) -> Room:
