@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-_PATIENCE_S = 15.0  # for Ray's processes to end after their driver has
+_PATIENCE_S = 60.0  # for Ray's processes to end after their driver has; its agents look for it only now and then
 _MARK = "RAPA_DIST_TEST_SESSION"
 _world = pytest.StashKey[tuple[str, list[Path]]]()
 
