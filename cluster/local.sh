@@ -52,7 +52,7 @@ default_state() {
 keep() { printf '%s\n' "$2" >"$state/$1"; }
 
 load() {
-    [[ -e $state/kind ]] || die "no cluster of this script is in $state." "Start one with: $0 start"
+    [[ -e $state/kind ]] || die "no cluster of this script is in $state." "Start one with: $self start"
     [[ -O $state ]] || die "$state belongs to somebody else." "Name another folder with --state."
     kind=$(<"$state/kind") id=$(<"$state/id") nodes=$(<"$state/nodes") tiles=$(<"$state/tiles")
     options=$(<"$state/options") subnet=$(<"$state/subnet")
@@ -316,7 +316,7 @@ start() {
         fi
     fi
     if ! mkdir -m 0700 -- "$state" 2>/dev/null; then
-        [[ -e $state/kind ]] && die "a cluster is in $state already." "Stop it with: $0 stop"
+        [[ -e $state/kind ]] && die "a cluster is in $state already." "Stop it with: $self stop"
         die "the folder $state can't be made, or is there already." "Remove it, or name another with --state."
     fi
     state=$(cd -- "$state" && pwd -P)
@@ -337,17 +337,17 @@ start() {
         exit 1
     fi
     trap - INT TERM
-    local reach="" how="namespaces, $subnet.1 to $subnet.$nodes"
+    local how="namespaces, $subnet.1 to $subnet.$nodes"
     [[ $kind == plain ]] && how="raylets on one host"
-    [[ $state == "$(default_state)" ]] || reach=" --state $state"
     say "$nodes nodes ($how), $tiles analog_tile on each"
     say "address    $address"
-    say "train      $0$reach run -- rapa-dist train --address $address --tiles 16,4,1"
+    say "train      $self run -- rapa-dist train --address $address --tiles 16,4,1"
     [[ $options == *dashboard* ]] && say "dashboard  http://$(node_address 0):$(<"$state/dashboard"), which asks for the token in $state/token"
     if [[ $options == *metrics* ]]; then
         for ((part = 0; part < nodes; part++)); do say "metrics    http://$(node_address "$part"):$(metrics_port "$part")/metrics"; done
     fi
-    say "stop       $0$reach stop"
+    say "look       $self run -- rapa-dist stats"
+    say "stop       $self stop"
 }
 
 bring_up() {
@@ -411,7 +411,7 @@ run() {
     fi
     [[ ${1-} == -- ]] && shift
     (($#)) || misused "run needs a command."
-    is_held "$node" || die "node $node is dead." "Start it again with: $0 revive $node"
+    is_held "$node" || die "node $node is dead." "Start it again with: $self revive $node"
     local -a variables
     mapfile -t variables < <(environment "$node")
     if [[ $kind == plain ]]; then exec env "${variables[@]}" "$@"; fi
@@ -440,8 +440,8 @@ cut() {
 
 revive() {
     is_node "$1"
-    [[ -z $(processes "$1") ]] || die "node $1 is not dead." "Kill it first: $0 kill $1"
-    (($1 > 0)) || die "the head can't be revived: Ray keeps the cluster in it." "Use: $0 stop, then $0 start"
+    [[ -z $(processes "$1") ]] || die "node $1 is not dead." "Kill it first: $self kill $1"
+    (($1 > 0)) || die "the head can't be revived: Ray keeps the cluster in it." "Use: $self stop, then $self start"
     [[ -e $state/shm ]] && rm -rf -- "$(<"$state/shm")/n$1"
     rm -rf -- "$state/n$1"
     if ! launch "$1" || ! await "$1"; then die "node $1 did not start; the lines above say why."; fi
@@ -465,6 +465,8 @@ if [[ ${1-} == --state ]]; then
 fi
 case $state in /*) ;; *) state=$PWD/$state ;; esac
 state=${state%/}
+self=$0
+[[ $state == "$(default_state)" ]] || self+=" --state $state"
 verb=${1-}
 (($#)) && shift
 case $verb in

@@ -74,6 +74,8 @@ def test_the_processes_of_a_node_are_those_below_its_holder(tmp_path):
         found = LocalNodes(tmp_path).chips()
         assert found.keys() == {1}
         assert Path(f"/proc/{found[1]}/cmdline").read_bytes().startswith(b"ray::RemoteChip")
+        with pytest.raises(UsageError, match=r"are in use: .*node 1: process .*ray::RemoteChip.*for chaos alone"):
+            LocalNodes(tmp_path).check_unused()
     finally:
         holder.communicate()
 

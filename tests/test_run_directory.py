@@ -109,6 +109,16 @@ def test_a_directory_of_another_run_is_not_written_to(directory):
     assert directory.config == CONFIG
 
 
+def test_where_there_is_no_room_for_a_directory_nothing_is_left(tmp_path, monkeypatch):
+    def full(self, config):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RunDirectory, "write_config", full)
+    with pytest.raises(RunDirectoryError, match="No space left on device"):
+        RunDirectory.create(tmp_path / "run", CONFIG, data_dir=None)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_with_somebodys_files_is_not_written_to(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(RunDirectoryError, match="--run-dir"):

@@ -81,6 +81,8 @@ class Deed:
 
 def campaign(plan: Plan, say: Say) -> dict[str, Any]:
     """Do it all and return what came of it: counts, seconds lost, what is wrong, and the verdict."""
+    if plan.nodes:
+        plan.nodes.check_unused()
     deeds: list[Deed] = []
     wrong: list[str] = []
     facts: dict[str, Any] = {}
@@ -113,6 +115,7 @@ def campaign(plan: Plan, say: Say) -> dict[str, Any]:
                 steps=steps // epochs,
             )
             seen = nodes.shared_memory() if nodes else shared
+            before = len(deeds)
             subject = Subject(work / f"run-{number}", seen, plan.options, surroundings, on_head)
             try:
                 _disturb(subject, todo, number, deeds, say, nodes)
@@ -123,13 +126,15 @@ def campaign(plan: Plan, say: Say) -> dict[str, Any]:
                 subject.close()
             left = nodes.remains() if nodes else remains([shared, temporary])
             wrong += [f"run {number}: left behind: {line}" for line in left]
-            say(f"run {number}: {share} deeds, {subject.launches} launches; {len(wrong)} faults so far")
+            done = f"{len(deeds) - before} of {share} deeds done"
+            say(f"run {number}: {done}, started {subject.launches} times; {len(wrong)} faults so far")
             shutil.rmtree(subject.directory, ignore_errors=True)
     return {
         "verdict": "identical" if not wrong else "not identical",
         "wrong": wrong,
         "seed": plan.seed,
         "runs": plan.runs,
+        "wanted": plan.kills,
         **facts,
         "kinds": summary(deeds),
         "deeds": [asdict(deed) for deed in deeds],

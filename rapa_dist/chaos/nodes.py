@@ -85,6 +85,14 @@ class LocalNodes:
         while self._under_way:
             self._under_way.pop().wait(timeout=150)
 
+    def check_unused(self) -> None:
+        """Raise UsageError if something of another run is on the nodes: mischief would be done to that, too."""
+        if found := self._left():
+            raise UsageError(
+                f"The nodes of {self._state} are in use: {', '.join(found[:5])}. Wait for the run there to end, or "
+                "start a cluster for chaos alone."
+            )
+
     def remains(self) -> list[str]:
         """Return what a run that has ended left on the nodes, once it had time to go away."""
         self.settle()

@@ -109,6 +109,8 @@ def _show(report: dict[str, Any]) -> None:
     stdout.print(table)
     for line in report["wrong"]:
         stdout.print(line, markup=False)
+    done, wanted = len(report["deeds"]), report["wanted"]
     stdout.print(
-        f"{report['verdict']}: {report['runs']} runs of {report['steps_per_run']} steps, seed {report['seed']}"
+        f"{report['verdict']}: {report['runs']} × {report['steps_per_run']} steps, seed {report['seed']}; "
+        f"{done} of {wanted} deeds{', the run had ended before the rest' * (done < wanted)}"
     )

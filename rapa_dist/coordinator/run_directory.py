@@ -10,6 +10,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -54,6 +55,7 @@ class RunDirectory:
             RunDirectoryError: it can't be made, or is in use already.
         """
         directory = cls(path if path is not None else _fresh_path(config))
+        is_new = not directory.path.exists()
         try:
             directory.path.mkdir(parents=True, exist_ok=True)
             directory._refuse_if_used()
@@ -67,6 +69,8 @@ class RunDirectory:
             raise
         except OSError as error:
             directory.release()
+            if is_new:
+                shutil.rmtree(directory.path, ignore_errors=True)
             raise directory._not_made(error) from error
         return directory
 

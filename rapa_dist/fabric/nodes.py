@@ -92,6 +92,7 @@ def _too_few(n_tiles: int, rooms: Sequence[Room]) -> CapacityError:
     return CapacityError(
         f"The run needs {n_tiles} {RESOURCE}, one for each tile, and {free} are free on the nodes that can be used "
         f"({offers or 'none offers any'}). Start further nodes with `ray start --address=… "
-        f"--resources='{{\"{RESOURCE}\": {n_tiles - free}}}'`, use fewer --tiles, wait for other runs to end, "
+        f"--resources='{{\"{RESOURCE}\": {n_tiles - free}}}'`, use fewer --tiles, more --nodes if they are limited, "
+        "wait for other runs to end, "
         "or pass --address local to have a cluster started for this run."
     )
