@@ -58,7 +58,7 @@ def test_mischief_to_nodes_needs_nodes(tmp_path):
         LocalNodes(tmp_path).check_can_cut()
 
 
-def test_the_processes_of_a_node_are_those_below_its_holder(tmp_path):
+def test_the_processes_of_a_node_are_those_below_its_holder(tmp_path, monkeypatch):
     for name, content in (("nodes", "2"), ("address", "127.0.0.1:1"), ("kind", "plain")):
         (tmp_path / name).write_text(content)
     chip = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
@@ -74,6 +74,7 @@ def test_the_processes_of_a_node_are_those_below_its_holder(tmp_path):
         found = LocalNodes(tmp_path).chips()
         assert found.keys() == {1}
         assert Path(f"/proc/{found[1]}/cmdline").read_bytes().startswith(b"ray::RemoteChip")
+        monkeypatch.setattr("rapa_dist.chaos.nodes._LEAVING_S", 0.1)
         with pytest.raises(UsageError, match=r"are in use: .*node 1: process .*ray::RemoteChip.*for chaos alone"):
             LocalNodes(tmp_path).check_unused()
     finally:

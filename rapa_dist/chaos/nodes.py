@@ -14,6 +14,7 @@ _SCRIPT = Path(__file__).resolve().parents[2] / "cluster" / "local.sh"
 _OF_A_RUN = ("ray::Tile", "ray::RemoteChip")
 _CHIP = "ray::RemoteChip"
 _PATIENCE_S = 60.0
+_LEAVING_S = 15.0  # for the tiles of a run that has just ended
 _PAUSE_S = 0.2
 
 
@@ -87,7 +88,7 @@ class LocalNodes:
 
     def check_unused(self) -> None:
         """Raise UsageError if something of another run is on the nodes: mischief would be done to that, too."""
-        if found := self._left():
+        if found := self._left_after(_LEAVING_S):
             raise UsageError(
                 f"The nodes of {self._state} are in use: {', '.join(found[:5])}. Wait for the run there to end, or "
                 "start a cluster for chaos alone."
@@ -96,7 +97,10 @@ class LocalNodes:
     def remains(self) -> list[str]:
         """Return what a run that has ended left on the nodes, once it had time to go away."""
         self.settle()
-        deadline = time.monotonic() + _PATIENCE_S
+        return self._left_after(_PATIENCE_S)
+
+    def _left_after(self, patience_s: float) -> list[str]:
+        deadline = time.monotonic() + patience_s
         while (found := self._left()) and time.monotonic() < deadline:
             time.sleep(_PAUSE_S)
         return found
