@@ -24,7 +24,7 @@ from rapa_dist.fabric.scratch import sweep
 
 COMMAND = [sys.executable, "-m", "rapa_dist"]
 TINY = ["--dataset", "builtin", "--limit-train", "120", "--limit-test", "60", "--tiles", "4,1,1", "--epochs", "3"]
-LONGER = [*TINY, "--limit-train", "600", "--epochs", "10"]  # some seconds
+LONGER = [*TINY, "--limit-train", "600", "--epochs", "5"]  # some seconds
 ENDLESS = [*TINY, "--epochs", "10000"]
 _TIMEOUT_S = 120
 
