@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from rapa_dist.chaos.campaign import Deed, differences, summary
 from rapa_dist.chaos.mischief import COORDINATOR_KILL, KINDS, SAVING, STARTING, TRAINING, check_kinds, draw
 from rapa_dist.chaos.nodes import LocalNodes
 from rapa_dist.chaos.remains import remains
+from rapa_dist.chaos.subject import Subject
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.errors import UsageError
+from rapa_dist.tile import Word
 
 COMMAND = [sys.executable, "-m", "rapa_dist"]
 SMALL = ["--channels", "8,8,4", "--limit-train", "200", "--limit-test", "20", "--epochs", "2", "--tiles", "2,1,1"]
@@ -79,6 +82,21 @@ def test_the_processes_of_a_node_are_those_below_its_holder(tmp_path, monkeypatc
             LocalNodes(tmp_path).check_unused()
     finally:
         holder.communicate()
+
+
+def test_a_run_is_not_taken_for_the_one_before_that_it_sweeps_up(tmp_path, monkeypatch):
+    runs = [SimpleNamespace(pid=pid, folder=tmp_path / str(pid)) for pid in (1, 2)]
+    for run, step in zip(runs, (100, 7), strict=True):
+        run.folder.mkdir()
+        words = np.zeros(512, np.uint64)
+        words[[Word.PID, Word.STEP]] = run.pid, step
+        (run.folder / "cells-0").write_bytes(words.tobytes())
+    monkeypatch.setattr("rapa_dist.chaos.subject.registrations", lambda root: runs)
+    subject = Subject(tmp_path / "run", tmp_path, [], {})
+    subject._process = SimpleNamespace(pid=2)
+    assert subject.step() == 7
+    subject._process, subject._words = SimpleNamespace(pid=3), []
+    assert subject.step() == -1
 
 
 def test_the_summary_has_the_median_and_the_longest_of_what_was_lost():

@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from rapa_dist.fabric.scratch import (
     PREFIX,
     Scratch,
     check_shared_memory,
+    fresh_name,
     map_existing,
     shared_memory_root,
     sweep,
@@ -358,3 +360,20 @@ def test_without_shared_memory_it_is_the_temporary_folder(monkeypatch):
     monkeypatch.delenv("RAPA_DIST_SHM")
     monkeypatch.setattr(os, "access", lambda path, how: False)
     assert shared_memory_root() == Path(tempfile.gettempdir())
+
+
+def test_a_folder_that_is_still_written_to_is_swept_all_the_same(tmp_path, monkeypatch):
+    left = tmp_path / fresh_name()
+    left.mkdir(mode=0o700)
+    (left / "log").write_text("")
+    remove, failures = shutil.rmtree, [1, 2]
+
+    def rmtree(path, ignore_errors=False):
+        if failures:  # a file was made between the look and the removal
+            failures.pop()
+        else:
+            remove(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    sweep(tmp_path)
+    assert not left.exists()

@@ -105,7 +105,10 @@ class Subject:
         return [int(words[Word.PID]) for words in self._words]
 
     def _find(self) -> None:
+        assert self._process is not None
         for registration in registrations(self._shared):  # written when all tiles are up
+            if registration.pid != self._process.pid:  # of the run before, while this one sweeps it up, which locks it
+                continue
             with suppress(OSError, ValueError):
                 files = sorted(registration.folder.glob("cells-*"), key=lambda file: int(file.name.partition("-")[2]))
                 self._words = [memoryview(map_existing(file))[:_HEAD].cast("Q") for file in files]

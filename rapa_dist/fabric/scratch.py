@@ -25,6 +25,7 @@ from rapa_dist.tile import Word
 PREFIX = "rapa-dist-"
 LOCK = "lock"
 _HALF_MADE_S = 60.0
+_REMOVALS, _REMOVAL_PAUSE_S = 5, 0.1
 
 
 def shared_memory_root() -> Path:
@@ -137,13 +138,22 @@ def sweep(root: Path) -> None:
             lock = _lock(path / LOCK)
             try:
                 end_owners(path)
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
             finally:
                 os.close(lock)
     for path in own_folders(root, "."):  # not locked yet: age tells whether its maker was killed
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _HALF_MADE_S:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a directory in which processes of Ray that are about to end may still be making files."""
+    for _ in range(_REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_REMOVAL_PAUSE_S)
 
 
 def end_owners(folder: Path) -> None:
