@@ -251,7 +251,7 @@ def chaos_table() -> str:
         table(["done", "times", "seconds until the run was a step further, median", "longest"], rows)
         + f"\n\n{runs} runs of {first['steps_per_run']} steps with {tiles} tiles, seeds {seeds}; {faults} faults: "
         "weights or metrics unlike those of the undisturbed run, something left behind, a run that did not end. "
-        f"{machine_of(first['environment'])}, shared with much other work at the time."
+        f"{machine_of(first['environment'])}, otherwise idle."
     )
 
 
