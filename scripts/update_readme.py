@@ -242,8 +242,9 @@ def chaos_table() -> str:
     for kind, label in DONE.items():
         deeds = [deed for campaign in campaigns for deed in campaign["deeds"] if deed["kind"] == kind]
         seconds = [deed["seconds"] for deed in deeds if deed["seconds"] is not None]
+        lost = [f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}"] if seconds else ["–", "–"]
         if deeds:
-            rows.append([label, str(len(deeds)), f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}"])
+            rows.append([label, str(len(deeds)), *lost])
     runs, first = sum(campaign["runs"] for campaign in campaigns), campaigns[0]
     tiles = ",".join(map(str, first["tiles"]))
     seeds = ", ".join(str(campaign["seed"]) for campaign in campaigns)

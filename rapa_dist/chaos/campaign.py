@@ -249,7 +249,7 @@ def _disturb(
             launch()
         elif nodes and victims:
             further = _STEPS_UNDER_WAY
-            hit_node(nodes, mischief, victims)
+            _hit_node(nodes, mischief, victims)
         else:
             hit = range(len(pids)) if mischief.kind == ALL_TILES else [mischief.victim % len(pids)]
             number = {TILE_KILL: signal.SIGKILL, ALL_TILES: signal.SIGKILL, TILE_STOP: signal.SIGSTOP}[mischief.kind]
@@ -268,7 +268,7 @@ def _disturb(
         raise ClusterError(f"The run ended with exit code {subject.exit_code}:\n{subject.last_lines}")
 
 
-def hit_node(nodes: LocalNodes, mischief: Mischief, chips: Mapping[int, int]) -> None:
+def _hit_node(nodes: LocalNodes, mischief: Mischief, chips: Mapping[int, int]) -> None:
     """Do mischief to one of the nodes that have tiles, or to its chip."""
     node = sorted(chips)[mischief.victim % len(chips)]
     if mischief.kind == NODE_KILL:
