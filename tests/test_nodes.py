@@ -205,6 +205,25 @@ def test_a_chip_whose_process_alone_is_killed_changes_no_bit(nodes, undisturbed,
     assert [recovery["kind"] for recovery in recoveries] == ["node"]
 
 
+def left_behind(shared: Path) -> list[str]:
+    """Return what runs have left in the nodes' shared memory, once those that are ending had time to."""
+    deadline = time.monotonic() + 30
+    while (found := [str(path) for path in shared.glob("n*/rapa-dist-*")]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def test_a_node_that_is_needed_no_more_once_its_chip_was_killed_is_left_clean(nodes, tmp_path):
+    run_dir = tmp_path / "run"
+    process = nodes.train("--run-dir", str(run_dir))
+    wait_for_epoch(run_dir, 1, process)
+    shared = Path((nodes.state / "shm").read_text().strip())
+    os.kill(chip_process(shared), signal.SIGKILL)
+    _, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
+    assert not left_behind(shared), errors
+
+
 def test_chaos_kills_nodes_and_chips(nodes):
     train = [*TRAIN[1 : TRAIN.index("--epochs")], "--epochs", "2"]
     options = ["--local-cluster", str(nodes.state), "--kinds", "node-kill,chip-kill", "--kills", "2", "--seed", "1"]

@@ -115,7 +115,7 @@ def campaign(plan: Plan, say: Say) -> dict[str, Any]:
                 steps=steps // epochs,
             )
             seen = nodes.shared_memory() if nodes else shared
-            before = len(deeds)
+            before, faults = len(deeds), len(wrong)
             subject = Subject(work / f"run-{number}", seen, plan.options, surroundings, on_head)
             try:
                 _disturb(subject, todo, number, deeds, say, nodes)
@@ -126,6 +126,8 @@ def campaign(plan: Plan, say: Say) -> dict[str, Any]:
                 subject.close()
             left = nodes.remains() if nodes else remains([shared, temporary])
             wrong += [f"run {number}: left behind: {line}" for line in left]
+            for fault in wrong[faults:]:
+                say(fault)
             done = f"{len(deeds) - before} of {share} deeds done"
             say(f"run {number}: {done}, started {subject.launches} times; {len(wrong)} faults so far")
             shutil.rmtree(subject.directory, ignore_errors=True)

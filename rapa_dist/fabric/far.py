@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from rapa_dist.errors import ClusterError, NodeLostError
@@ -14,7 +15,7 @@ from rapa_dist.fabric.nodes import CUT_OFF_S, listens
 from rapa_dist.fabric.order import Order
 from rapa_dist.fabric.placement import Room, runs
 from rapa_dist.fabric.registry import Registration
-from rapa_dist.fabric.remote import Answer, RemoteChip, pieces, returned
+from rapa_dist.fabric.remote import Answer, RemoteChip, clear_away, pieces, returned
 from rapa_dist.machine import Machine
 from rapa_dist.tile import Matrix
 
@@ -61,7 +62,6 @@ class FarChip:
             restarts: how often a tile may be restarted without getting on in between.
         """
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.node, self.address = room.node, room.address
         self._port, self._arena = room.port, arena
@@ -69,6 +69,7 @@ class FarChip:
         """By tile, as of its last answer."""
         self._shares: list[_Share] = []
         self._under_way: dict[int, _UnderWay] = {}
+        self._folder: Path | None = None
         as_actor: Any = ray.remote(concurrency_groups={_CLOSING: 1})  # type: ignore[call-overload]
         self._actor = (
             as_actor(RemoteChip)
@@ -77,7 +78,7 @@ class FarChip:
                 namespace=NAMESPACE,
                 num_cpus=0,
                 max_restarts=0,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(room.node, soft=False),
+                scheduling_strategy=self._there(),
             )
             .remote(room.node)
         )
@@ -90,7 +91,7 @@ class FarChip:
             NodeLostError: the node is gone.
             ClusterError: it has too little shared memory.
         """
-        self._get(self._started, limit_s=_START_TIMEOUT_S)
+        self._folder = self._get(self._started, limit_s=_START_TIMEOUT_S)
         sites: dict[int, Site] = self._get(self._actor.adopt.remote(tiles), limit_s=_START_TIMEOUT_S)
         return sites
 
@@ -182,6 +183,21 @@ class FarChip:
         self._under_way.clear()
         with suppress(Exception):  # it has gone already
             ray.kill(self._actor)
+
+    def clear_away(self) -> list[Any]:
+        """Once it is killed, have another process remove what it put on its node; return what to wait for, if any."""
+        import ray
+
+        if self._folder is None or not self.reachable():
+            return []
+        task: Any = ray.remote(num_cpus=0, max_retries=0)(clear_away)
+        return [task.options(scheduling_strategy=self._there()).remote(self._folder)]
+
+    def _there(self) -> Any:
+        """Return what has Ray place something on its node."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        return NodeAffinitySchedulingStrategy(self.node, soft=False)
 
     def _get(self, reference: Any, limit_s: float = _LONGEST_S) -> Any:
         import ray

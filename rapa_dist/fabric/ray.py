@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain, islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +87,7 @@ class RayFabric(Fabric):
         self._restarts = restarts
         self._registration: Registration | None = None
         self._far: list[FarChip] = []
+        self._leaving: list[Any] = []
         self._here = node_here()
         rooms = [room_here(len(machine.tiles))] if rooms is None else rooms
         self._node_of = dict(enumerate(placed(machine, rooms)))
@@ -350,14 +352,16 @@ class RayFabric(Fabric):
                 time.sleep(_RETRY_S)
 
     def _forget(self, node: str) -> None:
-        """Drop a node's chip and tiles, and end their processes where they can be reached."""
-        for far in self._far:
-            if far.node == node:
-                far.kill()
+        """Drop a node's chip and tiles, and end their processes and remove their files where they can be reached."""
+        lost = [far for far in self._far if far.node == node]
         self._far = [far for far in self._far if far.node != node]
+        for far in lost:
+            far.kill()
         for tile in [tile for tile, of in self._node_of.items() if of == node]:
             del self._node_of[tile]
             self._actors.end(tile)
+        for far in lost:
+            self._leaving += far.clear_away()
 
     def close(self) -> None:
         """Ask the actors to leave, disconnect from Ray, and remove arena, cells and doorbells."""
@@ -370,7 +374,7 @@ class RayFabric(Fabric):
 
         self._lookout.end_stopped()
         if ray.is_initialized() and not self.cluster.head_lost:
-            leaving = [*self._actors.ask_to_leave(), *(far.close() for far in self._far)]
+            leaving = [*self._leaving, *self._actors.ask_to_leave(), *(far.close() for far in self._far)]
             if leaving and self.cluster.scratch is None:
                 ray.wait(leaving, num_returns=len(leaving), timeout=_STOP_TIMEOUT_S)
             for far in self._far:

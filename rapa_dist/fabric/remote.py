@@ -7,6 +7,7 @@ rows, the tiles compute where it was put, and the answer takes their rows back. 
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.lookout import Lookout, Restart
 from rapa_dist.fabric.order import Order
 from rapa_dist.fabric.registry import Registration
+from rapa_dist.fabric.scratch import sweep
 from rapa_dist.inspection import read_tile
 from rapa_dist.machine import Machine, tile_name
 from rapa_dist.tile import Matrix, Word
@@ -22,6 +24,7 @@ from rapa_dist.tile import Matrix, Word
 Rows = Sequence[tuple[int, int]]
 """Rows, as (first, one past the last)."""
 _PIECE_BYTES = 96_000
+_ENDING_S, _PAUSE_S = 30.0, 0.1
 _MOST_IN_PIECES = 8_000_000  # bytes; Ray sends 10 MB along with a call, and no more
 
 
@@ -47,19 +50,23 @@ class RemoteChip:
         self._at_close = ExitStack()
         self._closed = False
 
-    def start(self, machine: Machine, images: int, restarts: int) -> None:
+    def start(self, machine: Machine, images: int, restarts: int) -> Path | None:
         """Make the chip; not in `__init__`, after whose errors Ray only says that the actor died.
+
+        Returns:
+            Its directory; None if it was closed before.
 
         Raises:
             ClusterError: there is too little shared memory.
         """
         with self._files:
             if self._closed:
-                return
+                return None
             self._chip = Chip(machine, images, tiles=())
             self._at_close.callback(self._chip.close)
             lookout = Lookout(self._chip, self._actors, self._restarted.append, restarts=restarts)
             self._at_close.callback(lookout.end_stopped)
+            return self._chip.scratch.path
 
     def adopt(self, tiles: Sequence[int]) -> dict[int, Site]:
         """Make cells for some tiles, unless it has them, and return what their processes have to know."""
@@ -127,6 +134,14 @@ class RemoteChip:
         with self._files:
             self._closed = True
             self._at_close.close()
+
+
+def clear_away(folder: Path) -> None:
+    """Remove the directory of a chip on this node whose process is being killed, once it has ended."""
+    deadline = time.monotonic() + _ENDING_S
+    while folder.exists() and time.monotonic() < deadline:
+        sweep(folder.parent)
+        time.sleep(_PAUSE_S)
 
 
 def returned(order: Order, patches: Matrix, outputs: Matrix, runs: Rows) -> list[Matrix]:
