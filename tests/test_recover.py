@@ -37,6 +37,9 @@ class Far:
 
     kill = settle
 
+    def clear_away(self):
+        return []
+
 
 class Actors(dict):
     """What `TileActors` is to a fabric."""
@@ -59,7 +62,7 @@ class Unreal(RayFabric):
         self._node_of = dict(enumerate("bccd"))
         self._actors = Actors({tile: f"actor-{tile}" for tile in self._node_of})
         self._run, self._actors.lose = "run", []
-        self._far = [Far(node) for node in "bcd"]
+        self._far, self._leaving = [Far(node) for node in "bcd"], []
         self._chip, self._here, self._registration, self.machine = chip, HERE, None, MACHINE
 
     @property
