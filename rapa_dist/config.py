@@ -107,6 +107,11 @@ class TrainConfig:
         """The machine that the run emulates."""
         return Machine.build(channels=self.channels, tiles=self.tiles, perforated=self.scheme == "perforated")
 
+    @property
+    def reassigns(self) -> bool:
+        """Whether every pass has an assignment of its own, drawn at random."""
+        return self.scheme == "random" and self.machine.tiled
+
     def learning_rate(self, epoch: int) -> float:
         """Return λ in force in an epoch (counted from 0)."""
         if epoch < self.warmup_epochs:

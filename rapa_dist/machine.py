@@ -89,6 +89,11 @@ class Machine:
         return tuple((layer.index, tile) for layer in self.layers for tile in range(layer.n_tiles))
 
     @property
+    def tiled(self) -> bool:
+        """Whether some layer has several kernel matrices."""
+        return any(layer.n_tiles > 1 for layer in self.layers)
+
+    @property
     def n_weights(self) -> int:
         """Weights on all tiles of all layers (79,328 for the paper's untiled network)."""
         return sum(layer.n_weights for layer in self.layers)

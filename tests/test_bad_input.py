@@ -671,7 +671,7 @@ def test_no_votes(refused, run, votes):
 def test_votes_that_would_all_agree(refused, options):
     trained = invoke(*TRAIN, "--epochs", 1, *options, "--fabric", "serial", "--run-dir", "r")
     assert trained.exit_code == 0, trained.output
-    parts = (f"Scheme {'none' if options[0] == '--tiles' else options[1]}", "would agree", "Leave --votes out")
+    parts = (f"scheme {'none' if options[0] == '--tiles' else options[1]}", "would agree", "Leave --votes out")
     refused(["evaluate", "r", "--votes", 5], 2, *parts)
 
 

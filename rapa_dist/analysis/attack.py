@@ -17,13 +17,15 @@ from torch import Tensor
 
 from rapa_dist.console import work
 from rapa_dist.coordinator.assigner import Assigner
-from rapa_dist.coordinator.trained import Trained
+from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.coordinator.trained import Trained, check_reassigns
 from rapa_dist.data import evaluation_batches
 from rapa_dist.errors import UsageError
 from rapa_dist.network.model import Network
 
 DEFAULT_SNR_DB = (15.0, 20.0, 25.0, 30.0, 33.0, 36.0, 40.0, 45.0, 50.0)
 _BATCH = 50
+_JUDGES = 4
 _GRADIENT_VOTES = 1_000_000  # numbers of votes from here on are the attacker's; below, the judges'
 
 
@@ -32,7 +34,7 @@ def attack(
     *,
     snr_db: Sequence[float] = DEFAULT_SNR_DB,
     gradient_assignments: int = 1,
-    judge_assignments: int = 4,
+    judge_assignments: int | None = None,
     same_assignment: bool = False,
     checkpoint: str = "newest",
     limit_test: int | None = None,
@@ -44,7 +46,8 @@ def attack(
         path: the run's directory.
         snr_db: strengths, as signal-to-noise ratios in dB; a smaller one is a stronger attack.
         gradient_assignments: random assignments whose gradients the attacker averages.
-        judge_assignments: random assignments under which the attack is judged, one after the other.
+        judge_assignments: random assignments under which the attack is judged, one after the other; None: 4, or 1
+            where all of them are the same one.
         same_assignment: judge under the attacker's own assignment instead.
         checkpoint: "newest", "best" or a name.
         limit_test: test images to use; None: as the run did.
@@ -59,6 +62,9 @@ def attack(
         RapaError: with the cause, and what to do.
     """
     check_strengths(snr_db)
+    if judge_assignments is None:
+        several = RunDirectory(path).config.reassigns and not same_assignment
+        judge_assignments = _JUDGES if several else 1
     for option, value in (("--gradient-assignments", gradient_assignments), ("--judge-assignments", judge_assignments)):
         if value < 1:
             raise UsageError(f"{option} needs at least 1; it is {value}.")
@@ -67,9 +73,9 @@ def attack(
             "--same-assignment has one assignment for gradient and judgement. "
             "Leave --gradient-assignments and --judge-assignments out, or give 1 for both."
         )
+    if (gradient_assignments, judge_assignments) != (1, 1):
+        check_reassigns(path, "all assignments of --gradient-assignments and --judge-assignments would be the same one")
     trained = Trained.open(path, checkpoint=checkpoint, limit_test=limit_test)
-    if not trained.tiled or trained.config.scheme != "random":  # then all assignments are the same one
-        gradient_assignments = judge_assignments = 1
     mean = torch.from_numpy(trained.mean)
     right = np.zeros(judge_assignments, int)
     still_right = np.zeros((len(snr_db), judge_assignments), int)

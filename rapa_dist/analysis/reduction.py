@@ -15,6 +15,7 @@ from rapa_dist.analysis.untiled import UntiledNetwork
 from rapa_dist.console import work
 from rapa_dist.coordinator.checkpoint import write_whole
 from rapa_dist.coordinator.evaluation import evaluate
+from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.trained import Trained
 from rapa_dist.data import evaluation_batches
 from rapa_dist.errors import UsageError
@@ -70,9 +71,9 @@ def reduce_run(
         raise UsageError(f"--limit-train needs at least 1; it is {limit_train}.")
     if output is not None and not output.parent.is_dir():
         raise UsageError(f"--output is {output}: there is no folder {output.parent}. Make it, or give another name.")
-    trained = Trained.open(path, checkpoint=checkpoint, limit_test=limit_test)
-    if not trained.tiled:
+    if not RunDirectory(path).config.machine.tiled:
         raise UsageError(f"The run in {path} has one kernel matrix per layer already. Give a tiled run.")
+    trained = Trained.open(path, checkpoint=checkpoint, limit_test=limit_test)
     kernels = trained.checkpoint.kernels
     images = 0
     if by == "norm":

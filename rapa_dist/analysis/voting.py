@@ -8,7 +8,7 @@ import torch
 
 from rapa_dist.console import work
 from rapa_dist.coordinator.evaluation import cast_vote
-from rapa_dist.coordinator.trained import Trained
+from rapa_dist.coordinator.trained import Trained, check_reassigns
 from rapa_dist.data import evaluation_batches
 from rapa_dist.errors import UsageError
 from rapa_dist.footprint import TEST_IMAGES
@@ -36,8 +36,8 @@ def voting(
     """
     if votes < 1:
         raise UsageError(f"--votes needs at least 1; it is {votes}.")
+    check_reassigns(path, "all votes would agree")
     trained = Trained.open(path, checkpoint=checkpoint, limit_test=limit_test)
-    trained.check_random("all votes would agree")
     assigner, parts = trained.assigner(), trained.config.micro_batches
     wrong_majority, wrong_single = np.zeros(votes, int), np.zeros(votes, int)
     first, total = 0, len(trained.data.test.labels)

@@ -125,7 +125,7 @@ def reduce(
     "--judge-assignments",
     type=int,
     metavar="N",
-    help="Random assignments that judge.  [default: 4; 1 with --same-assignment]",
+    help="Random assignments that judge.  [default: 4; 1 where all are the same]",
 )
 @click.option("--same-assignment", is_flag=True, help="Judge under the attacker's own assignment.")
 @click.option("--clip", is_flag=True, help="Cut attacked pixels off at 0 and 1.")
@@ -161,7 +161,7 @@ def attack(
     result = on_run(
         run_dir,
         gradient_assignments=gradient_assignments,
-        judge_assignments=(1 if same_assignment else 4) if judge_assignments is None else judge_assignments,
+        judge_assignments=judge_assignments,
         same_assignment=same_assignment,
         **settings,
     )
@@ -274,7 +274,7 @@ def _check_untiled(path: Path) -> None:
     from rapa_dist.coordinator.run_directory import RunDirectory
 
     config = RunDirectory(path).config
-    if any(layer.n_tiles > 1 for layer in config.machine.layers):
+    if config.machine.tiled:
         raise UsageError(
             f"--baseline needs an untiled run; the one in {path} has {','.join(map(str, config.tiles))} tiles. "
             "Train one with --scheme none."

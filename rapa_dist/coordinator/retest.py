@@ -5,8 +5,7 @@ from typing import Any
 
 from rapa_dist.console import work
 from rapa_dist.coordinator.evaluation import evaluate
-from rapa_dist.coordinator.run_directory import RunDirectory
-from rapa_dist.coordinator.trained import Trained
+from rapa_dist.coordinator.trained import Trained, check_reassigns
 from rapa_dist.errors import UsageError
 
 
@@ -38,12 +37,8 @@ def retest(
         raise UsageError(f"--votes needs at least 1; it is {votes}.")
     if seed is not None and seed < 0:
         raise UsageError(f"--seed needs at least 0; it is {seed}.")
-    config = RunDirectory(path).config
-    if votes > 1 and config.scheme != "random":
-        raise UsageError(
-            f"Scheme {config.scheme} assigns every patch always to the same tile, so all votes would agree. "
-            "Leave --votes out."
-        )
+    if votes > 1:
+        check_reassigns(path, "all votes would agree", "Leave --votes out.")
     trained = Trained.open(path, checkpoint=checkpoint, dataset=dataset, data_dir=data_dir, limit_test=limit_test)
     with trained.network() as network, work("Testing", "images") as advance:
         score = evaluate(
@@ -53,7 +48,7 @@ def retest(
             trained.mean,
             step=trained.step,
             votes=votes,
-            micro_batches=config.micro_batches,  # as in the run's own tests, so that the scores have the same bits
+            micro_batches=trained.config.micro_batches,  # as in the run's tests: the same bits
             advance=advance,
         )
     assert score is not None

@@ -22,6 +22,22 @@ from rapa_dist.network.model import Network
 from rapa_dist.tile import Matrix
 
 
+def check_reassigns(path: Path, so: str, instead: str = "Give a tiled run with --scheme random.") -> None:
+    """Raise UsageError unless a run draws its assignments at random again and again; before its images are read.
+
+    Args:
+        path: the run's directory.
+        so: what follows if it does not.
+        instead: what to do then.
+    """
+    config = RunDirectory(path).config
+    if not config.reassigns:
+        raise UsageError(
+            f"The run in {path} (scheme {config.scheme}) assigns every patch always to the same tile, so {so}. "
+            f"{instead}"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
     """A checkpoint of a run with the images to look at it by. Nothing is written to the run's directory."""
@@ -92,22 +108,9 @@ class Trained:
         """Mini-batches trained."""
         return self.checkpoint.progress.step
 
-    @property
-    def tiled(self) -> bool:
-        """Whether some layer has several kernel matrices."""
-        return any(layer.n_tiles > 1 for layer in self.config.machine.layers)
-
     def assigner(self, seed: int | None = None) -> Assigner:
         """Return what draws the assignments, with the run's seed or another."""
         return Assigner(self.config.machine, self.config.scheme, self.config.seed if seed is None else seed)
-
-    def check_random(self, what: str) -> None:
-        """Raise UsageError unless assignments differ from draw to draw; `what` would make no sense then."""
-        if self.config.scheme != "random" or not self.tiled:
-            raise UsageError(
-                f"Scheme {self.config.scheme} assigns every patch always to the same tile, so {what}. "
-                "Give a run with --scheme random."
-            )
 
     @contextmanager
     def network(self, images: int = TEST_IMAGES) -> Iterator[Network]:

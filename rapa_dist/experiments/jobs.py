@@ -10,7 +10,6 @@ from rapa_dist.errors import RapaError
 
 TRAIN = "train"
 SNR_DB = (15.0, 20.0, 25.0, 30.0, 33.0, 36.0, 40.0, 45.0, 50.0)
-_JUDGES = 4
 
 
 def do(
@@ -97,7 +96,7 @@ def _similarity(path: Path) -> dict[str, Any]:
 def _attack(path: Path) -> dict[str, Any]:
     from rapa_dist.analysis.attack import attack
 
-    return _without_place(attack(path, snr_db=SNR_DB, judge_assignments=_JUDGES))
+    return _without_place(attack(path, snr_db=SNR_DB))
 
 
 def _without_place(result: dict[str, Any]) -> dict[str, Any]:
