@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 _PATIENCE_S = 60.0  # for Ray's processes to end after their driver has; its agents look for it only now and then
+_LONG = ("test_nodes", "test_cluster_files", "test_stats_runs", "test_runs")  # first, so that both halves end together
 _MARK = "RAPA_DIST_TEST_SESSION"
 _world = pytest.StashKey[tuple[str, list[Path]]]()
 
@@ -23,7 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
     token = secrets.token_hex(3)
     temporary = Path("/tmp") / f"r{token}"  # short: the names of Ray's sockets below it have 107 bytes in all
     shared = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else temporary) / f"rapa-tests-{token}"
-    os.environ["PYTEST_DEBUG_TEMPROOT"] = tempfile.gettempdir()  # tmp_path stays where it always is
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # tmp_path stays where it always is
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait leave the cores to the other half
     for folder in (temporary, shared):
         folder.mkdir(mode=0o700)
     os.environ |= {
@@ -45,9 +47,22 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run unmarked tests first, then slow ones, then those that start Ray; otherwise keep the order."""
-    items.sort(key=lambda item: 2 if item.get_closest_marker("ray") else bool(item.get_closest_marker("slow")))
+    """Run unmarked tests first, then slow ones, then those that start Ray; otherwise keep the order.
+
+    Where two halves run side by side, those of a module that start Ray stay together, as they share clusters.
+    """
+    for item in items:
+        if item.get_closest_marker("ray") and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    if not item.get_closest_marker("ray"):
+        return 1 if item.get_closest_marker("slow") else 0
+    return 2 if item.path.stem in _LONG else 3
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -99,6 +99,7 @@ def short_folder():
 
 
 @pytest.mark.ray
+@pytest.mark.xdist_group("namespaces")
 def test_three_nodes_come_up_are_cut_and_killed_and_leave_nothing(short_folder):
     cluster = Local(short_folder)
     address = (cluster.state / "address").read_text().strip()
@@ -146,6 +147,7 @@ def cut_and_heal(cluster):
 
 
 @pytest.mark.ray
+@pytest.mark.xdist_group("namespaces")
 def test_plain_raylets_are_nodes_too(short_folder):
     cluster = Local(short_folder, "--plain", "--nodes", "2")
     assert cluster.kind == "plain"
@@ -185,6 +187,7 @@ def test_wrong_use_is_told_apart(tmp_path, arguments, code, words):
 
 
 @pytest.mark.ray
+@pytest.mark.xdist_group("namespaces")
 def test_a_start_that_fails_takes_everything_back(short_folder):
     clone = short_folder / "clone"
     for name in ("scripts/setup.sh", "cluster/local.sh"):

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+# not side by side with other namespaces, which look for a free subnet, too
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.xdist_group("namespaces")]
 
 LOCAL = Path(__file__).parents[1] / "cluster" / "local.sh"
 TILES_PER_NODE = 4  # of 7: two nodes are enough, one is not

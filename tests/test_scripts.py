@@ -125,7 +125,8 @@ def test_the_tests_need_more_than_the_command(clone):
     clone.run("rapa-dist")
     tests = clone.run("test", "-k", "tile")
     assert tests.returncode == 7
-    assert tests.out == f"pytest in {clone.root}: -k tile\n"
+    assert tests.out.startswith(f"pytest in {clone.root}: -n 2 ")
+    assert tests.out.endswith(" -k tile\n")
     assert clone.installed[-1].endswith("a clone[plots,dev]")
     assert "bringing .venv up to date" in tests.err
     for script in ("rapa-dist", "test"):
