@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rapa_dist.chaos.campaign import Deed, differences, summary
+from rapa_dist.chaos.campaign import differences, summary
+from rapa_dist.chaos.disturbance import Deed
 from rapa_dist.chaos.mischief import COORDINATOR_KILL, KINDS, SAVING, STARTING, TRAINING, check_kinds, draw
 from rapa_dist.chaos.nodes import LocalNodes
 from rapa_dist.chaos.remains import remains

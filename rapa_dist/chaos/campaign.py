@@ -3,35 +3,19 @@
 import os
 import secrets
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rapa_dist.chaos.mischief import (
-    ALL_TILES,
-    CHIP_KILL,
-    COORDINATOR_KILL,
-    COORDINATOR_TERM,
-    CUT_S,
-    NODE_CUT,
-    NODE_KILL,
-    ON_NODES,
-    SAVING,
-    STARTING,
-    TILE_KILL,
-    TILE_STOP,
-    Mischief,
-    draw,
-)
+from rapa_dist.chaos.disturbance import Deed, Disturbance
+from rapa_dist.chaos.mischief import draw
 from rapa_dist.chaos.nodes import LocalNodes
 from rapa_dist.chaos.remains import remains
 from rapa_dist.chaos.subject import Subject
@@ -41,9 +25,6 @@ from rapa_dist.errors import ClusterError
 from rapa_dist.fabric.scratch import shared_memory_root
 
 Say = Callable[[str], None]
-_START_S = 8.0  # within which a start is killed, if no start has been seen yet
-_TERM_EXIT = 130
-_STEPS_UNDER_WAY = 2  # that the tiles of one node may do before the loss of another is noticed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,19 +45,6 @@ class Plan:
     """A Ray cluster to use, this machine being one of its nodes; None: every run starts one of its own."""
     nodes: LocalNodes | None = None
     """The nodes to use, and to do mischief to, instead."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deed:
-    """What was done, and what it cost."""
-
-    run: int
-    kind: str
-    moment: str
-    step: int
-    """Training steps that were done then; -1 before the tiles were up."""
-    seconds: float | None
-    """Wall time until all that were hit were back and the run was a step further than before; None: it ended first."""
 
 
 def campaign(plan: Plan, say: Say) -> dict[str, Any]:
@@ -115,10 +83,11 @@ def campaign(plan: Plan, say: Say) -> dict[str, Any]:
                 steps=steps // epochs,
             )
             seen = nodes.shared_memory() if nodes else shared
-            before, faults = len(deeds), len(wrong)
+            faults = len(wrong)
             subject = Subject(work / f"run-{number}", seen, plan.options, surroundings, on_head)
+            disturbance = Disturbance(subject, number, say, nodes)
             try:
-                _disturb(subject, todo, number, deeds, say, nodes)
+                disturbance.carry_out(todo)
                 wrong += [f"run {number}: {line}" for line in differences(subject.directory, reference)]
             except Exception as error:  # noqa: BLE001  whatever it was, it is what was looked for
                 wrong.append(f"run {number}: {type(error).__name__}: {error}")
@@ -128,7 +97,8 @@ def campaign(plan: Plan, say: Say) -> dict[str, Any]:
             wrong += [f"run {number}: left behind: {line}" for line in left]
             for fault in wrong[faults:]:
                 say(fault)
-            done = f"{len(deeds) - before} of {share} deeds done"
+            deeds += disturbance.deeds
+            done = f"{len(disturbance.deeds)} of {share} deeds done"
             say(f"run {number}: {done}, started {subject.launches} times; {len(wrong)} faults so far")
             shutil.rmtree(subject.directory, ignore_errors=True)
     return {
@@ -192,94 +162,6 @@ def _train_reference(plan: Plan, directory: Path, surroundings: dict[str, str]) 
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=surroundings)
     if done.returncode:
         raise ClusterError(f"The undisturbed run failed with exit code {done.returncode}:\n{done.stderr[-2000:]}")
-
-
-def _disturb(
-    subject: Subject, todo: Sequence[Mischief], run: int, deeds: list[Deed], say: Say, nodes: LocalNodes | None = None
-) -> None:
-    """Train a run to its end, and do to it what is to be done."""
-    in_starts = [mischief for mischief in todo if mischief.moment == STARTING]
-    start_s = _START_S
-
-    def launch() -> None:
-        """Start the run, as often as its start is to be killed and once more."""
-        nonlocal start_s
-        while in_starts:
-            mischief = in_starts.pop()
-            subject.launch()
-            time.sleep(start_s * mischief.delay_s / 0.03)
-            note(mischief, subject.step(), None)
-            subject.kill()
-        started = time.monotonic()
-        subject.launch()
-        subject.wait_until(lambda: subject.step() >= 0, "no tiles")
-        start_s = time.monotonic() - started
-
-    def note(mischief: Mischief, step: int, seconds: float | None) -> None:
-        seconds = None if seconds is None else round(seconds, 3)
-        deeds.append(Deed(run=run, kind=mischief.kind, moment=mischief.moment, step=step, seconds=seconds))
-        lost = "" if seconds is None else f", {seconds:.2f} s"
-        say(f"run {run}, step {step}: {mischief.kind} while {mischief.moment}{lost}")
-
-    launch()
-    for mischief in (mischief for mischief in todo if mischief.moment != STARTING):
-        if not subject.wait_until(lambda: subject.step() >= mischief.step, "no step"):  # noqa: B023  called at once
-            break
-        if mischief.moment == SAVING:
-            subject.wait_until(subject.saves, "no checkpoint")
-        time.sleep(mischief.delay_s)
-        if subject.exit_code is not None:
-            break
-        victims = {}
-        if nodes and mischief.kind in ON_NODES:
-            if mischief.kind != CHIP_KILL:
-                nodes.settle()
-            victims = nodes.chips()
-            if not victims:
-                say(f"run {run}: no other node has tiles; {mischief.kind} left out")
-                continue
-        step, pids, began = subject.step(), subject.pids(), time.monotonic()
-        hit: Sequence[int] = ()
-        further = 0
-        if mischief.kind in (COORDINATOR_KILL, COORDINATOR_TERM):
-            if mischief.kind == COORDINATOR_KILL:
-                subject.kill()
-            else:
-                subject.signal(signal.SIGTERM)
-                if subject.exit_code not in (_TERM_EXIT, 0):  # it may just have been done
-                    raise ClusterError(f"exit code {subject.exit_code} after SIGTERM\n{subject.last_lines}")
-            launch()
-        elif nodes and victims:
-            further = _STEPS_UNDER_WAY
-            _hit_node(nodes, mischief, victims)
-        else:
-            hit = range(len(pids)) if mischief.kind == ALL_TILES else [mischief.victim % len(pids)]
-            number = {TILE_KILL: signal.SIGKILL, ALL_TILES: signal.SIGKILL, TILE_STOP: signal.SIGSTOP}[mischief.kind]
-            for victim in hit:
-                with suppress(ProcessLookupError):
-                    os.kill(pids[victim], number)
-
-        def is_over() -> bool:
-            now = subject.pids()
-            return subject.step() > step + further and all(now[victim] != pids[victim] for victim in hit)  # noqa: B023
-
-        over = subject.wait_until(is_over, f"no recovery from {mischief.kind}")
-        note(mischief, step, time.monotonic() - began if over and subject.exit_code is None else None)
-    subject.wait_until(lambda: subject.exit_code is not None, "no end")
-    if subject.exit_code:
-        raise ClusterError(f"The run ended with exit code {subject.exit_code}:\n{subject.last_lines}")
-
-
-def _hit_node(nodes: LocalNodes, mischief: Mischief, chips: Mapping[int, int]) -> None:
-    """Do mischief to one of the nodes that have tiles, or to its chip."""
-    node = sorted(chips)[mischief.victim % len(chips)]
-    if mischief.kind == NODE_KILL:
-        nodes.kill(node)
-    elif mischief.kind == NODE_CUT:
-        nodes.cut(node, CUT_S)
-    else:
-        assert mischief.kind == CHIP_KILL
-        os.kill(chips[node], signal.SIGKILL)
 
 
 @contextmanager
