@@ -180,7 +180,7 @@ class Recorded:
 
 def reproduced(make: Callable[[tables.Results], str]) -> str:
     kept = Recorded(REPRODUCED)
-    return make(tables.Results(kept, kept.seeds)).rstrip("\n")
+    return make(tables.Results(kept)).rstrip("\n")
 
 
 def where_reproduced() -> str:

@@ -9,7 +9,7 @@ from rapa_dist.assignment import SCHEMES
 from rapa_dist.config import POOLING_NAMES
 from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.coordinator.session import one_digital_thread
-from rapa_dist.fabric.batched import BatchedFabric
+from rapa_dist.fabric.batched import BatchedFabric, compute_in_float32
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.machine import Machine
 from rapa_dist.network.batched import BatchedNetwork
@@ -166,3 +166,16 @@ def test_memory_that_a_cuda_graph_writes_to_stays_although_a_test_computes_more_
     network.classify_together(step_of(machine, "perforated", "max", 99).images, routes)
     assert len(convolution._patches) > len(before)
     assert train(1) is before
+
+
+def test_a_gpu_computes_convolutions_in_float32_and_every_time_alike():
+    """On the CPU alone: what is set, not what a GPU makes of it."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = products.allow_tf32
+    try:
+        with cudnn.flags(allow_tf32=True, deterministic=False):
+            products.allow_tf32 = True
+            compute_in_float32()
+            assert (cudnn.allow_tf32, products.allow_tf32, cudnn.deterministic) == (False, False, True)
+    finally:
+        products.allow_tf32 = before

@@ -15,10 +15,11 @@ from click.testing import CliRunner
 from rapa_dist.cli import main
 from rapa_dist.config import PAPER_TILES, resolve
 from rapa_dist.coordinator.run_directory import RunDirectory
-from rapa_dist.errors import UsageError
+from rapa_dist.errors import RunDirectoryError, UsageError
 from rapa_dist.experiments import figures, paper, tables
 from rapa_dist.experiments.cells import EXPERIMENTS, LARGE, POOLINGS, Protocol, analyses_of, cells_of
 from rapa_dist.experiments.claims import claims
+from rapa_dist.experiments.jobs import do
 from rapa_dist.experiments.runner import jobs_of, missing
 from rapa_dist.experiments.store import Store
 
@@ -112,9 +113,28 @@ def test_a_result_is_never_asked_for_again(store):
 
 
 def test_a_folder_has_one_protocol(store):
+    keep_training(store, "none", 20.0)
+    store.release()
     with pytest.raises(UsageError, match="results of another protocol: epochs: 4 → 5"):
         Store(store.path, protocol(epochs=5))
     Store(store.path, protocol())
+    unbound = Store(store.path, protocol(epochs=5), binding=False)
+    unbound.take()
+    unbound.release()
+    Store(store.path, protocol())
+
+
+def test_a_folder_that_nothing_came_of_is_bound_to_no_protocol(store):
+    with pytest.raises(RunDirectoryError, match="in use by another process"):
+        Store(store.path, protocol()).take()
+    late = Store(store.path, protocol())
+    store.release()
+    other = Store(store.path, protocol(epochs=5))
+    other.take()
+    keep_training(other, "none", 20.0)
+    other.release()
+    with pytest.raises(UsageError, match="results of another protocol"):
+        late.take()
 
 
 def test_a_run_that_was_trained_elsewhere_is_adopted_if_it_fits(store, tmp_path):
@@ -124,11 +144,30 @@ def test_a_run_that_was_trained_elsewhere_is_adopted_if_it_fits(store, tmp_path)
         RunDirectory.create(
             tmp_path / name, resolve(**(config.as_dict() | _plain(config) | {"seed": seed})), None
         ).release()
-    assert store.adopt(tmp_path / "fits", cells_of("table1"), range(2)) == "alternate-1"
-    assert store.run_dir(cell, 1).resolve() == (tmp_path / "fits").resolve()
-    store.adopt(tmp_path / "fits", cells_of("table1"), range(2))  # twice is once
+    for _ in range(2):  # twice is once
+        place = store.place_for(tmp_path / "fits", cells_of("table1"), range(2))
+        assert place == store.run_dir(cell, 1)
+        store.adopt(tmp_path / "fits", place)
+        assert place.resolve() == (tmp_path / "fits").resolve()
     with pytest.raises(UsageError, match="of no cell here; the nearest differs in seed: 7 →"):
-        store.adopt(tmp_path / "does-not", cells_of("table1"), range(2))
+        store.place_for(tmp_path / "does-not", cells_of("table1"), range(2))
+    (tmp_path / "fits").rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match="alternate-1 is there already"):  # a link to nothing, now
+        store.place_for(tmp_path / "moved", cells_of("table1"), range(2))
+    place.unlink()
+    keep_training(store, "alternate", 20.0, seed=1)
+    with pytest.raises(UsageError, match=r"alternate-1\.train\.json is there already"):
+        store.place_for(tmp_path / "moved", cells_of("table1"), range(2))
+
+
+def test_a_run_that_is_trained_in_another_way_is_not_taken_for_a_cells(tmp_path):
+    (cell,) = cells_of("table1", ["none"])
+    config = cell.config(protocol(), 0)
+    longer = resolve(**(config.as_dict() | _plain(config) | {"epochs": 8}))
+    RunDirectory.create(tmp_path / "run", longer, None).release()
+    for what in ("train", "similarity"):
+        result = do(what, str(tmp_path / "run"), config.as_dict(), None, "serial", "cpu")
+        assert "in another way than it should be here: epochs: 8 → 4. Move it away" in result["error"]
 
 
 def _plain(config):
@@ -141,26 +180,30 @@ def _plain(config):
 def test_tables_show_mean_and_spread_beside_the_paper(store):
     keep_training(store, "none", 20.0, seed=0)
     keep_training(store, "none", 22.0, seed=1)
-    text = tables.table1(tables.Results(store, 2))
+    text = tables.table1(tables.Results(store))
     assert "| `none` | 21.00 ± 1.41 | 10.00 ± 0.00 | 22.00 ± 1.41 | 2 | 18.85 | 2.37 |" in text
     assert "| `random` | – | – | – | 0 | 17.67 | 5.81 |" in text
     assert "60 training and all test images, 4 epochs, λ decays every 1" in text
-    assert text == tables.table1(tables.Results(store, 2))
+    assert text == tables.table1(tables.Results(store))
 
 
 def test_claims_hold_or_do_not_or_are_not_measured(store):
-    assert "holds" not in claims(tables.Results(store, 1))
+    assert "holds" not in claims(tables.Results(store))
     keep_training(store, "random", 20.0, train=8.0)
     keep_training(store, "alternate", 21.0)
     keep_training(store, "image-pad", 19.0)
     keep_training(store, "none", 20.0, train=9.0)
-    lines = claims(tables.Results(store, 1)).splitlines()
-    said = {line.split(" | ")[0].strip("| "): line.rsplit(" | ", 1)[1].strip(" |") for line in lines if " | " in line}
-    assert said["random beats alternate"] == "holds"
-    assert said["random beats image-pad"] == "does not hold"
-    assert said["random beats perforated"] == "not measured"
-    assert said["random is at or below none"] == "holds"
-    assert said["random’s train error is higher than that of none"] == "does not hold"
+    lines = claims(tables.Results(store)).splitlines()
+    said = {row[0]: row[2:] for line in lines if len(row := line.strip("| ").split(" | ")) == 4}
+    assert said["random beats alternate"] == ["holds", "1, 1"]
+    assert said["random beats image-pad"] == ["does not hold", "1, 1"]
+    assert said["random beats perforated"] == ["not measured", "1, 0"]
+    assert said["random is at or below none"] == ["holds", "1, 1"]
+    assert said["random’s train error is higher than that of none"] == ["does not hold", "1, 1"]
+    keep_training(store, "random", 22.0, seed=1)
+    assert "| random beats alternate | 21.00 ± 1.41 against 21.00 | does not hold | 2, 1 |" in claims(
+        tables.Results(store)
+    )
 
 
 def test_claims_of_votes_reduction_similarity_and_attack(store):
@@ -168,24 +211,27 @@ def test_claims_of_votes_reduction_similarity_and_attack(store):
     none = keep_training(store, "none", 20.0)
     large = keep_training(store, LARGE.name, 20.0, experiment="figure4")
     store.keep(random, 0, "votes5", {"test_error_percent": [20, 19], "mean_single_test_error_percent": 20.5})
-    store.keep(random, 0, "reduced", {"by_norm": {"test_error_percent": 20.8}})
+    store.keep(random, 0, "reduced", {"by_norm": {"test_error_percent": 21.8}})
     store.keep(random, 0, "similarity", {"similarity": [0.2, 0.3, None]})
     for cell, accuracy in ((none, 50.0), (random, 70.0), (large, 60.0)):
         store.keep(cell, 0, "attack", {"snr_db": [33.0], "accuracy_percent": [accuracy]})
-    text = claims(tables.Results(store, 1))
-    assert "| 20.50 with 1 vote, 19.00 with 5 | holds |" in text
-    assert "| 20.80 against 20.00 | does not hold |" in text
-    assert "| S > 0.1 with max pooling (layer 1) | 0.200 | holds |" in text
-    assert "| 40.0 % closed | holds |" in text
-    assert "| 20.0 % against 40.0 % | does not hold |" in text
-    shown = tables.figure4(tables.Results(store, 1))
+    text = claims(tables.Results(store))
+    assert "| 20.50 with 1 vote, 19.00 with 5 | holds | 1 |" in text
+    assert "| 21.80 against 21.00 | does not hold | 1, 1 |" in text, "both are of the end of training"
+    assert "| S > 0.1 with max pooling (layer 1) | 0.200 | holds | 1 |" in text
+    assert "| S > 0.1 with mixed pooling (layer 1) | – | not measured | 0 |" in text
+    assert "| 40.0 % closed | holds | 1, 1 |" in text
+    assert "| 20.0 % against 40.0 % | does not hold | 1, 1, 1 |" in text
+    shown = tables.figure4(tables.Results(store))
     assert "| 33 | 50.00 | 70.00 | 60.00 | 40.0 | 20.0 |" in shown
+    store.keep(large, 0, "votes9", {"test_error_percent": [21, 19.5]})
+    assert "128,32,8: 21.00 %, 19.50 % by 9 votes (the paper: 16.83)" in tables.figure4(tables.Results(store))
 
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "regularizer"])
 def test_every_experiment_has_a_table_before_anything_is_measured(store, experiment, tmp_path):
-    assert "builtin" in getattr(tables, experiment)(tables.Results(store, 1))
-    assert not figures.draw(experiment, tables.Results(store, 1), tmp_path / "figure.svg")
+    assert "builtin" in getattr(tables, experiment)(tables.Results(store))
+    assert not figures.draw(experiment, tables.Results(store), tmp_path / "figure.svg")
 
 
 # --- the command line
@@ -241,7 +287,7 @@ def test_what_was_stopped_goes_on_repeats_nothing_and_gives_the_same_table(tmp_p
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_a_run_that_diverges_is_told_of_and_the_others_go_on(tmp_path):
+def test_a_run_that_fails_is_told_of_and_the_others_go_on(tmp_path):
     output = tmp_path / "out"
     options = [*TINY, "--epochs", "1", "--cells", "none,random", "--output", str(output)]
     (cell,) = cells_of("table1", ["random"])
@@ -280,7 +326,8 @@ def test_the_regularizer_is_a_table_and_a_figure(tmp_path):
         (("table1", "--fabric", "ray"), ("--fabric ray has a process per tile",)),
         (("table1", "--fabric", "bached"), ("Did you mean batched?",)),
         (("table1", "--dataset", "imagenet"), ("imagenet",)),
-        (("table1", "--output", "file"), ("file",)),
+        (("table1", "--output", "file"), ("--output is a folder, and file is none",)),
+        (("regularizer", "--cells", "none"), ("regularizer has no cells", "Leave --cells out")),
         (("table1", "--adopt", "nowhere", "--output", "out"), ("nowhere is no run directory",)),
     ],
 )
@@ -295,4 +342,4 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path, monkeypatch, argu
     for part in parts:
         assert part in result.stderr
     assert "Traceback" not in result.stderr
-    assert not list(tmp_path.glob("reproduce/*/results/*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing was made"

@@ -63,8 +63,9 @@ def reproduce(
     """Reproduce EXPERIMENT: table1, table2, figure3, figure4 or regularizer.
 
     Runs and results are kept in the output folder; the same command goes on where it was stopped, and experiments
-    with the same protocol share their runs. The regularizer is a small problem of its own, on which the protocol has no
-    influence.
+    with the same protocol share their runs. The networks of an experiment, its cells, are listed by --dry-run; that of
+    cell random with seed 0 is trained in OUTPUT/runs/random-0, a run directory for `analyze` and `report`. The
+    regularizer is a small problem of its own, on which the protocol has no influence.
 
     \b
     Examples:

@@ -97,7 +97,8 @@ class RunDirectory:
 
     def _refuse_if_used(self) -> None:
         # what a process that was killed in `create` before its last line leaves does not count
-        if {entry.name for entry in self.path.iterdir()} - {_LOCK, _ENVIRONMENT, _CHECKPOINTS}:
+        found = {entry.name for entry in self.path.iterdir() if not entry.name.endswith(".partial")}
+        if found - {_LOCK, _ENVIRONMENT, _CHECKPOINTS}:
             raise RunDirectoryError(
                 f"The run directory {self.path} is in use already. Give another --run-dir, "
                 f"or go on with that run: rapa-dist train --resume {self.path}"
@@ -270,7 +271,7 @@ class RunDirectory:
         return Path(recorded) if recorded else None
 
     def _write_environment(self, data_dir: Path | None) -> None:
-        about = environment() | {"data_dir": str(data_dir.absolute()) if data_dir else None}
+        about = environment() | {"data_dir": str(data_dir.expanduser().absolute()) if data_dir else None}
         checkpoints.write_whole(self.path / _ENVIRONMENT, (json.dumps(about, indent=2) + "\n").encode())
 
 

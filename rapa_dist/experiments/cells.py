@@ -123,6 +123,8 @@ def cells_of(experiment: str, names: Sequence[str] | None = None) -> list[Cell]:
     if experiment not in EXPERIMENTS:
         raise UsageError(f"There is no experiment “{experiment}”; {_choices(experiment, EXPERIMENTS)}")
     cells = {cell.name: cell for cell in _CELLS[experiment]}
+    if names and not cells:
+        raise UsageError(f"{experiment} has no cells to choose from. Leave --cells out.")
     for name in names or ():
         if name not in cells:
             raise UsageError(f"{experiment} has no cell “{name}”; {_choices(name, tuple(cells))}")

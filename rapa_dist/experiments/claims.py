@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from statistics import mean
+from typing import NamedTuple
 
 from rapa_dist.experiments import paper
 from rapa_dist.experiments.cells import Cell, cells_of
@@ -12,22 +13,32 @@ _REDUCED_WITHIN = 0.75
 _AVERAGE_IS_ONE = 0.95
 _ALIKE, _UNLIKE = 0.1, 0.01
 
-Row = tuple[str, str, bool | None]
+
+class Row(NamedTuple):
+    """A claim."""
+
+    claim: str
+    numbers: str
+    """Ours; empty if something is not measured."""
+    holds: bool | None
+    """None: not measured."""
+    n: Sequence[int]
+    """Seeds behind every number."""
 
 
 def claims(results: Results) -> str:
     """Return the table of claims as Markdown."""
     held = {True: "holds", False: "does not hold", None: "not measured"}
-    rows = [[claim, numbers or "–", held[verdict]] for claim, numbers, verdict in _rows(results)]
-    counts = _counts(results)
+    rows = [[row.claim, row.numbers or "–", held[row.holds], ", ".join(map(str, row.n))] for row in rows_of(results)]
     return (
-        f"{markdown(['claim', 'our numbers', ''], rows)}\nBest test errors in %, as in the paper; mean ± standard "
-        f"deviation over seeds where there are several. n: {counts or 'none'}. "
+        f"{markdown(['claim', 'our numbers', '', 'n'], rows)}\nBest test errors in %, as in the paper; of votes and "
+        "reduction those at the end of training. n: seeds; mean ± standard deviation where there are several. "
         f"Protocol: {results.protocol.describe()}.\n"
     )
 
 
-def _rows(results: Results) -> list[Row]:
+def rows_of(results: Results) -> list[Row]:
+    """Return the claims as data."""
     cells = {cell.name: cell for name in ("table1", "table2", "figure4") for cell in cells_of(name)}
     return [
         *_random_beats_others(results, cells),
@@ -50,7 +61,8 @@ def _random_beats_others(results: Results, cells: dict[str, Cell]) -> list[Row]:
         other = _test(results, cells[name])
         measured = bool(random and other)
         numbers = f"{spread(random)} against {spread(other)}" if measured else ""
-        rows.append((f"random beats {name}", numbers, mean(random) < mean(other) if measured else None))
+        holds = mean(random) < mean(other) if measured else None
+        rows.append(Row(f"random beats {name}", numbers, holds, (len(random), len(other))))
     return rows
 
 
@@ -64,19 +76,22 @@ def _random_against_none(results: Results, cells: dict[str, Cell]) -> list[Row]:
         if name != "none" and not test[1]:
             continue
         measured = all(test)
+        n = len(test[0]), len(test[1])
         rows.append(
-            (
+            Row(
                 f"random is at or below {words}",
                 f"{spread(test[0])} against {spread(test[1])}" if measured else "",
                 mean(test[0]) <= mean(test[1]) if measured else None,
+                n,
             )
         )
         mine, theirs = train
         rows.append(
-            (
+            Row(
                 f"random’s train error is higher than that of {words}",
                 f"{spread(mine)} against {spread(theirs)}" if measured else "",
                 mean(mine) > mean(theirs) if measured else None,
+                n,
             )
         )
     return rows
@@ -95,48 +110,52 @@ def _voting(results: Results, cells: dict[str, Cell]) -> list[Row]:
         helps = name == "random"
         verdict = None if not gain else (mean(gain) > 0.25) if helps else (abs(mean(gain)) <= 0.25)
         numbers = f"{spread(single)} with 1 vote, {spread(voted)} with 5" if gain else ""
-        rows.append((f"{words} (a quarter of a point counts)", numbers, verdict))
+        rows.append(Row(f"{words} (a quarter of a point counts)", numbers, verdict, [len(gain)]))
     return rows
 
 
 def _similarity(results: Results) -> list[Row]:
     cells = {cell.name: cell for cell in cells_of("figure3")}
 
-    def first_layer(names: Sequence[str]) -> list[float]:
-        found = (result["similarity"][0] for name in names for result in results.of(cells[name], "similarity"))
+    def first_layer(name: str) -> list[float]:
+        found = (result["similarity"][0] for result in results.of(cells[name], "similarity"))
         return [value for value in found if value is not None]
 
-    average, largest = first_layer(["random-average"]), first_layer(["random"])
-    others = {name: first_layer([name]) for name in ("random-fixed", "image-overlap", "image-pad", "alternate")}
+    def above(pooling: str) -> Row:
+        values = first_layer("random" if pooling == "max" else f"random-{pooling}")
+        claim = f"S > {_ALIKE} with {pooling} pooling (layer 1)"
+        return Row(claim, spread(values, 3) if values else "", mean(values) > _ALIKE if values else None, [len(values)])
+
+    average = first_layer("random-average")
+    others = {name: first_layer(name) for name in ("random-fixed", "image-overlap", "image-pad", "alternate")}
     known = {name: values for name, values in others.items() if values}
     numbers = ", ".join(f"{name} {spread(values, 4)}" for name, values in known.items())
     return [
-        (
+        Row(
             f"S ≈ 1 with average pooling (layer 1, above {_AVERAGE_IS_ONE})",
             spread(average, 3) if average else "",
             mean(average) > _AVERAGE_IS_ONE if average else None,
+            [len(average)],
         ),
-        (
-            "S > 0.1 with max pooling (layer 1)",
-            spread(largest, 3) if largest else "",
-            mean(largest) > _ALIKE if largest else None,
-        ),
-        (
+        *map(above, ("max", "mixed", "stochastic")),
+        Row(
             "S < 0.01 for other schemes (layer 1)",
             numbers,
             all(mean(values) < _UNLIKE for values in known.values()) if len(known) == len(others) else None,
+            [len(values) for values in others.values()],
         ),
     ]
 
 
 def _reduction(results: Results, cells: dict[str, Cell]) -> Row:
     reduced = [result["by_norm"]["test_error_percent"] for result in results.of(cells["random"], "reduced")]
-    none = _test(results, cells["none"])
+    none = results.values(cells["none"], "test_error_percent")
     measured = bool(reduced and none)
-    return (
+    return Row(
         f"the reduced network is within {_REDUCED_WITHIN} points of the untiled one",
         f"{spread(reduced)} against {spread(none)}" if measured else "",
         mean(reduced) <= mean(none) + _REDUCED_WITHIN if measured else None,
+        (len(reduced), len(none)),
     )
 
 
@@ -144,8 +163,10 @@ def _robustness(results: Results) -> list[Row]:
     from rapa_dist.analysis.attack import gap_closed
 
     at: dict[str, float] = {}
+    n: dict[str, int] = {}
     for cell in cells_of("figure4"):
         found = results.of(cell, "attack")
+        n[cell.name] = len(found)
         if found:
             row = found[0]["snr_db"].index(paper.GAP_CLOSED_AT_DB)
             at[cell.name] = mean(result["accuracy_percent"][row] for result in found)
@@ -153,20 +174,16 @@ def _robustness(results: Results) -> list[Row]:
     small, large = share.get("random"), share.get("random-128x32x8")
     where = f"at {paper.GAP_CLOSED_AT_DB:g} dB"
     return [
-        (
+        Row(
             f"tiling closes part of the robustness gap ({where}; the paper: 41 %)",
             "" if small is None else f"{small:.1f} % closed",
             None if small is None else small > 0,
+            (n["random"], n["none"]),
         ),
-        (
+        Row(
             f"128,32,8 closes more than 16,4,1 ({where}; the paper: 64 %)",
             "" if small is None or large is None else f"{large:.1f} % against {small:.1f} %",
             None if small is None or large is None else large > small,
+            (n["random-128x32x8"], n["random"], n["none"]),
         ),
     ]
-
-
-def _counts(results: Results) -> str:
-    cells = {cell.name: cell for name in ("table1", "table2", "figure4") for cell in cells_of(name)}
-    counted = ((name, len(results.of(cell))) for name, cell in cells.items())
-    return ", ".join(f"{name} {count}" for name, count in counted if count)

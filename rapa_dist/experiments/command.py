@@ -12,9 +12,10 @@ from rapa_dist.data.load import check_name, load_dataset
 from rapa_dist.errors import UsageError
 from rapa_dist.experiments import figures, tables
 from rapa_dist.experiments.cells import EXPERIMENTS, Protocol, cells_of
-from rapa_dist.experiments.claims import claims
+from rapa_dist.experiments.claims import claims, rows_of
 from rapa_dist.experiments.runner import carry_out, jobs_of, missing
 from rapa_dist.experiments.store import Store
+from rapa_dist.fabric.cluster import find_address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +47,19 @@ class Work:
         self._jobs = jobs_of(request.experiment, self._cells, request.seeds)
         for job in self._jobs:
             job.cell.config(protocol, job.seed)  # what can't work is refused before anything starts
+        seeds = range(request.seeds)
+        self._adopted = {path: store.place_for(path, self._cells, seeds) for path in request.adopt}
 
     def plan(self) -> dict[str, Any]:
         """Return what there is to do; nothing is started or written."""
         left = missing(self._store, self._jobs)
         done = [job for job in self._jobs if job not in left]
-        lines = [f"protocol  {self._store.protocol.describe()}", f"output    {self._store.path}"]
+        bound = self._request.experiment != "regularizer"
+        lines = [f"protocol  {self._store.protocol.describe()}"] if bound else []
+        lines += [f"output    {self._store.path}"]
+        lines += [f"adopted   {place.name}: {path}" for path, place in self._adopted.items()]
         lines += [f"done      {job.name}" for job in done] + [f"to do     {job.name}" for job in left]
+        lines += [] if bound else ["to do     regularizer"]
         return {
             "experiment": self._request.experiment,
             "protocol": self._store.protocol.as_dict(),
@@ -67,9 +74,9 @@ class Work:
         request, store = self._request, self._store
         store.take()
         try:
-            for run_dir in request.adopt:
-                name = store.adopt(run_dir, self._cells, range(request.seeds))
-                stderr.print(f"{run_dir} is taken for {name}", markup=False)
+            for run_dir, place in self._adopted.items():
+                store.adopt(run_dir, place)
+                stderr.print(f"{run_dir} is taken for {place.name}", markup=False)
             if request.experiment == "regularizer":
                 return self._regularizer()
             outcome = carry_out(
@@ -87,14 +94,14 @@ class Work:
             result["text"] += "\nFailed:\n" + "".join(f"- {name}: {why}\n" for name, why in outcome.failed.items())
         if not outcome.finished:
             done = len(self._jobs) - len(missing(store, self._jobs))
-            result["text"] += (
-                f"\nStopped with {done} of {len(self._jobs)} jobs done; the same command goes on from here.\n"
+            result["text"] = (
+                f"Stopped with {done} of {len(self._jobs)} jobs done; the same command goes on from here.\n"
             )
         return result | {"failed": outcome.failed, "stopped": not outcome.finished}
 
     def _write(self) -> dict[str, Any]:
         name, store = self._request.experiment, self._store
-        results = tables.Results(store, self._request.seeds)
+        results = tables.Results(store)
         table = getattr(tables, name)(results)
         claimed = claims(results)
         store.write(f"{name}.md", table.encode())
@@ -102,7 +109,7 @@ class Work:
         files = [f"{name}.md", "claims.md"]
         if figures.draw(name, results, store.path / f"{name}.svg"):
             files.append(f"{name}.svg")
-        return self._result(table + "\n" + claimed, files)
+        return self._result(table + "\n" + claimed, files) | {"claims": [row._asdict() for row in rows_of(results)]}
 
     def _regularizer(self) -> dict[str, Any]:
         from rapa_dist.analysis.regularizer import along_training
@@ -146,18 +153,20 @@ def prepare(request: Request) -> Work:
         raise UsageError(f"--device is for the fabric batched; --fabric {request.fabric} computes on the CPU.")
     from rapa_dist.fabric.batched import check_device
 
-    check_device(request.device)
+    check_device(request.device, here=request.device == "cpu" or find_address(request.address) is None)
     name = None if request.dataset is None else check_name(request.dataset)
     data = load_dataset(name, data_dir=request.data_dir, limit_train=request.limit_train, limit_test=request.limit_test)
     protocol = Protocol.scaled(
         epochs=request.epochs,
         lr_decay_every=request.lr_decay_every,
         dataset=data.name,
-        limit_train=request.limit_train,
-        limit_test=request.limit_test,
+        limit_train=None if request.limit_train is None else len(data.train.labels),
+        limit_test=None if request.limit_test is None else len(data.test.labels),
     )
     short = data.name.partition(":")[0]
     output = request.output or Path("reproduce") / short
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"--output is a folder, and {output} is none. Give another one.")
     check_plot(output.parent / "plot.svg" if output.parent.is_dir() else Path("plot.svg"))
     assert request.experiment in EXPERIMENTS
-    return Work(request, protocol, Store(output, protocol))
+    return Work(request, protocol, Store(output, protocol, binding=request.experiment != "regularizer"))

@@ -25,15 +25,16 @@ def _errors(experiment: str) -> Callable[[Results, Path], bool]:
             if found:
                 errors = [mean(column) for column in zip(*(r["test_errors_percent"] for r in found), strict=True)]
                 curves.append((cell.name, found[0]["epochs"], errors))
+        single = all(len(epochs) == 1 for _, epochs, _ in curves)
         if curves:
-            plot_curves(path, curves, x="epoch", y="test error (%)", title="Test error while training", markers=False)
+            plot_curves(path, curves, x="epoch", y="test error (%)", title="Test error while training", markers=single)
         return bool(curves)
 
     return figure
 
 
 def _similarity(results: Results, path: Path) -> bool:
-    """Draw S of the first layer over epochs (Fig. 3 A)."""
+    """Draw S of the first layer at the end of training (Fig. 3 A has it over epochs)."""
     bars = []
     for cell in cells_of("figure3"):
         found = [r["similarity"][0] for r in results.of(cell, "similarity")]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rapa_dist.errors import RapaError
+from rapa_dist.errors import RapaError, RunDirectoryError
 
 TRAIN = "train"
 SNR_DB = (15.0, 20.0, 25.0, 30.0, 33.0, 36.0, 40.0, 45.0, 50.0)
@@ -30,11 +30,27 @@ def do(
     """
     try:
         path, folder = Path(run_dir), None if data_dir is None else Path(data_dir)
+        _check_same(path, config)
         return _train(path, config, folder, fabric, device) if what == TRAIN else ANALYSES[what](path)
     except RapaError as error:
         return {"error": str(error)}
     except KeyboardInterrupt:
         return {"stopped": True}
+
+
+def _check_same(path: Path, config: dict[str, Any]) -> None:
+    """Raise RunDirectoryError if a run is there which is trained in another way than it should be here."""
+    from rapa_dist.config import TrainConfig
+    from rapa_dist.coordinator.run_directory import RunDirectory
+    from rapa_dist.experiments.store import differences
+
+    if (path / "config.toml").exists():
+        found = differences(RunDirectory(path).config, TrainConfig.from_dict(config))
+        if found:
+            raise RunDirectoryError(
+                f"The run in {path} is trained in another way than it should be here: {'; '.join(found)}. "
+                "Move it away, and it is trained anew."
+            )
 
 
 def _train(path: Path, config: dict[str, Any], data_dir: Path | None, fabric: str, device: str) -> dict[str, Any]:

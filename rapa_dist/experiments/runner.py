@@ -79,14 +79,15 @@ def carry_out(
     with _cluster(address, device), asked_to_stop() as stop:
         import ray
 
-        remote: Any = ray.remote(num_cpus=1, num_gpus=1 if device == "cuda" else 0, max_retries=_RETRIES)
+        remote: Any = ray.remote(num_cpus=1, max_retries=_RETRIES)
         task = remote(do)
 
         def submit(job: Job) -> Any:
             config = job.cell.config(store.protocol, job.seed).as_dict()
-            folder = None if data_dir is None else str(data_dir)
+            folder = None if data_dir is None else str(data_dir.expanduser().absolute())
             run_dir = str(store.run_dir(job.cell, job.seed).absolute())
-            return task.remote(job.what, run_dir, config, folder, fabric, device)
+            gpus = int(device == "cuda" and job.what == TRAIN)  # analyses compute on the CPU
+            return task.options(num_gpus=gpus).remote(job.what, run_dir, config, folder, fabric, device)
 
         return _Round(store, left, submit).run(stop)
 

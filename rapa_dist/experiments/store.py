@@ -9,6 +9,7 @@ results/<cell>-<seed>.<what>.json   what came of training, or of an analysis
 import fcntl
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,53 +25,75 @@ _PROTOCOL = "protocol.json"
 class Store:
     """A folder of experiments under one protocol."""
 
-    def __init__(self, path: Path, protocol: Protocol) -> None:
+    def __init__(self, path: Path, protocol: Protocol, *, binding: bool = True) -> None:
         """Look at a folder; nothing is made yet.
+
+        Args:
+            path: the folder.
+            protocol: how its runs are trained.
+            binding: whether what is to be done depends on the protocol.
 
         Raises:
             UsageError: it has results of another protocol.
             RapaError: it can't be read.
         """
-        self.path, self.protocol = path, protocol
+        self.path, self.protocol, self._binding = path, protocol, binding
         self._lock: int | None = None
+        self._bound()
+
+    def _bound(self) -> bool:
+        """Return whether the folder has a protocol; see that it is this one."""
+        path = self.path / _PROTOCOL
         try:
-            found = json.loads((path / _PROTOCOL).read_bytes())
-            before = Protocol(**found)
+            before = Protocol(**json.loads(path.read_bytes()))
         except FileNotFoundError:
-            return
+            return False
         except (OSError, ValueError, TypeError) as error:
-            raise RapaError(
-                f"{path / _PROTOCOL} can't be read: {error}. Restore it, or give another --output."
-            ) from error
-        if differs := before.differences(protocol):
+            raise RapaError(f"{path} can't be read: {error}. Restore it, or give another --output.") from error
+        if self._binding and (differs := before.differences(self.protocol)):
             raise UsageError(
-                f"{path} has results of another protocol: {'; '.join(differs)}. "
+                f"{self.path} has results of another protocol: {'; '.join(differs)}. "
                 "Give the options that it was begun with, or another --output."
             )
+        return True
 
     def take(self) -> None:
-        """Make the folder, and lock it until this process ends.
+        """Make the folder, and lock it until `release`.
 
         Raises:
+            UsageError: it has results of another protocol.
             RapaError: it can't be written to, or another process works in it.
         """
         try:
             for folder in (self.path / "runs", self.path / "results"):
                 folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            write_whole(self.path / _PROTOCOL, (json.dumps(self.protocol.as_dict(), indent=1) + "\n").encode())
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not self._bound() and self._binding:
+                    self.write(_PROTOCOL, (json.dumps(self.protocol.as_dict(), indent=1) + "\n").encode())
+            except BaseException:
+                os.close(lock)
+                raise
+            self._lock = lock
         except BlockingIOError:
-            self.release()
             raise RunDirectoryError(f"{self.path} is in use by another process. Wait for it, or stop it.") from None
         except OSError as error:
             raise RapaError(f"Can't write to {self.path}: {error.strerror}. Give another --output.") from error
 
     def release(self) -> None:
-        """Unlock the folder. Safe to call twice."""
+        """Unlock the folder, which is bound to no protocol if nothing came of it. Safe to call twice."""
         if self._lock is not None:
+            if not any(next((self.path / folder).iterdir(), None) for folder in ("runs", "results")):
+                (self.path / _PROTOCOL).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds of some cell there are results of, those before the last one that has any counted."""
+        found = (re.search(r"-(\d+)\.\w+\.json$", path.name) for path in (self.path / "results").glob("*.json"))
+        return max((int(match[1]) + 1 for match in found if match), default=0)
 
     def run_dir(self, cell: Cell, seed: int) -> Path:
         """Return the directory of a cell's run."""
@@ -97,42 +120,48 @@ class Store:
         write_whole(self.path / name, data)
         return self.path / name
 
-    def adopt(self, run_dir: Path, cells: list[Cell], seeds: range) -> str:
-        """Take a run that was trained elsewhere for the cell whose configuration it has; return its name.
+    def place_for(self, run_dir: Path, cells: list[Cell], seeds: range) -> Path:
+        """Return where a run that was trained elsewhere belongs: to the cell whose configuration it has.
 
         Raises:
-            UsageError: it fits no cell; how it differs from the nearest is said.
+            UsageError: it fits no cell, how it differs from the nearest is said; or its place is taken.
         """
         config = RunDirectory(run_dir).config
         nearest: list[str] | None = None
         for cell in cells:
             for seed in seeds:
-                differs = [line for line in difference(config, cell.config(self.protocol, seed)) if _matters(line)]
+                differs = differences(config, cell.config(self.protocol, seed))
                 if not differs:
-                    self._link(run_dir, self.run_dir(cell, seed))
-                    return f"{cell.name}-{seed}"
+                    self._check_free(run_dir, cell, seed)
+                    return self.run_dir(cell, seed)
                 if nearest is None or len(differs) < len(nearest):
                     nearest = differs
         raise UsageError(
             f"The run in {run_dir} is of no cell here; the nearest differs in {'; '.join(nearest or ['everything'])}."
         )
 
-    def _link(self, run_dir: Path, place: Path) -> None:
-        if place.exists():
-            if place.resolve() == run_dir.resolve():
-                return
-            raise UsageError(f"{place} is there already. Remove it, or leave --adopt {run_dir} out.")
-        place.symlink_to(run_dir.resolve())
+    def _check_free(self, run_dir: Path, cell: Cell, seed: int) -> None:
+        place = self.run_dir(cell, seed)
+        there = [path for path in (place, *self.path.glob(f"results/{place.name}.*.json")) if os.path.lexists(path)]
+        if there and place.resolve() != run_dir.resolve():
+            raise UsageError(f"{there[0]} is there already. Remove it, or leave --adopt {run_dir} out.")
+
+    def adopt(self, run_dir: Path, place: Path) -> None:
+        """Take a run that was trained elsewhere for the one that belongs there.
+
+        Raises:
+            RapaError: it can't be linked.
+        """
+        try:
+            if not os.path.lexists(place):
+                place.symlink_to(run_dir.resolve())
+        except OSError as error:
+            raise RapaError(f"Can't link {run_dir} as {place}: {error.strerror}. Give another --output.") from error
 
     def _file(self, cell: Cell, seed: int, what: str) -> Path:
         return self.path / "results" / f"{cell.name}-{seed}.{what}.json"
 
 
-def _matters(line: str) -> bool:
-    """Whether a difference between configurations changes more than rounding."""
-    return not line.startswith("micro_batches:")
-
-
-def same_but_for_rounding(one: TrainConfig, other: TrainConfig) -> bool:
-    """Return whether two configurations train the same network, whatever their mini-batches are cut into."""
-    return not any(_matters(line) for line in difference(one, other))
+def differences(one: TrainConfig, other: TrainConfig) -> list[str]:
+    """Return in what two configurations differ, but for what changes rounding alone."""
+    return [line for line in difference(one, other) if not line.startswith("micro_batches:")]

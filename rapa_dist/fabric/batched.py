@@ -40,6 +40,8 @@ class BatchedFabric(Tiles):
         """
         super().__init__(machine, images)
         self.networks, self.device = len(kernels), torch.device(device)
+        if self.device.type == "cuda":
+            compute_in_float32()
         self._weights, self._biases = [], []
         for layer in machine.layers:
             stacked = np.concatenate([of_network[layer.index] for of_network in kernels])  # (networks · n_t, k + 1, …)
@@ -161,11 +163,23 @@ class BatchedFabric(Tiles):
         """Do nothing: the tensors go with the fabric."""
 
 
-def check_device(device: str) -> None:
-    """Raise UsageError unless tensors can be put there."""
+def compute_in_float32() -> None:
+    """Have a GPU compute convolutions as it does products: in float32, and every time alike."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+
+
+def check_device(device: str, *, here: bool = True) -> None:
+    """Raise UsageError unless tensors can be put there.
+
+    Args:
+        device: "cpu" or "cuda".
+        here: whether it is this machine that computes.
+    """
     if device not in ("cpu", "cuda"):
         raise UsageError(f"--device is cpu or cuda; not “{device}”.")
-    if device == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and here and not torch.cuda.is_available():
         built: Any = torch.version.cuda
         why = "PyTorch finds no GPU on this machine" if built else "this PyTorch was built for the CPU alone"
         raise UsageError(f"--device cuda needs a GPU, and {why}. Use --device cpu, or a machine with a GPU.")
