@@ -20,7 +20,7 @@ from rapa_dist.experiments import figures, paper, tables
 from rapa_dist.experiments.cells import EXPERIMENTS, LARGE, POOLINGS, Protocol, analyses_of, cells_of
 from rapa_dist.experiments.claims import claims
 from rapa_dist.experiments.jobs import do
-from rapa_dist.experiments.runner import jobs_of, missing
+from rapa_dist.experiments.runner import jobs_of, missing, progress_of
 from rapa_dist.experiments.store import Store
 
 COMMAND = [sys.executable, "-m", "rapa_dist", "reproduce"]
@@ -232,6 +232,12 @@ def test_claims_of_votes_reduction_similarity_and_attack(store):
 def test_every_experiment_has_a_table_before_anything_is_measured(store, experiment, tmp_path):
     assert "builtin" in getattr(tables, experiment)(tables.Results(store))
     assert not figures.draw(experiment, tables.Results(store), tmp_path / "figure.svg")
+
+
+def test_progress_says_how_far_how_good_and_how_long():
+    line = {"epoch": 40, "test_error_percent": 37.125, "wall": {"train_s": 20.0, "test_s": 10.0}}
+    assert progress_of(line, 100) == "epoch 40/100  test error 37.12 %  about 30 min left"
+    assert progress_of(line, 40) == "epoch 40/40  test error 37.12 %"
 
 
 # --- the command line

@@ -1,5 +1,6 @@
 """Carrying out an experiment: its jobs as Ray tasks, a core or a GPU each, and no job twice."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -156,20 +157,22 @@ class _Round:
                 continue
             epochs = self._store.protocol.epochs
             try:
-                lines = (self._store.run_dir(job.cell, job.seed) / "metrics.jsonl").read_bytes().count(b"\n")
-            except OSError:
+                lines = (self._store.run_dir(job.cell, job.seed) / "metrics.jsonl").read_bytes().splitlines(True)
+                done = sum(line.endswith(b"\n") for line in lines)
+                last = json.loads(lines[done - 1]) if done else {}
+            except (OSError, ValueError):
                 continue
-            tenth = 10 * lines // epochs
-            if tenth > self._epochs.setdefault(job.name, tenth if lines else 0):
+            tenth = 10 * done // epochs
+            if tenth > self._epochs.setdefault(job.name, tenth if done else 0):
                 self._epochs[job.name] = tenth
-                stderr.print(f"        {job.cell.name}-{job.seed} epoch {lines}/{epochs}", markup=False)
+                stderr.print(f"        {job.cell.name}-{job.seed} {progress_of(last, epochs)}", markup=False)
 
     def _stop(self) -> None:
         """Have the jobs under way save and end."""
         import ray
 
         self._outcome.finished = False
-        stderr.print(f"Stopping {len(self._under_way)} jobs; those that train save a checkpoint", markup=False)
+        stderr.print(f"Stopping what is under way ({len(self._under_way)}); what trains is saved", markup=False)
         for reference in self._under_way:
             ray.cancel(reference, force=False)
         done, _ = ray.wait(list(self._under_way), num_returns=len(self._under_way), timeout=_STOP_S)
@@ -183,6 +186,14 @@ class _Round:
                 self._store.keep(job.cell, job.seed, job.what, result)
 
 
+def progress_of(line: dict[str, Any], epochs: int) -> str:
+    """Say how far a run is, given the line of its metrics for its newest epoch."""
+    epoch, wall = line["epoch"], line["wall"]
+    left_min = (epochs - epoch) * (wall["train_s"] + wall["test_s"]) / 60
+    left = f"  about {left_min:.0f} min left" if left_min >= 1 else ""
+    return f"epoch {epoch}/{epochs}  test error {line['test_error_percent']:.2f} %{left}"
+
+
 def _gpus() -> int:
     import torch
 
@@ -193,6 +204,7 @@ def _gpus() -> int:
 def _cluster(address: str | None, device: str) -> Iterator[None]:
     """Join or start a Ray cluster; leave or stop it at the end."""
     found = find_address(address)
+    stderr.print(f"{'Joining' if found else 'Starting'} a Ray cluster …", markup=False)
     with uninterrupted():
         cluster = connect_to(found, 0, gpus=_gpus() if device == "cuda" else 0)
     try:
