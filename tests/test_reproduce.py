@@ -214,7 +214,8 @@ def test_claims_of_votes_reduction_similarity_and_attack(store):
     store.keep(random, 0, "reduced", {"by_norm": {"test_error_percent": 21.8}})
     store.keep(random, 0, "similarity", {"similarity": [0.2, 0.3, None]})
     for cell, accuracy in ((none, 50.0), (random, 70.0), (large, 60.0)):
-        store.keep(cell, 0, "attack", {"snr_db": [33.0], "accuracy_percent": [accuracy]})
+        attacked = {"snr_db": [33.0], "accuracy_percent": [accuracy], "clean_accuracy_percent": 19.0}
+        store.keep(cell, 0, "attack", attacked)
     text = claims(tables.Results(store))
     assert "| 20.50 with 1 vote, 19.00 with 5 | holds | 1 |" in text
     assert "| 21.80 against 21.00 | does not hold | 1, 1 |" in text, "both are of the end of training"
@@ -225,6 +226,10 @@ def test_claims_of_votes_reduction_similarity_and_attack(store):
     shown = tables.figure4(tables.Results(store))
     assert "| 33 | 50.00 | 70.00 | 60.00 | 40.0 | 20.0 |" in shown
     store.keep(large, 0, "votes9", {"test_error_percent": [21, 19.5]})
+    assert "guessing" not in shown
+    store.keep(none, 0, "attack", attacked | {"chance_percent": 10.0})
+    assert "says nothing: `none`" in tables.figure4(tables.Results(store))
+    assert "% closed" not in claims(tables.Results(store))
     assert "128,32,8: 21.00 %, 19.50 % by 9 votes (the paper: 16.83)" in tables.figure4(tables.Results(store))
 
 

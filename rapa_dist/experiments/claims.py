@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from rapa_dist.experiments import paper
 from rapa_dist.experiments.cells import Cell, cells_of
-from rapa_dist.experiments.tables import Results, markdown, spread
+from rapa_dist.experiments.tables import Results, guesses, markdown, spread
 
 _WORSE = ("image-overlap", "image-pad", "random-fixed", "alternate", "perforated")
 _REDUCED_WITHIN = 0.75
@@ -165,7 +165,7 @@ def _robustness(results: Results) -> list[Row]:
     at: dict[str, float] = {}
     n: dict[str, int] = {}
     for cell in cells_of("figure4"):
-        found = results.of(cell, "attack")
+        found = [result for result in results.of(cell, "attack") if not guesses(result)]
         n[cell.name] = len(found)
         if found:
             row = found[0]["snr_db"].index(paper.GAP_CLOSED_AT_DB)

@@ -141,13 +141,21 @@ def figure4(results: Results) -> str:
     counts = ", ".join(f"{cell.name} {len(found[cell.name])}" for cell in cells)
     large = results.values(LARGE, "test_error_percent")
     voted = [result["test_error_percent"][-1] for result in results.of(LARGE, "votes9")]
+    guessing = [f"`{name}`" for name, of_cell in found.items() if any(map(guesses, of_cell))]
+    warning = f"What hardly does better than guessing, so that it says nothing: {', '.join(guessing)}. "
     votes = f"Test error of 128,32,8: {spread(large)} %, {spread(voted)} % by 9 votes (the paper: {paper.VOTES_9:g}). "
     return (
         f"{markdown(head, rows)}\nFast gradient sign method, on the images classified correctly before. The paper at "
         f"33: {paper.GAP_CLOSED['random']:g} % of the gap closed with 16,4,1 and "
-        f"{paper.GAP_CLOSED['random-128x32x8']:g} % with 128,32,8 tiles. {votes if large else ''}n: {counts}. "
+        f"{paper.GAP_CLOSED['random-128x32x8']:g} % with 128,32,8 tiles. {votes if large else ''}{warning if guessing else ''}"
+        f"n: {counts}. "
         f"{_protocol(results)}\n"
     )
+
+
+def guesses(attack: Result) -> bool:
+    """Whether a network that was attacked hardly does better than guessing, so that the attack says nothing of it."""
+    return bool(attack["clean_accuracy_percent"] < 2 * attack.get("chance_percent", 0))
 
 
 def regularizer(result: Result) -> str:
