@@ -147,9 +147,8 @@ def figure4(results: Results) -> str:
     return (
         f"{markdown(head, rows)}\nFast gradient sign method, on the images classified correctly before. The paper at "
         f"33: {paper.GAP_CLOSED['random']:g} % of the gap closed with 16,4,1 and "
-        f"{paper.GAP_CLOSED['random-128x32x8']:g} % with 128,32,8 tiles. {votes if large else ''}{warning if guessing else ''}"
-        f"n: {counts}. "
-        f"{_protocol(results)}\n"
+        f"{paper.GAP_CLOSED['random-128x32x8']:g} % with 128,32,8 tiles. "
+        f"{votes if large else ''}{warning if guessing else ''}n: {counts}. {_protocol(results)}\n"
     )
 
 
