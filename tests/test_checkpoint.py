@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from rapa_dist.config import resolve
 from rapa_dist.coordinator import checkpoint as checkpoints
-from rapa_dist.coordinator.checkpoint import Checkpoint, Progress, latest, name_of, prune, read, write
+from rapa_dist.coordinator.checkpoint import Checkpoint, Progress, latest, name_of, prune, read, write, write_whole
 from rapa_dist.errors import CheckpointError
 from rapa_dist.network.model import initial_digital, initial_kernels
 
@@ -408,6 +409,33 @@ def test_a_write_that_fails_leaves_what_was_there_and_no_debris(tmp_path, monkey
         write(tmp_path, name_of(8, 1), a_checkpoint(step=8))
     assert latest(tmp_path) == path
     assert sorted(os.listdir(tmp_path)) == [f"{path.stem}.json", path.name]
+
+
+def test_two_who_write_the_same_file_do_not_tear_it(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    flush, first, second = os.fsync, b"1" * 1000, b"2" * 10
+
+    def overtaken(descriptor):
+        monkeypatch.setattr(os, "fsync", flush)
+        write_whole(path, second)
+        assert path.read_bytes() == second
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", overtaken)
+    write_whole(path, first)
+    assert path.read_bytes() == first
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_what_killed_writers_of_a_file_left_is_cleared_by_the_next_one(tmp_path):
+    writer = subprocess.Popen(["true"])
+    writer.wait()
+    dead, alive = f"{writer.pid}-0123abcd.partial", f"{os.getpid()}-0123abcd.partial"
+    kept = {f".report.html.{alive}", f".other.html.{dead}", f".html.{dead}", ".report.html.mine.partial"}
+    for name in {f".report.html.{dead}", *kept}:
+        (tmp_path / name).write_text("half")
+    write_whole(tmp_path / "report.html", b"whole")
+    assert set(os.listdir(tmp_path)) == kept | {"report.html"}
 
 
 # --- pruning

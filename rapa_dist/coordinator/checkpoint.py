@@ -9,6 +9,9 @@ import errno
 import hashlib
 import json
 import os
+import re
+import secrets
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,8 +182,9 @@ def prune(folder: Path, best: str | None) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a reader finds the old contents or the new ones, whatever happens."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Write a file so that a reader finds the old contents or the new ones, whatever happens, and whoever else does."""
+    _clear_partials(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         with partial.open("wb") as file:
             file.write(data)
@@ -195,6 +199,25 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _clear_partials(path: Path) -> None:
+    """Remove what writers of a file left that were killed."""
+    with suppress(OSError):
+        for partial in path.parent.iterdir():
+            written = re.fullmatch(r"\.(.*)\.(\d{1,9})-[0-9a-f]{8}\.partial", partial.name, re.DOTALL)
+            if written is not None and written[1] == path.name and not _lives(int(written[2])):
+                partial.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def append_whole(path: Path, data: bytes, *, durable: bool = False) -> int:
