@@ -1,6 +1,7 @@
 """What `rapa-dist analyze` finds, against definitions written out, and what it refuses."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -239,8 +240,14 @@ def test_an_attack_on_a_network_that_guesses_says_that_it_says_little(make_run):
         (("reduce", "RUN", "--by", "luck"), ("--by is norm or wins", "“luck”")),
         (("reduce", "UNTILED"), ("one kernel matrix per layer already",)),
         (("reduce", "RUN", "--output", "no/such/folder.pt"), ("there is no folder no/such",)),
+        (("reduce", "RUN", "--output", "RUN"), ("--output is a file to write, and RUN is none",)),
+        (("reduce", "RUN", "--output", "DEVICE"), ("DEVICE is none",)),
         (("similarity", "UNTILED"), ("one tile per layer", "Give a tiled run")),
         (("similarity", "RUN", "--plot", "no/such/plot.svg"), ("there is no folder no/such",)),
+        *(
+            ((*what, "--plot", "."), ("--plot is a file to write, and . is none", "another name"))
+            for what in (("similarity", "RUN"), ("voting", "RUN"), ("attack", "RUN"), ("regularizer",))
+        ),
         (("similarity", "RUN", "--checkpoint", "worst"), ("no checkpoint “worst”", "There are: step-")),
         (("similarity", "EMPTY"), ("There is no checkpoint in", "Give another run directory")),
         (("voting", "EMPTY"), ("There is no checkpoint in",)),
@@ -255,6 +262,7 @@ def test_an_attack_on_a_network_that_guesses_says_that_it_says_little(make_run):
 )
 def test_bad_input_is_refused_with_what_to_do(make_run, tmp_path, monkeypatch, arguments, parts):
     monkeypatch.chdir(tmp_path)
+    os.mkfifo("DEVICE")
     for name, settings in (
         ("RUN", {}),
         ("UNTILED", {"scheme": "none"}),
@@ -269,3 +277,40 @@ def test_bad_input_is_refused_with_what_to_do(make_run, tmp_path, monkeypatch, a
     for part in parts:
         assert part in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [("similarity", "RUN", "--plot", "p.svg"), ("reduce", "RUN", "--output", "p.pt")])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(make_run, tmp_path, monkeypatch, arguments):
+    run = make_run("RUN")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    monkeypatch.setattr(RunDirectory, "read_checkpoint", lambda *_: pytest.fail("it is read"))
+    result = invoke("analyze", *arguments)
+    assert result.exit_code == 2, result.output
+    assert "the folder . can't be written to. Correct its permissions" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [run.name]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("similarity", "RUN"),
+        ("voting", "RUN", "--votes", 1),
+        ("attack", "RUN", "--snr", 30),
+        ("regularizer", "--epochs", 1, "--images", 10),
+    ],
+)
+def test_the_numbers_are_there_even_if_they_cannot_be_drawn(make_run, tmp_path, monkeypatch, arguments):
+    pytest.importorskip("matplotlib")
+    make_run("RUN")
+    monkeypatch.chdir(tmp_path)
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rapa_dist.analysis.plots.write_whole", full)
+    for kind in ([], ["--json"]):
+        result = invoke("analyze", *arguments, "--plot", "p.svg", *kind)
+        assert result.exit_code == 2, result.output
+        assert "No space left on device" in result.stderr
+        assert result.stdout

@@ -21,11 +21,9 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#
 
 
 def check_plot(path: Path | None) -> None:
-    """Raise an error if a plot was asked for that can't be drawn or written; before any work."""
+    """Raise an error if a plot was asked for that can't be drawn; before any work."""
     if path is None:
         return
-    if not path.parent.is_dir():
-        raise UsageError(f"--plot is {path}: there is no folder {path.parent}. Make it, or give another name.")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rapa_dist.analysis.untiled import UntiledNetwork
 from rapa_dist.console import work
-from rapa_dist.coordinator.checkpoint import write_whole
+from rapa_dist.coordinator.checkpoint import check_target, write_whole
 from rapa_dist.coordinator.evaluation import evaluate
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.trained import Trained
@@ -69,8 +69,7 @@ def reduce_run(
         raise UsageError(f"--by is norm or wins; not “{by}”.")
     if limit_train is not None and limit_train < 1:
         raise UsageError(f"--limit-train needs at least 1; it is {limit_train}.")
-    if output is not None and not output.parent.is_dir():
-        raise UsageError(f"--output is {output}: there is no folder {output.parent}. Make it, or give another name.")
+    check_target("--output", output)
     if not RunDirectory(path).config.machine.tiled:
         raise UsageError(f"The run in {path} has one kernel matrix per layer already. Give a tiled run.")
     trained = Trained.open(path, checkpoint=checkpoint, limit_test=limit_test)

@@ -28,25 +28,25 @@ def analyze() -> None:
 @json_option
 def similarity(run_dir: Path, checkpoint: str, plot: Path | None, as_json: bool) -> None:
     """Print how similar the filters of a layer's tiles are: S, 1 where all are alike."""
-    from rapa_dist.analysis.plots import check_plot, plot_similarity
+    from rapa_dist.analysis.plots import plot_similarity
     from rapa_dist.analysis.similarity import similarity as of_tiles
     from rapa_dist.coordinator.run_directory import RunDirectory
 
-    check_plot(plot)
+    _check_plot(plot)
     directory = RunDirectory(run_dir)
     found = directory.find_checkpoint(checkpoint)
     trained = directory.read_checkpoint(found)
     if all(len(of_layer) < 2 for of_layer in trained.kernels):
         raise UsageError(f"The run in {run_dir} has one tile per layer: nothing to compare. Give a tiled run.")
     values = [of_tiles(of_layer) for of_layer in trained.kernels]
-    if plot is not None:
-        plot_similarity(plot, trained.kernels)
     if as_json:
         emit({"run_dir": str(run_dir), "checkpoint": found.stem, "similarity": values})
-        return
-    for layer, (value, of_layer) in enumerate(zip(values, trained.kernels, strict=True), 1):
-        shown = "one tile" if value is None else f"S = {value:.4f}"
-        click.echo(f"layer {layer}  {len(of_layer):4} tiles  {shown}")
+    else:
+        for layer, (value, of_layer) in enumerate(zip(values, trained.kernels, strict=True), 1):
+            shown = "one tile" if value is None else f"S = {value:.4f}"
+            click.echo(f"layer {layer}  {len(of_layer):4} tiles  {shown}")
+    if plot is not None:
+        plot_similarity(plot, trained.kernels)
 
 
 @analyze.command()
@@ -60,20 +60,20 @@ def voting(
     run_dir: Path, votes: int, checkpoint: str, limit_test: int | None, plot: Path | None, as_json: bool
 ) -> None:
     """Print the test error by the majority of 1, 2, … random assignments."""
-    from rapa_dist.analysis.plots import check_plot, plot_curves
+    from rapa_dist.analysis.plots import plot_curves
     from rapa_dist.analysis.voting import voting as of_run
 
-    check_plot(plot)
+    _check_plot(plot)
     result = of_run(run_dir, votes=votes, checkpoint=checkpoint, limit_test=limit_test)
+    if as_json:
+        emit(result)
+    else:
+        for number, error in zip(result["votes"], result["test_error_percent"], strict=True):
+            click.echo(f"{number:3} vote{'s' if number > 1 else ' '}  test error {error:.2f} %")
+        click.echo(f"single votes, mean  {result['mean_single_test_error_percent']:.2f} %")
     if plot is not None:
         curve = ("majority", result["votes"], result["test_error_percent"])
         plot_curves(plot, [curve], x="votes", y="test error (%)", title="Voting over random assignments")
-    if as_json:
-        emit(result)
-        return
-    for number, error in zip(result["votes"], result["test_error_percent"], strict=True):
-        click.echo(f"{number:3} vote{'s' if number > 1 else ' '}  test error {error:.2f} %")
-    click.echo(f"single votes, mean  {result['mean_single_test_error_percent']:.2f} %")
 
 
 @analyze.command()
@@ -150,10 +150,10 @@ def attack(
     strengths = None if snr is None else _numbers("--snr", snr)
     from rapa_dist.analysis.attack import DEFAULT_SNR_DB, gap_closed
     from rapa_dist.analysis.attack import attack as on_run
-    from rapa_dist.analysis.plots import check_plot, plot_curves
+    from rapa_dist.analysis.plots import plot_curves
     from rapa_dist.console import stderr
 
-    check_plot(plot)
+    _check_plot(plot)
     if baseline is not None:
         _check_untiled(baseline)
     settings: dict[str, Any] = {"snr_db": strengths or DEFAULT_SNR_DB, "checkpoint": checkpoint, "clip": clip}
@@ -179,16 +179,20 @@ def attack(
                 f"{found['chance_percent']:.1f} %: what an attack does to so few images says little.",
                 markup=False,
             )
+    if as_json:
+        emit(result)
+    else:
+        _print_attack(result)
     if plot is not None:
         title = "Fast gradient sign method"
         plot_curves(plot, curves, x="signal-to-noise ratio (dB)", y="accuracy (%)", title=title)
-    if as_json:
-        emit(result)
-        return
+
+
+def _print_attack(result: dict[str, Any]) -> None:
     click.echo(f"accuracy without attack {result['clean_accuracy_percent']:.2f} %")
     for row, ratio in enumerate(result["snr_db"]):
         line = f"{ratio:6.1f} dB  accuracy {result['accuracy_percent'][row]:6.2f} %"
-        if baseline is not None:
+        if "baseline" in result:
             gap = result["gap_closed_percent"][row]
             share = "no gap" if gap is None else f"{gap:.1f} % of the gap closed"
             line += f"  baseline {result['baseline']['accuracy_percent'][row]:6.2f} %  {share}"
@@ -221,11 +225,11 @@ def regularizer(
     as_json: bool,
 ) -> None:
     """Train a tiled logistic regression and print ⟨L⟩ = L(θ̄) + R, the regulariser R, and its Taylor form."""
-    from rapa_dist.analysis.plots import check_plot, plot_curves
+    from rapa_dist.analysis.plots import plot_curves
     from rapa_dist.analysis.regularizer import along_training
     from rapa_dist.data.load import check_name
 
-    check_plot(plot)
+    _check_plot(plot)
     result = along_training(
         n_tiles=tiles,
         side=side,
@@ -237,16 +241,16 @@ def regularizer(
         dataset=check_name(dataset),
         data_dir=data_dir,
     )
+    if as_json:
+        emit(result)
+    else:
+        click.echo("epoch        ⟨L⟩      L(θ̄)         R  R, 2nd order")
+        for row, epoch in enumerate(result["epochs"]):
+            numbers = (result[name][row] for name in ("loss", "loss_of_mean", "regularizer", "taylor"))
+            click.echo(f"{epoch:5} {' '.join(f'{number:10.3f}' for number in numbers)}")
     if plot is not None:
         curves = [(label, result["epochs"], result[name]) for name, label in _REGULARIZER_CURVES]
         plot_curves(plot, curves, x="epoch", y="sum over images", title="The regulariser along a training run")
-    if as_json:
-        emit(result)
-        return
-    click.echo("epoch        ⟨L⟩      L(θ̄)         R  R, 2nd order")
-    for row, epoch in enumerate(result["epochs"]):
-        values = (result[name][row] for name in ("loss", "loss_of_mean", "regularizer", "taylor"))
-        click.echo(f"{epoch:5} {' '.join(f'{value:10.3f}' for value in values)}")
 
 
 _REGULARIZER_CURVES = (
@@ -268,6 +272,14 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
                 f"{option} needs numbers with commas between, like 20,30,40; “{part}” in “{text}” is none."
             ) from None
     return tuple(numbers)
+
+
+def _check_plot(path: Path | None) -> None:
+    from rapa_dist.analysis.plots import check_plot
+    from rapa_dist.coordinator.checkpoint import check_target
+
+    check_target("--plot", path)
+    check_plot(path)
 
 
 def _check_untiled(path: Path) -> None:

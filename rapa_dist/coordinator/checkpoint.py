@@ -201,6 +201,27 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
+def check_target(option: str, path: Path | None) -> None:
+    """Raise UsageError unless `write_whole` can write the file that was given with an option, if any; before any work.
+
+    Args:
+        option: its name.
+        path: the file.
+    """
+    if path is None:
+        return
+    folder = path.parent
+    if not folder.is_dir():
+        raise UsageError(f"{option} is {path}: there is no folder {folder}. Make it, or give another name.")
+    if path.exists() and not path.is_file():  # a device would be replaced, too
+        raise UsageError(f"{option} is a file to write, and {path} is none. Give another name.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"{option} is {path}: the folder {folder} can't be written to. "
+            "Correct its permissions, or give another name."
+        )
+
+
 def _clear_partials(path: Path) -> None:
     """Remove what writers of a file left that were killed."""
     with suppress(OSError):
