@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,9 +49,9 @@ def _one_thread():
 def make_run(tmp_path):
     """Make a run directory with one checkpoint, its weights drawn at random and large enough to matter."""
 
-    def make(name="run", *, equal=False, with_checkpoint=True, **settings):
+    def make(name="run", *, equal=False, with_checkpoint=True, images=(60, 40), **settings):
         config = resolve(**(SETTINGS | {"pooling": "max"} | settings))
-        data = load_dataset("builtin", data_dir=None, limit_train=60, limit_test=40)
+        data = load_dataset("builtin", data_dir=None, limit_train=images[0], limit_test=images[1])
         start = initial_checkpoint(config, data)
         rng = np.random.default_rng(1)
         for kernels in start.kernels:
@@ -314,3 +315,44 @@ def test_the_numbers_are_there_even_if_they_cannot_be_drawn(make_run, tmp_path, 
         assert result.exit_code == 2, result.output
         assert "No space left on device" in result.stderr
         assert result.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"with_checkpoint": False}, ("There is no checkpoint in",)),
+        ({"images": (60, 39)}, ("--baseline needs a run of the same images", "with the same --dataset and limits")),
+    ],
+)
+def test_a_baseline_that_is_none_is_refused_before_the_attack(make_run, monkeypatch, settings, parts):
+    run, baseline = make_run(), make_run("baseline", scheme="none", **settings)
+    monkeypatch.setattr("rapa_dist.analysis.attack.attack", lambda *_, **__: pytest.fail("it attacks"))
+    result = invoke("analyze", "attack", run, "--baseline", baseline)
+    assert result.exit_code in (1, 2), result.output
+    for part in (str(baseline), *parts):
+        assert part in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("which", "of_run", "of_baseline"),
+    [
+        ("newest", 2, 2),
+        ("best", 1, 1),
+        (checkpoints.name_of(6, 1), 1, 2),
+    ],
+)
+def test_a_run_at_its_best_is_compared_with_the_baselines_best(make_run, which, of_run, of_baseline):
+    paths = []
+    for name, scheme in (("run", "random"), ("baseline", "none")):
+        paths.append(make_run(name, scheme=scheme, epochs=2))
+        folder = paths[-1] / "checkpoints"
+        (first,) = checkpoints.checkpoints(folder)
+        for epoch in (1, 2):
+            progress = checkpoints.Progress(epoch=epoch, step=6 * epoch, best_epoch=1)
+            checkpoints.write(
+                folder, checkpoints.name_of(6 * epoch, epoch), replace(checkpoints.read(first), progress=progress)
+            )
+    done = invoke("analyze", "attack", paths[0], "--baseline", paths[1], "--checkpoint", which, "--snr", 30, "--json")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert (result["epoch"], result["baseline"]["epoch"]) == (of_run, of_baseline)

@@ -117,7 +117,12 @@ def reduce(
 @analyze.command()
 @_run_dir
 @click.option("--snr", metavar="DB,DB,…", help="Signal-to-noise ratios in dB.  [default: 15,20,25,30,33,36,40,45,50]")
-@click.option("--baseline", type=click.Path(path_type=Path), metavar="RUN_DIR", help="An untiled run to compare with.")
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    metavar="RUN_DIR",
+    help="An untiled run of the same images to compare with: its best checkpoint with --checkpoint best, else its newest.",
+)
 @click.option(
     "--gradient-assignments", type=int, default=1, show_default=True, help="Random assignments the attacker averages."
 )
@@ -154,8 +159,9 @@ def attack(
     from rapa_dist.console import stderr
 
     _check_plot(plot)
+    of_baseline = "best" if checkpoint == "best" else "newest"
     if baseline is not None:
-        _check_untiled(baseline)
+        _check_baseline(run_dir, checkpoint, baseline, of_baseline)
     settings: dict[str, Any] = {"snr_db": strengths or DEFAULT_SNR_DB, "checkpoint": checkpoint, "clip": clip}
     settings["limit_test"] = limit_test
     result = on_run(
@@ -168,7 +174,7 @@ def attack(
     label = f"{result['scheme']} {','.join(map(str, result['tiles']))}"
     curves = [(label, result["snr_db"], result["accuracy_percent"])]
     if baseline is not None:
-        reference = on_run(baseline, **(settings | {"checkpoint": "newest"}))
+        reference = on_run(baseline, **(settings | {"checkpoint": of_baseline}))
         result["baseline"] = reference
         result["gap_closed_percent"] = gap_closed(result["accuracy_percent"], reference["accuracy_percent"])
         curves.append(("untiled", reference["snr_db"], reference["accuracy_percent"]))
@@ -282,12 +288,22 @@ def _check_plot(path: Path | None) -> None:
     check_plot(path)
 
 
-def _check_untiled(path: Path) -> None:
+def _check_baseline(run_dir: Path, checkpoint: str, baseline: Path, of_baseline: str) -> None:
+    """Read the checkpoints of both runs, and raise an error unless they can be compared."""
     from rapa_dist.coordinator.run_directory import RunDirectory
 
-    config = RunDirectory(path).config
+    config = RunDirectory(baseline).config
     if config.machine.tiled:
         raise UsageError(
-            f"--baseline needs an untiled run; the one in {path} has {','.join(map(str, config.tiles))} tiles. "
+            f"--baseline needs an untiled run; the one in {baseline} has {','.join(map(str, config.tiles))} tiles. "
             "Train one with --scheme none."
+        )
+    run, reference = (
+        directory.read_checkpoint(directory.find_checkpoint(which))
+        for directory, which in ((RunDirectory(run_dir), checkpoint), (RunDirectory(baseline), of_baseline))
+    )
+    if run.data_fingerprint != reference.data_fingerprint:
+        raise UsageError(
+            f"--baseline needs a run of the same images; the one in {baseline} has others of {config.dataset} than the "
+            f"one in {run_dir} has of {run.config.dataset}. Train one with the same --dataset and limits."
         )
