@@ -121,7 +121,7 @@ def reduce(
     "--baseline",
     type=click.Path(path_type=Path),
     metavar="RUN_DIR",
-    help="An untiled run of the same images to compare with: its best checkpoint with --checkpoint best, else its newest.",
+    help="An untiled run of the same images to compare with: with --checkpoint best its best one, else its newest.",
 )
 @click.option(
     "--gradient-assignments", type=int, default=1, show_default=True, help="Random assignments the attacker averages."
