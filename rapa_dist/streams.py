@@ -17,7 +17,7 @@ class Purpose(IntEnum):
     ASSIGN_FIXED = 3  # index (layer,)
     SHUFFLE = 4  # index (epoch,)
     AUGMENT = 5  # index (step,)
-    SUBSET = 6  # index (0 for train, 1 for test); seeded by 0, so that every seed sees the same images
+    SUBSET = 6  # index (0 for train, 1 for test, 2 for an analysis); seeded by 0: every seed sees the same images
     BUILTIN = 7  # index (0 for train, 1 for test, image)
     POOL_TRAIN = 8  # index (layer, step)
 

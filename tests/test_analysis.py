@@ -116,6 +116,22 @@ def test_winners_are_counted_over_the_training_images(make_run):
     assert wins[0].sum(axis=0).max() <= 50 * 16 * 16
 
 
+def test_wins_are_counted_over_images_of_all_classes(make_run, monkeypatch):
+    trained = Trained.open(make_run())
+    order = trained.data.train.labels.argsort(kind="stable")
+    trained = replace(trained, data=replace(trained.data, train=trained.data.train.take(order)))
+    seen = []
+
+    def batches(subset, *arguments):
+        seen.extend(subset.labels.tolist())
+        return evaluation_batches(subset, *arguments)
+
+    monkeypatch.setattr("rapa_dist.analysis.reduction.evaluation_batches", batches)
+    count_wins(trained, 30)
+    assert len(seen) == 30
+    assert len(set(seen)) > 6
+
+
 @pytest.mark.parametrize("pooling", POOLING_NAMES)
 def test_tiles_that_agree_are_reduced_to_an_ordinary_network_with_the_same_scores(make_run, pooling, tmp_path):
     run = make_run(equal=True, pooling=pooling)

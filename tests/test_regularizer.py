@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rapa_dist.analysis import regularizer as theory
+from rapa_dist.data import ImageSet
 
 any_parameters = settings(max_examples=60, deadline=None)
 
@@ -107,3 +108,14 @@ def test_along_training_the_tiles_come_together():
         sampled["regularizer"], sampled["regularizer_standard_error"], result["regularizer"], strict=True
     ):
         assert abs(estimate - exact) < 5 * error
+
+
+def test_images_sorted_by_class_are_drawn_from_both():
+    images = ImageSet(images=np.zeros((90, 32, 32, 3), np.uint8), labels=np.repeat(np.arange(3), 30))
+    images.images[:, 0, 0] = np.arange(90)[:, None]
+    sample = theory.two_classes(images, 2, 20)
+    assert len(sample.y) == 20
+    assert 5 < sample.y.sum() < 15
+    assert len(np.unique(sample.x[:, 0])) == 20, "each once"
+    assert sample.x[sample.y == 0, 0].max() < sample.x[sample.y == 1, 0].min(), "an image keeps its label"
+    assert np.array_equal(theory.two_classes(images, 2, 100).y, np.repeat([0.0, 1.0], 30))

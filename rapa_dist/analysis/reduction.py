@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +109,7 @@ def count_wins(trained: Trained, images: int) -> list[NDArray[np.int64]]:
 
     Args:
         trained: the network.
-        images: how many training images, the first of them.
+        images: how many training images, drawn from all in the same way every time.
 
     Returns:
         Per layer (n_t, c_out). A layer whose pooling is no max pooling has windows all the same.
@@ -118,8 +117,7 @@ def count_wins(trained: Trained, images: int) -> list[NDArray[np.int64]]:
     machine = trained.config.machine
     wins = [np.zeros((layer.n_tiles, layer.c_out), np.int64) for layer in machine.layers]
     assigner = trained.assigner()
-    train = trained.data.train
-    subset = replace(train, images=train.images[:images], labels=train.labels[:images])
+    subset = trained.data.train.sample(images)
     first = 0
     with trained.network() as network, work("Counting wins", "images") as advance:
         for pixels, labels in evaluation_batches(subset, trained.mean, TEST_IMAGES):

@@ -137,14 +137,14 @@ def two_classes(images: ImageSet, side: int, most: int) -> Sample:
     Args:
         images: (n, 32, 32, 3), labelled.
         side: 1, 2, 4, 8, 16 or 32; features beside the constant are side².
-        most: images to use at most.
+        most: images to use at most, drawn from those of both classes in the same way every time.
     """
-    chosen = np.flatnonzero(images.labels < 2)[:most]
-    grey = images.images[chosen].mean(axis=3) / 255
+    chosen = images.take(np.flatnonzero(images.labels < 2)).sample(most)
+    grey = chosen.images.mean(axis=3) / 255
     block = grey.shape[1] // side
     pixels = grey.reshape(len(chosen), side, block, side, block).mean(axis=(2, 4)).reshape(len(chosen), -1)
     scaled = (pixels - pixels.mean(axis=0)) / np.maximum(pixels.std(axis=0), 1e-9)
-    return Sample(np.column_stack((scaled, np.ones(len(chosen)))), images.labels[chosen].astype(np.float64))
+    return Sample(np.column_stack((scaled, np.ones(len(chosen)))), chosen.labels.astype(np.float64))
 
 
 def along_training(

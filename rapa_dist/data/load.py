@@ -16,7 +16,6 @@ from rapa_dist.data.folder import NEEDED, is_image_folder, read_folder
 from rapa_dist.data.official import OFFICIAL, read_official
 from rapa_dist.data.sets import DataSet, ImageSet, make_dataset
 from rapa_dist.errors import DataError, UsageError
-from rapa_dist.streams import Purpose, stream
 
 NAMES = ("builtin", *OFFICIAL, "images:FOLDER")
 """What `load_dataset` takes as a name."""
@@ -142,7 +141,7 @@ def _load(name: str, data_dir: Path | None, limits: tuple[int | None, int | None
     if decoded.note:
         say(decoded.note)
     train, test = (
-        _first(images, part, limit)
+        images.sample(_at_most(limit, len(images), part), part)
         for part, (images, limit) in enumerate(zip((decoded.train, decoded.test), limits, strict=True))
     )
     return make_dataset(name, decoded.classes, train, test)
@@ -153,14 +152,6 @@ def _decoded(name: str, data_dir: Path | None) -> Decoded:
         return read_folder(Path(name.removeprefix(IMAGES)))
     looked_at = places(data_dir)
     return read_official(name, looked_at, looked_at[0])
-
-
-def _first(images: ImageSet, part: int, limit: int | None) -> ImageSet:
-    """Return the first images of a fixed random order, or all in their own."""
-    limit = _at_most(limit, len(images), part)
-    if limit == len(images):
-        return images
-    return images.take(stream(0, Purpose.SUBSET, part).permutation(len(images))[:limit])
 
 
 def _draw(part: int, limit: int | None) -> ImageSet:

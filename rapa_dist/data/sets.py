@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from rapa_dist.streams import Purpose, stream
+
 SIDE = 32
 """Height and width of every image, in pixels."""
 
@@ -37,6 +39,17 @@ class ImageSet:
     def take(self, rows: npt.NDArray[np.int64]) -> "ImageSet":
         """Return copies of the images at `rows`, (m,), in that order."""
         return ImageSet(images=self.images[rows], labels=self.labels[rows])
+
+    def sample(self, most: int, index: int = 2) -> "ImageSet":
+        """Return the first images of a fixed random order, or all in their own where there are no more than `most`.
+
+        Args:
+            most: images.
+            index: of the stream `Purpose.SUBSET`.
+        """
+        if most >= len(self):
+            return self
+        return self.take(stream(0, Purpose.SUBSET, index).permutation(len(self))[:most])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
