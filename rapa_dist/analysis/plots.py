@@ -45,7 +45,9 @@ def plot_similarity(path: Path, kernels: Kernels) -> None:
         axes.set_ylabel("tile")
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_title("First layer: the same filters on different tiles")
+        n_tiles, _, c_out = kernels[0].shape
+        shown = f"{min(c_out, _FILTERS)} of {c_out} filters on {min(n_tiles, _TILES)} of {n_tiles} tiles"
+        axes.set_title(f"First layer: the same filters on different tiles ({shown})")
         axes = right.add_subplot()
         for index, of_layer in enumerate(kernels):
             if len(of_layer) > 1:
@@ -74,13 +76,17 @@ def plot_curves(
         x: what is along the lower edge.
         y: what is along the left edge.
         title: what it is about.
-        markers: whether to mark the points.
+        markers: whether to mark the points; one alone always is.
     """
+    from matplotlib.ticker import MaxNLocator
+
     with _figure(path, 6, 4) as figure:
         axes = figure.add_subplot()
         for (label, along, values), colour in zip(curves, np.resize(_COLOURS, len(curves)), strict=True):
-            marker = "o" if markers else None
+            marker = "o" if markers or len(along) == 1 else None
             axes.plot(along, values, marker=marker, markersize=3, linewidth=1.2, color=str(colour), label=label)
+        if all(isinstance(value, int) for _, along, _ in curves for value in along):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.set_title(title)
@@ -89,13 +95,14 @@ def plot_curves(
             axes.legend(frameon=False)
 
 
-def plot_bars(path: Path, bars: Sequence[tuple[str, float]], *, y: str, title: str) -> None:
-    """Draw a bar for every (label, value), and write the SVG."""
+def plot_bars(path: Path, bars: Sequence[tuple[str, float]], *, y: str, title: str, at_least: float = 0.0) -> None:
+    """Draw a bar for every (label, value), and write the SVG; the axis goes up to `at_least`, or further."""
     with _figure(path, 7, 4) as figure:
         axes = figure.add_subplot()
         drawn = axes.bar([label for label, _ in bars], [value for _, value in bars], color=_COLOURS[0], width=0.7)
         axes.bar_label(drawn, fmt="%.3f", fontsize=8)
         axes.tick_params(axis="x", rotation=25)
+        axes.set_ylim(top=max(axes.get_ylim()[1], at_least))
         axes.set_ylabel(y)
         axes.set_title(title)
         axes.spines[["top", "right"]].set_visible(False)

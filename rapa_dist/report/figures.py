@@ -291,7 +291,7 @@ def _epoch_axis(axes: Any, epochs: Sequence[int]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     if epochs:
         low, high = min(epochs), max(epochs)
         axes.set_xlim(low - max(0.5, 0.02 * (high - low)), high + max(0.5, 0.02 * (high - low)))
