@@ -47,6 +47,7 @@ def similarity(run_dir: Path, checkpoint: str, plot: Path | None, as_json: bool)
             click.echo(f"layer {layer}  {len(of_layer):4} tiles  {shown}")
     if plot is not None:
         plot_similarity(plot, trained.kernels)
+        _say_plot(plot)
 
 
 @analyze.command()
@@ -74,6 +75,7 @@ def voting(
     if plot is not None:
         curve = ("majority", result["votes"], result["test_error_percent"])
         plot_curves(plot, [curve], x="votes", y="test error (%)", title="Voting over random assignments")
+        _say_plot(plot)
 
 
 @analyze.command()
@@ -190,12 +192,16 @@ def attack(
     else:
         _print_attack(result)
     if plot is not None:
-        title = "Fast gradient sign method"
-        plot_curves(plot, curves, x="signal-to-noise ratio (dB)", y="accuracy (%)", title=title)
+        title, y = "Fast gradient sign method", "still correct, of what was correct before (%)"
+        plot_curves(plot, curves, x="signal-to-noise ratio (dB)", y=y, title=title)
+        _say_plot(plot)
 
 
 def _print_attack(result: dict[str, Any]) -> None:
-    click.echo(f"accuracy without attack {result['clean_accuracy_percent']:.2f} %")
+    without = f"accuracy without attack {result['clean_accuracy_percent']:.2f} %"
+    if "baseline" in result:
+        without += f", of the baseline {result['baseline']['clean_accuracy_percent']:.2f} %"
+    click.echo(f"{without}; under attack, of the images that were classified correctly before:")
     for row, ratio in enumerate(result["snr_db"]):
         line = f"{ratio:6.1f} dB  accuracy {result['accuracy_percent'][row]:6.2f} %"
         if "baseline" in result:
@@ -250,13 +256,17 @@ def regularizer(
     if as_json:
         emit(result)
     else:
+        errors = result["regularizer_standard_error"]
+        click.echo(f"Sums over {result['images']} images{'; R ± its standard error' if errors else ''}")
         click.echo("epoch        ⟨L⟩      L(θ̄)         R  R, 2nd order")
         for row, epoch in enumerate(result["epochs"]):
             numbers = (result[name][row] for name in ("loss", "loss_of_mean", "regularizer", "taylor"))
-            click.echo(f"{epoch:5} {' '.join(f'{number:10.3f}' for number in numbers)}")
+            spread = f"  R ± {errors[row]:.3f}" if errors else ""
+            click.echo(f"{epoch:5} {' '.join(f'{number:10.3f}' for number in numbers)}{spread}")
     if plot is not None:
         curves = [(label, result["epochs"], result[name]) for name, label in _REGULARIZER_CURVES]
         plot_curves(plot, curves, x="epoch", y="sum over images", title="The regulariser along a training run")
+        _say_plot(plot)
 
 
 _REGULARIZER_CURVES = (
@@ -278,6 +288,12 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
                 f"{option} needs numbers with commas between, like 20,30,40; “{part}” in “{text}” is none."
             ) from None
     return tuple(numbers)
+
+
+def _say_plot(path: Path) -> None:
+    from rapa_dist.console import stderr
+
+    stderr.print(f"wrote {path}", markup=False)
 
 
 def _check_plot(path: Path | None) -> None:

@@ -64,7 +64,13 @@ def _attack(results: Results, path: Path) -> bool:
             accuracy = [mean(column) for column in zip(*(r["accuracy_percent"] for r in found), strict=True)]
             curves.append((cell.name, found[0]["snr_db"], accuracy))
     if curves:
-        plot_curves(path, curves, x="signal-to-noise ratio (dB)", y="accuracy (%)", title="Fast gradient sign method")
+        plot_curves(
+            path,
+            curves,
+            x="signal-to-noise ratio (dB)",
+            y="still correct, of what was correct before (%)",
+            title="Fast gradient sign method",
+        )
     return bool(curves)
 
 
