@@ -18,10 +18,12 @@ from rapa_dist.config import resolve
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
 from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.inspection import RunStats, read_tile
 from rapa_dist.network.model import initial_digital, initial_kernels
 from rapa_dist.report.content import gather
 from rapa_dist.report.filters import filter_norms, filter_row, tile_similarity
 from rapa_dist.report.page import render
+from rapa_dist.tile import Cells
 
 CONFIG = resolve(
     tiles=(4, 2, 1),
@@ -143,6 +145,41 @@ def test_a_damaged_checkpoint_is_a_note_unless_it_was_asked_for(run):
 def test_damaged_statistics_are_a_note(run, text):
     (run / "tiles.json").write_text(text)
     assert "Statistics of the tiles can't be shown" in " ".join(gather(run).missing)
+
+
+def write_tiles(run, *last_steps):
+    """Write a tiles.json as of tiles that took their last steps in a training that ended."""
+    tiles = []
+    for tile, step in enumerate(last_steps):
+        cells = Cells.volatile((76, 3))
+        cells.program(np.ones((76, 3), np.float32), step)
+        tiles.append(read_tile(cells, name=f"L0/T{tile:03}", layer=0))
+    (run / "tiles.json").write_text(json.dumps(RunStats.of("run", tiles).as_dict()))
+
+
+def test_statistics_of_the_training_that_ended_last_are_shown(run):
+    write_tiles(run, 30, 30)
+    content = gather(run)
+    assert content.missing == []
+    assert len(content.tiles.tiles) == 2
+    assert "Since the run was last started or resumed" in render(content)
+
+
+def test_statistics_of_the_training_before_are_not_those_of_the_one_under_way(run):
+    write_tiles(run, 30, 30)
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        content = gather(run)
+    assert content.tiles is None
+    assert "ask this one, which is under way, with rapa-dist stats" in " ".join(content.missing)
+    assert "Since the run was last started or resumed" not in render(content)
+
+
+def test_statistics_of_the_training_before_are_not_those_of_one_that_was_cut_off(run):
+    write_tiles(run, 20, 20)
+    content = gather(run)
+    assert content.tiles is None
+    assert "of one before it, which came to step 20 of 30" in " ".join(content.missing)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2, "blocks": []}', '{"format": 1, "blocks": [{}]}'])

@@ -31,7 +31,7 @@ class Content:
     under_way: bool
     """Whether a process trains in the directory right now."""
     tiles: RunStats | None
-    """What the tiles did since the run was started or resumed; None until it has stopped."""
+    """What the tiles did since the run was last started or resumed; None until it has stopped, or if it was cut off."""
     checkpoint_name: str | None
     checkpoint: Checkpoint | None
     """Where the filters are from."""
@@ -97,7 +97,7 @@ def gather(path: Path, *, checkpoint: str = "newest", scaling: Path | None = Non
         environment=_read_environment(path / "environment.json", missing),
         metrics=metrics,
         under_way=under_way,
-        tiles=_read_tiles(path / "tiles.json", under_way, missing),
+        tiles=_read_tiles(path / "tiles.json", under_way, _last_step(metrics, found), missing),
         checkpoint_name=name,
         checkpoint=found,
         scaling=_read_scaling(path, scaling, missing),
@@ -146,13 +146,29 @@ def _read_environment(path: Path, missing: list[str]) -> dict[str, Any]:
     return found
 
 
-def _read_tiles(path: Path, under_way: bool, missing: list[str]) -> RunStats | None:
+def _last_step(metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> int:
+    """Return the last training step that is known to have been taken."""
+    of_epochs = metrics[-1].get("step", 0) if metrics else 0
+    return max(of_epochs, checkpoint.progress.step if checkpoint is not None else 0)
+
+
+def _read_tiles(path: Path, under_way: bool, last_step: int, missing: list[str]) -> RunStats | None:
+    """Read what the tiles did in the training that ended last, unless another one is known to have begun since."""
+    written = "Statistics of the tiles are written when a training ends"
+    if under_way:
+        missing.append(f"{written}: ask this one, which is under way, with rapa-dist stats.")
+        return None
     try:
         found = json.loads(path.read_text())
-        return RunStats.of(found["run"], [TileStats.from_dict(tile) for tile in found["tiles"]], found["silent"])
+        stats = RunStats.of(found["run"], [TileStats.from_dict(tile) for tile in found["tiles"]], found["silent"])
+        if stats.total.last_step >= last_step:
+            return stats
+        missing.append(
+            f"{written}, and the last one was cut off: {path.name} is of one before it, which came to step "
+            f"{stats.total.last_step:,} of {last_step:,}."
+        )
     except FileNotFoundError:
-        what = "ask a running one with rapa-dist stats" if under_way else "this one was killed, or never took a step"
-        missing.append(f"Statistics of the tiles are written when a training ends ({what}): there is no {path.name}.")
+        missing.append(f"{written} (this one was killed, or never took a step): there is no {path.name}.")
     except (OSError, ValueError, TypeError, KeyError) as error:
         missing.append(f"Statistics of the tiles can't be shown: {path.name} can't be read ({_cause(error)}).")
     return None
