@@ -141,20 +141,41 @@ def test_tiles_that_agree_are_reduced_to_an_ordinary_network_with_the_same_score
     assert result["test_error_percent"] == result["tiled_test_error_percent"]
     network = UntiledNetwork((6, 5, 4), 64, 10, pooling)
     network.load_state_dict(torch.load(saved, weights_only=True), strict=True)
-    (pixels, labels) = next(evaluation_batches(trained.data.test, trained.mean, 20))
-    with trained.network() as tiled, torch.no_grad():
-        images = torch.from_numpy(pixels)
-        expected = tiled.classify(images, trained.assigner().route_test(0, 0, len(labels), 0, 1))
-        assert_close(network(images.permute(0, 3, 1, 2)), expected, rtol=1e-4, atol=1e-5)
+    assert_same_scores(network, trained)
 
 
 def test_an_untiled_networks_own_kernels_are_an_ordinary_network(make_run):
-    """What `reduce` saves is that network, and conv2d agrees with its tiles."""
+    """It has PyTorch's names, and conv2d agrees with the tiles."""
     trained = Trained.open(make_run(scheme="none"))
     network = untiled(trained, [of_layer[0] for of_layer in trained.checkpoint.kernels])
     assert list(network.state_dict()) == [
         f"{name}.{kind}" for name in ("conv1", "conv2", "conv3", "fc") for kind in ("weight", "bias")
     ]
+    assert_same_scores(network, trained)
+
+
+@pytest.mark.parametrize("pooling", POOLING_NAMES)
+def test_a_reduced_network_has_the_scores_of_tiles_that_all_hold_its_kernels(make_run, pooling, tmp_path):
+    run = make_run(pooling=pooling)
+    trained = Trained.open(run)
+    reduce_run(run, by="norm", output=tmp_path / "reduced.pt")
+    network = UntiledNetwork((6, 5, 4), 64, 10, pooling)
+    network.load_state_dict(torch.load(tmp_path / "reduced.pt", weights_only=True))
+    for kernels in trained.checkpoint.kernels:
+        norms = (kernels[:, :-1] ** 2).sum(axis=1)  # (n_t, c_out)
+        for channel, tile in enumerate(norms.argmax(axis=0)):
+            kernels[:, :, channel] = kernels[tile, :, channel].copy()
+    assert_same_scores(network, trained)
+
+
+def assert_same_scores(network, trained):
+    """Assert that an ordinary network and a run's own tiles give the same scores to the same images."""
+    pixels, labels = next(evaluation_batches(trained.data.test, trained.mean, 20))
+    with trained.network() as tiled, torch.no_grad():
+        images = torch.from_numpy(pixels)
+        expected = tiled.classify(images, trained.assigner().route_test(0, 0, len(labels), 0, 1))
+        assert expected.std(dim=0).min() > 1e-2, "images differ in their scores"
+        assert_close(network(images.permute(0, 3, 1, 2)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_attack_has_exactly_the_strength_that_was_asked_for():
