@@ -176,8 +176,16 @@ def test_a_wait_tells_of_a_restart_when_it_is_over(chip):
     bell = TileDoorbell(chip.site(0).directory, 0, chip.site(0).token)
     chip.ring([(0, Ring(1, Cycle.EMPTY, 0, 0))])
     bell.answer(0, Status.HELLO)
+    heard, hello = threading.Event(), chip.on_hello
+
+    def hear(tile):
+        hello(tile)
+        heard.set()
+
+    chip.on_hello = hear
 
     def answer():
+        heard.wait()  # the wait has begun
         time.sleep(0.2)
         assert not told
         words[Word.ANSWERED] = 1
