@@ -338,6 +338,7 @@ def test_the_regularizer_is_a_table_and_a_figure(tmp_path):
         (("table1", "--fabric", "bached"), ("Did you mean batched?",)),
         (("table1", "--dataset", "imagenet"), ("imagenet",)),
         (("table1", "--output", "file"), ("--output is a folder, and file is none",)),
+        (("table1", "--output", "file/below"), ("--output is file/below", "file can't be written to")),
         (("regularizer", "--cells", "none"), ("regularizer has no cells", "Leave --cells out")),
         (("table1", "--adopt", "nowhere", "--output", "out"), ("nowhere is no run directory",)),
     ],

@@ -20,14 +20,12 @@ _TILES = 16
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999", "#7f3c8d")
 
 
-def check_plot(path: Path | None) -> None:
-    """Raise an error if a plot was asked for that can't be drawn; before any work."""
-    if path is None:
-        return
+def check_can_plot() -> None:
+    """Raise RapaError if plots can't be drawn; before any work."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise RapaError("--plot needs matplotlib. Install the extra: pip install 'rapa-dist[plots]'.") from error
+        raise RapaError("Plots need matplotlib. Install the extra: pip install 'rapa-dist[plots]'.") from error
 
 
 def plot_similarity(path: Path, kernels: Kernels) -> None:

@@ -297,11 +297,12 @@ def _say_plot(path: Path) -> None:
 
 
 def _check_plot(path: Path | None) -> None:
-    from rapa_dist.analysis.plots import check_plot
+    from rapa_dist.analysis.plots import check_can_plot
     from rapa_dist.coordinator.checkpoint import check_target
 
     check_target("--plot", path)
-    check_plot(path)
+    if path is not None:
+        check_can_plot()
 
 
 def _check_baseline(run_dir: Path, checkpoint: str, baseline: Path, of_baseline: str) -> None:

@@ -1,11 +1,12 @@
 """What `rapa-dist reproduce` does, from its options to the files that it leaves."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rapa_dist.analysis.plots import check_plot
+from rapa_dist.analysis.plots import check_can_plot
 from rapa_dist.config import check_fabric
 from rapa_dist.console import stderr
 from rapa_dist.data.load import check_name, load_dataset
@@ -167,6 +168,9 @@ def prepare(request: Request) -> Work:
     output = request.output or Path("reproduce") / short
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output is a folder, and {output} is none. Give another one.")
-    check_plot(output.parent / "plot.svg" if output.parent.is_dir() else Path("plot.svg"))
+    above = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise UsageError(f"--output is {output}: {above} can't be written to. Correct that, or give another one.")
+    check_can_plot()
     assert request.experiment in EXPERIMENTS
     return Work(request, protocol, Store(output, protocol, binding=request.experiment != "regularizer"))
