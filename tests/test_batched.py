@@ -47,13 +47,8 @@ def step_of(machine, scheme, pooling, number, seed=0, images=IMAGES, parts=1, ra
     )
 
 
-def weights_of(fabric, network, number=0):
-    if isinstance(network, BatchedNetwork):
-        kernels = [fabric.kernels(layer, number) for layer in fabric.machine.layers]
-        digital = network.digital_arrays(number)
-    else:
-        kernels, digital = [fabric.kernels(layer) for layer in fabric.machine.layers], network.digital_arrays()
-    return {**{f"layer {i}": kernel for i, kernel in enumerate(kernels)}, **digital}
+def weights_of(fabric, network):
+    return {f"layer {i}": kernel for i, kernel in enumerate(fabric.all_kernels())} | network.digital_arrays()
 
 
 def batched(machine, pooling, seeds=(0,)):
@@ -110,9 +105,10 @@ def test_batched_follows_serial_for_twenty_steps_within_rounding(scheme, pooling
 @pytest.mark.parametrize("pooling", ["mixed", "stochastic"])
 @pytest.mark.parametrize("scheme", ["random", "perforated", "image-pad"])
 def test_several_networks_at_once_are_each_the_one_by_itself(scheme, pooling):
-    """Each with its own seed, images, assignments, draws and learning rate."""
+    """Each with its own seed, images, assignments, draws and learning rate, and with counts of its own."""
     machine, seeds, rates = machine_of(scheme), (0, 3, 4), (0.05, 0.02, 0.1)
-    fabric, network = batched(machine, pooling, seeds)
+    _, network = batched(machine, pooling, seeds)
+    ones = [network.alone(i) for i in range(len(seeds))]
     sizes = (IMAGES, IMAGES, 3)  # the last mini-batch of an epoch may be smaller
     together = list(
         network.train_together(
@@ -124,18 +120,23 @@ def test_several_networks_at_once_are_each_the_one_by_itself(scheme, pooling):
         )
     )
     images = step_of(machine, scheme, pooling, 99).images
-    tests = [Assigner(machine, scheme, seed).route_test(3, 0, IMAGES, 0, 1) for seed in seeds]
-    scores = network.classify_together(images, tests)
-    for i, (seed, rate, test) in enumerate(zip(seeds, rates, tests, strict=True)):
+    for i, (one, seed, rate) in enumerate(zip(ones, seeds, rates, strict=True)):
         own_fabric, alone = batched(machine, pooling, [seed])
         steps = (step_of(machine, scheme, pooling, n, seed, size, rate=rate) for n, size in enumerate(sizes))
         for (loss, *counts), of_all in zip(alone.train(steps), together, strict=True):
             assert of_all[i].loss == pytest.approx(loss, rel=1e-5)
             assert list(of_all[i][1:]) == counts
-        assert_close(scores[i], alone.classify(images, test), rtol=1e-4, atol=1e-5)
+        test = Assigner(machine, scheme, seed).route_test(3, 0, IMAGES, 0, 1)
+        assert_close(one.classify(images, test), alone.classify(images, test), rtol=1e-4, atol=1e-5)
         own = weights_of(own_fabric, alone)
-        for name, weight in weights_of(fabric, network, i).items():
+        for name, weight in weights_of(one.fabric, one).items():
             assert_close(weight, own[name], rtol=1e-4, atol=1e-5)
+        for tile, same in zip(one.fabric.stats(), own_fabric.stats(), strict=True):
+            assert (tile.rows_forward, tile.rows_update, tile.last_step) == (
+                same.rows_forward,
+                same.rows_update,
+                same.last_step,
+            )
 
 
 def test_a_test_in_the_middle_and_mini_batches_of_other_sizes_leave_no_trace():
@@ -151,19 +152,20 @@ def test_a_test_in_the_middle_and_mini_batches_of_other_sizes_leave_no_trace():
         assert np.array_equal(weight, weights_of(*plain)[name])
 
 
-def test_memory_that_a_cuda_graph_writes_to_stays_although_a_test_computes_more_patches():
-    """A test of as many images as a mini-batch has, of two perforated networks: more rows, other memory."""
+def test_memory_that_a_cuda_graph_writes_to_stays_although_a_mini_batch_of_more_patches_is_computed():
+    """As in a test of two perforated networks: as many images, more rows, other memory."""
     machine, seeds = machine_of("perforated"), (0, 1)
     _, network = batched(machine, "max", seeds)
-    convolution = network._convolutions_for(len(seeds) * IMAGES)[0]
+    (convolution, *_) = network._convolutions_for(len(seeds) * IMAGES)
 
     def train(number):
         list(network.train_together([[step_of(machine, "perforated", "max", number, seed) for seed in seeds]]))
         return convolution._patches
 
     before = train(0)
-    routes = [Assigner(machine, "perforated", seed).route_test(1, 0, IMAGES, 0, 1) for seed in seeds]
-    network.classify_together(step_of(machine, "perforated", "max", 99).images, routes)
+    all_patches = [Assigner(machine, "perforated", seed).route_test(1, 0, IMAGES, 0, 1).whole for seed in seeds]
+    images = torch.zeros(len(seeds) * IMAGES, 32, 32, 3)
+    convolution.forward(images, network._slots_of(all_patches, machine.layers[0]))
     assert len(convolution._patches) > len(before)
     assert train(1) is before
 

@@ -5,10 +5,11 @@ learning rate of its own; their tiles are then simply more tiles of the same pro
 `AnalogTile`, equal to them within rounding.
 """
 
+import copy
 import os
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -48,10 +49,26 @@ class BatchedFabric(Tiles):
             cells = torch.from_numpy(stacked).to(self.device)
             self._weights.append(cells[:, :-1].clone())
             self._biases.append(cells[:, -1:].clone())
-        self._since_ns, self._step = time.monotonic_ns(), step
-        self._rows = [np.zeros((3, layer.n_tiles), np.int64) for layer in machine.layers]
-        self._updates = 0
-        self._cells = [[Cells.volatile(layer.kernel_shape) for _ in range(layer.n_tiles)] for layer in machine.layers]
+        self._since_ns, self._start = time.monotonic_ns(), step
+        self._rows = [np.zeros((self.networks, 3, layer.n_tiles), np.int64) for layer in machine.layers]
+        self._updates = np.zeros(self.networks, np.int64)
+        self._cells = _volatile_cells(machine)
+
+    def alone(self, network: int) -> Self:
+        """Return the fabric of one of the networks. Its tiles are those of this one: what is done here shows there."""
+        one = copy.copy(self)
+        one.networks = 1
+        one._weights, one._biases = (
+            [
+                of_layer[network * layer.n_tiles :][: layer.n_tiles]
+                for layer, of_layer in zip(self.machine.layers, tensors, strict=True)
+            ]
+            for tensors in (self._weights, self._biases)
+        )
+        one._rows = [of_layer[network : network + 1] for of_layer in self._rows]
+        one._updates = self._updates[network : network + 1]
+        one._cells = _volatile_cells(self.machine)
+        return one
 
     def forward(self, layer: Layer, patches: Tensor) -> Tensor:
         """Return M = I K + bias of all tiles, (tiles, rows, c_out), for patches (tiles, rows, k)."""
@@ -123,44 +140,47 @@ class BatchedFabric(Tiles):
         weight = kernel.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
         return weight, self._biases[layer.index].view(-1)
 
-    def count(self, layer: Layer, rows: NDArray[np.int64], *, trained: bool) -> None:
-        """Take note of the rows (n_t,) that the tiles of the first network have had in a mini-batch."""
-        forward, backward, update = self._rows[layer.index]
-        forward += rows
-        if trained:
-            update += rows
-            if layer.index > 0:
-                backward += rows
-            else:
-                self._step += 1
-                self._updates += 1
+    def count(self, layer: Layer, rows: Sequence[NDArray[np.int64]], *, trained: bool) -> None:
+        """Take note of the rows that the tiles of every network have had in a mini-batch, (n_t,) each."""
+        for network, of_network in enumerate(rows):
+            forward, backward, update = self._rows[layer.index][network]
+            forward += of_network
+            if trained:
+                update += of_network
+                if layer.index > 0:
+                    backward += of_network
+                else:
+                    self._updates[network] += 1
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors that hold all kernels: weights and biases of every layer."""
         return [*self._weights, *self._biases]
 
-    def kernels(self, layer: Layer, network: int = 0) -> Matrix:
-        """Return a copy of the kernels of a layer, (n_t, k + 1, c_out)."""
-        tiles = slice(network * layer.n_tiles, (network + 1) * layer.n_tiles)
-        both = torch.cat((self._weights[layer.index][tiles], self._biases[layer.index][tiles]), dim=1)
-        kernels: Matrix = both.cpu().numpy()
+    def kernels(self, layer: Layer) -> Matrix:
+        """Return a copy of the kernels of a layer of the only network, (n_t, k + 1, c_out)."""
+        assert self.networks == 1, "alone() has those of one of several networks"
+        kernels: Matrix = torch.cat((self._weights[layer.index], self._biases[layer.index]), dim=1).cpu().numpy()
         return kernels
 
     def cells(self, layer: int) -> list[Cells]:
-        """Return cells as the first network's tiles would have them now. Their processor time can't be told apart."""
-        rows = self._rows[layer]
+        """Return cells as the only network's tiles would have them now. Their processor time can't be told apart."""
+        (rows,), (updates,) = self._rows[layer], self._updates.tolist()
         for tile, (cells, kernel) in enumerate(
             zip(self._cells[layer], self.kernels(self.machine.layers[layer]), strict=True)
         ):
-            cells.program(kernel, self._step)
+            cells.program(kernel, self._start + updates)
             words = cells.words
             words[Word.PID], words[Word.STARTS], words[Word.SINCE_NS] = os.getpid(), 1, self._since_ns
             words[Word.ROWS_FORWARD], words[Word.ROWS_BACKWARD], words[Word.ROWS_UPDATE] = rows[:, tile].tolist()
-            words[Word.UPDATES] = self._updates
+            words[Word.UPDATES] = updates
         return self._cells[layer]
 
     def close(self) -> None:
         """Do nothing: the tensors go with the fabric."""
+
+
+def _volatile_cells(machine: Machine) -> list[list[Cells]]:
+    return [[Cells.volatile(layer.kernel_shape) for _ in range(layer.n_tiles)] for layer in machine.layers]
 
 
 def compute_in_float32() -> None:

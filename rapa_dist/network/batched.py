@@ -5,11 +5,12 @@ a GPU a training step is one CUDA graph over memory that stays where it is, and 
 nothing waits for the host.
 """
 
+import copy
 import operator
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -161,11 +162,24 @@ class BatchedNetwork:
             name: torch.from_numpy(np.stack([of_network[name] for of_network in digital])).to(fabric.device)
             for name in digital[0]
         }
-        poolings = [make_pooling(pooling, layer.index, self._digital) for layer in self._layers[:-1]]
+        self._pooling = pooling
+        self._build()
+
+    def _build(self) -> None:
+        """Build what computes with the parameters that are there."""
+        poolings = [make_pooling(self._pooling, layer.index, self._digital) for layer in self._layers[:-1]]
         self._stages = [*map(Stage, poolings), Stage(AveragePooling())]
         self._convolutions: dict[int, list[_Convolution]] = {}
         self._last_slots: dict[tuple[int, int], tuple[Sequence[Assignment], Slots]] = {}
         self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
+
+    def alone(self, network: int) -> Self:
+        """Return one of the networks. Its parameters are those of this one: what is learnt here shows there."""
+        one = copy.copy(self)
+        one.fabric, one._networks = self.fabric.alone(network), 1
+        one._digital = {name: parameter[network : network + 1] for name, parameter in self._digital.items()}
+        one._build()
+        return one
 
     @cached_property
     def _on_gpu(self) -> bool:
@@ -195,33 +209,32 @@ class BatchedNetwork:
                 waiting.clear()
         yield from _results(waiting)
 
+    @torch.no_grad()
     def classify(self, images: Tensor, routing: Routing) -> Tensor:
         """Return the scores (images, classes) of a batch (images, 32, 32, 3) by the only network."""
-        return self.classify_together(images, [routing])[0]
+        planes, assignments = images.to(self.fabric.device), _whole(routing)
+        layers = zip(self._layers, self._convolutions_for(len(images)), self._stages, assignments, strict=True)
+        for layer, convolution, stage, assignment in layers:
+            planes, _ = stage.forward(convolution.forward(planes, self._slots_of([assignment], layer)))
+            self.fabric.count(layer, [np.diff(assignment.offsets)], trained=False)
+        return self._scores(planes.reshape(1, len(images), -1))[0].cpu()
 
-    @torch.no_grad()
-    def classify_together(self, images: Tensor, routings: Sequence[Routing]) -> Tensor:
-        """Return the scores (networks, images, classes) of all networks for one batch, each with its own routing."""
-        assignments = [_whole(routing) for routing in routings]
-        planes = images.to(self.fabric.device).repeat(self._networks, 1, 1, 1)
-        convolutions = self._convolutions_for(len(planes))
-        for layer, convolution, stage in zip(self._layers, convolutions, self._stages, strict=True):
-            slots = self._slots_of([of_network[layer.index] for of_network in assignments], layer)
-            planes, _ = stage.forward(convolution.forward(planes, slots))
-            self.fabric.count(layer, np.diff(assignments[0][layer.index].offsets), trained=False)
-        return self._scores(planes.reshape(self._networks, len(images), -1)).cpu()
-
-    def digital_arrays(self, network: int = 0) -> dict[str, Matrix]:
-        """Return a copy of the digital parameters of a network."""
-        return {name: parameter[network].cpu().numpy().copy() for name, parameter in self._digital.items()}
+    def digital_arrays(self) -> dict[str, Matrix]:
+        """Return a copy of the digital parameters of the only network."""
+        arrays = {}
+        for name, parameter in self._digital.items():
+            (of_network,) = parameter.cpu().numpy()
+            arrays[name] = of_network.copy()
+        return arrays
 
     def _inputs(self, steps: Sequence[Step]) -> _Inputs:
         """Gather the steps of all networks, and bring them to the device."""
         assignments = [_whole(step.routing) for step in steps]
         slots = []
         for layer in self._layers:
-            slots.append(self._slots_of([of_network[layer.index] for of_network in assignments], layer))
-            self.fabric.count(layer, np.diff(assignments[0][layer.index].offsets), trained=True)
+            of_layer = [of_network[layer.index] for of_network in assignments]
+            slots.append(self._slots_of(of_layer, layer))
+            self.fabric.count(layer, [np.diff(assignment.offsets) for assignment in of_layer], trained=True)
         rates = [(step.update.learning_rate, step.update.weight_decay) for step in steps]
         rate = np.array([rate for rate, _ in rates], np.float32)
         keep = np.array([1 - rate * decay for rate, decay in rates], np.float32)
@@ -232,7 +245,7 @@ class BatchedNetwork:
             tuple(slots),
             self._to_device(torch.from_numpy(rate.reshape(-1, 1, 1))),
             self._to_device(torch.from_numpy(keep.reshape(-1, 1, 1))),
-            tuple(self._to_device(torch.cat(of_layer)) for of_layer in draws),
+            tuple(self._to_device(torch.cat(drawn)) for drawn in draws),
         )
 
     def _slots_of(self, assignments: Sequence[Assignment], layer: Layer) -> Slots:
