@@ -1,16 +1,15 @@
 """A run from end to end: data, machine, run directory, training; how it starts, resumes and stops."""
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rapa_dist.config import TrainConfig
-from rapa_dist.console import stderr
 from rapa_dist.coordinator import checkpoint as checkpoints
-from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
+from rapa_dist.coordinator import opening
+from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.coordinator.display import RunDisplay
 from rapa_dist.coordinator.own_tiles import OwnTiles
 from rapa_dist.coordinator.recoveries import Recoveries
@@ -19,12 +18,12 @@ from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.saving import PATIENCE_S, Saver
 from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.coordinator.telemetry import RayMetrics
-from rapa_dist.coordinator.trainer import SNAPSHOT_EVERY, Trainer, initial_checkpoint
-from rapa_dist.data import DataSet, load_dataset
-from rapa_dist.errors import CheckpointError, ClusterError, NodeLostError, RunDirectoryError, UsageError
+from rapa_dist.coordinator.trainer import SNAPSHOT_EVERY, Trainer
+from rapa_dist.data import DataSet
+from rapa_dist.errors import ClusterError, NodeLostError
 from rapa_dist.fabric.lookout import RESTARTS
 from rapa_dist.footprint import images_per_batch
-from rapa_dist.interrupts import asked_to_stop, uninterrupted
+from rapa_dist.interrupts import asked_to_stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,18 +118,13 @@ def start_run(
         RapaError: with the cause, and what to do.
     """
     RunDirectory.check_new(run_dir)
-    data = _load(config, data_dir)
+    data = opening.load(config, data_dir)
     config = replace(config, dataset=data.name)
     with ExitStack() as clean_up:
         place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), device, nodes)
         clean_up.callback(place.close)
         place.connect(address)
-        with uninterrupted():
-            directory = RunDirectory.create(run_dir, config, data_dir)
-            clean_up.enter_context(_resumable(directory))
-            start = initial_checkpoint(config, data)
-            _write_first(directory, start)
-        directory.log(f"new run: {config}")
+        directory, start = opening.begin(run_dir, config, data, data_dir, clean_up)
         return _train(start, data, place, directory, live, tolerance)
 
 
@@ -164,89 +158,19 @@ def resume_run(
     """
     directory = RunDirectory(path)
     config = directory.config
-    directory.take()
     with ExitStack() as clean_up:
-        clean_up.enter_context(_resumable(directory))
-        found = checkpoints.checkpoints(directory.checkpoint_folder)
-        newest = directory.read_checkpoint(found[-1]) if found else None
+        clean_up.enter_context(opening.held(directory))
+        newest = opening.newest(directory)
         if epochs is not None:
             config = replace(config, epochs=epochs)
-        _check_progress(directory, config, newest)
-        data = _load(config, data_dir or directory.data_dir)
-        if newest and data.fingerprint != newest.data_fingerprint:
-            raise CheckpointError(
-                f"The data set {data.name} is not the one that the run in {path} was trained on: its images differ. "
-                "Restore it, point --data-dir at the original one, or start a new run without --resume."
-            )
+        opening.check_progress(directory, config, newest)
+        data = opening.load(config, data_dir or directory.data_dir)
+        opening.check_data(directory, data, newest)
         place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), device, nodes)
         clean_up.callback(place.close)
         place.connect(address)
-        start = newest or initial_checkpoint(config, data)
-        if newest is None:  # it was killed before it wrote its first one
-            _write_first(directory, start)
-        try:
-            directory.write_config(config)
-        except OSError as error:
-            raise RunDirectoryError(
-                f"Can't write to the run directory {path}: {error.strerror}. Make room there, or correct permissions."
-            ) from error
-        directory.cut_metrics(start.progress.metrics_bytes)
-        origin = found[-1].stem if found else "its beginning"
-        directory.log(f"resumed from {origin}")
-        stderr.print(f"Resuming {path} from {origin}", markup=False)
-        return _train(replace(start, config=config), data, place, directory, live, tolerance)
-
-
-def _write_first(directory: RunDirectory, start: Checkpoint) -> None:
-    """Write a run's first checkpoint; without one there is nothing to go back to, so there it is not tried again."""
-    try:
-        checkpoints.write(directory.checkpoint_folder, checkpoints.name_of(0, 0), start)
-    except OSError as error:
-        raise RunDirectoryError(
-            f"Can't write the first checkpoint of the run in {directory.path}: {error.strerror}. "
-            "Make room there, or give another --run-dir."
-        ) from error
-
-
-def _check_progress(directory: RunDirectory, config: TrainConfig, newest: Checkpoint | None) -> None:
-    """Raise an error unless a run can go on from its newest checkpoint to the epochs that are wanted."""
-    progress = newest.progress if newest else Progress()
-    directory.check_metrics(progress.metrics_bytes)
-    if newest is None and directory.has_metrics:
-        raise CheckpointError(
-            f"The run in {directory.path} has trained at least one epoch, but its checkpoints are gone. "
-            "Restore one, or start a new run without --resume."
-        )
-    begun = progress.epoch + (progress.step_in_epoch > 0)
-    if config.epochs < begun:
-        raise UsageError(
-            f"The run in {directory.path} has begun {begun} epochs, it can't end after {config.epochs}. "
-            f"Use --epochs {begun} or more; for a shorter run, start a new one without --resume."
-        )
-
-
-@contextmanager
-def _resumable(directory: RunDirectory) -> Iterator[None]:
-    """Hold a run directory; whatever ends the run early is logged, and with it how to resume is told."""
-    try:
-        yield
-    except BaseException as error:
-        directory.log(f"stopped: {error!r}")
-        if isinstance(error, KeyboardInterrupt | ClusterError):
-            _tell_how_to_resume(directory)
-        raise
-    finally:
-        directory.release()
-
-
-def _tell_how_to_resume(directory: RunDirectory) -> None:
-    found = checkpoints.checkpoints(directory.checkpoint_folder)
-    saved = f"The newest checkpoint is {found[-1].stem}. " if found else ""
-    stderr.print(f"\n{saved}Go on with: rapa-dist train --resume {directory.path}", markup=False)
-
-
-def _load(config: TrainConfig, data_dir: Path | None) -> DataSet:
-    return load_dataset(config.dataset, data_dir=data_dir, limit_train=config.limit_train, limit_test=config.limit_test)
+        start = opening.go_on(directory, config, data, newest)
+        return _train(start, data, place, directory, live, tolerance)
 
 
 def _train(
@@ -282,5 +206,5 @@ def _train(
             place.close()
     if not outcome.finished:
         directory.log(f"interrupted; checkpoint {outcome.checkpoint}")
-        _tell_how_to_resume(directory)
+        opening.tell_how_to_resume(directory)
     return RunResult(directory, outcome.checkpoint, outcome.finished)

@@ -25,9 +25,9 @@ from rapa_dist.errors import DivergedError
 from rapa_dist.fabric.base import Tiles
 from rapa_dist.hardware import CycleTimes, training_epoch_s
 from rapa_dist.network.draws import pooling_draws
-from rapa_dist.network.learner import build
+from rapa_dist.network.learner import Learner, build
 from rapa_dist.network.model import initial_digital, initial_kernels
-from rapa_dist.network.pipeline import Step
+from rapa_dist.network.pipeline import Result, Step
 from rapa_dist.tile import Update
 
 SNAPSHOT_EVERY = 200
@@ -89,6 +89,7 @@ class Trainer:
         recoveries: Recoveries | None = None,
         saver: Saver | None = None,
         snapshot_every: int = SNAPSHOT_EVERY,
+        network: Learner | None = None,
     ) -> None:
         """Continue from `start`, whose kernels are in the fabric's tiles already.
 
@@ -101,6 +102,7 @@ class Trainer:
             recoveries: what the run got over, for its metrics.
             saver: the run's, which outlives this trainer; None for a new one, where `start` is on disk.
             snapshot_every: steps between copies of all weights, where a node can be lost; 0: none but checkpoints.
+            network: on the fabric, as `start` has it; None for one that is built here.
         """
         self.config = config = start.config
         self.progress = replace(start.progress)
@@ -111,12 +113,12 @@ class Trainer:
         self._display = display
         self._recoveries = recoveries or Recoveries(directory)
         self._recoveries.step = self.progress.step
-        self._network = build(fabric, pooling=config.pooling, digital=start.digital)
+        self._network = network or build(fabric, pooling=config.pooling, digital=start.digital)
         self._assigner = Assigner(fabric.machine, config.scheme, config.seed)
         self._batches = Batches(
             data.train, data.mean, batch_size=config.batch_size, seed=config.seed, augment=config.augment
         )
-        self._last = 0, 0, 0.0  # step and epoch under way, from 1, and λ in force
+        self._last = 0, 0  # step and epoch under way, from 1
         self._saver = saver or Saver(directory, checkpoints.name_of(self.progress.step, self.progress.epoch))
         self.snapshot_every = snapshot_every
         """May be set anew between steps."""
@@ -130,6 +132,11 @@ class Trainer:
         """Name of the newest checkpoint on disk."""
         return self._saver.newest
 
+    @property
+    def at_end(self) -> bool:
+        """Whether the last epoch is done."""
+        return self.progress.epoch >= self.config.epochs
+
     def run(self, stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Train and test until the last epoch is done, or until `stop` says so; then save.
 
@@ -137,22 +144,14 @@ class Trainer:
             DivergedError: the loss or a weight is no longer finite; the last checkpoint is from before.
             CheckpointError: nothing could be saved for too long.
         """
-        while self.progress.epoch < self.config.epochs:
-            started = time.perf_counter()
-            steps = self._train_epoch(stop)
-            trained = time.perf_counter()
-            score = None if stop() else self._test(stop)
-            if score is not None and not math.isfinite(score.loss):
-                raise self._diverged(f"the test loss is {score.loss}")
-            if score is None:
-                self._save()
-                return self._end(stop, finished=False)
-            wall = self._wall(steps, trained - started, time.perf_counter() - trained)
-            self._finish_epoch(score, wall)
-            self._save()
-            if stop() and self.progress.epoch < self.config.epochs:
-                return self._end(stop, finished=False)
-        return self._end(stop, finished=True)
+        while not self.at_end:
+            started, first = time.perf_counter(), self.progress.step
+            with closing(self._network.train(self.steps(stop))) as results:
+                for result in results:
+                    self.take(result)
+            if not self.end_epoch(self.progress.step - first, time.perf_counter() - started, stop):
+                return self.end(stop, finished=False)
+        return self.end(stop, finished=True)
 
     def save_snapshot(self) -> None:
         """Save the newest snapshot, or try to, unless it is on disk; asks nothing of the tiles.
@@ -170,36 +169,11 @@ class Trainer:
         best = progress.best_epoch
         self._saver.save(name, snapshot, checkpoints.name_of(best * len(self._batches), best) if best else None)
 
-    def _end(self, stop: Callable[[], bool], *, finished: bool) -> Outcome:
-        self._saver.settle(stop)
-        return Outcome(finished, self.newest)
-
-    def _train_epoch(self, stop: Callable[[], bool]) -> int:
-        """Train what is left of the epoch under way and return the number of steps."""
-        progress, steps = self.progress, 0
-        learning_rate = self.config.learning_rate(progress.epoch)
-        with closing(self._network.train(self._steps(learning_rate, stop))) as results:
-            for result in results:
-                self._last = progress.step + 1, progress.epoch + 1, learning_rate
-                if not math.isfinite(result.loss):
-                    raise self._diverged(f"the loss is {result.loss}")
-                steps += 1
-                self._saver.retry()
-                self._recoveries.step = progress.step = progress.step + 1
-                progress.step_in_epoch += 1
-                progress.loss_sum += result.loss * result.images
-                progress.wrong += result.wrong
-                progress.seen += result.images
-                self._display.trained(progress, len(self._batches), result.loss)
-                if self._fabric.spread and self.snapshot_every and progress.step % self.snapshot_every == 0:
-                    self.snapshot = self._look()
-        return steps
-
-    def _steps(self, learning_rate: float, stop: Callable[[], bool]) -> Iterator[Step]:
+    def steps(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Step]:
         """Yield the steps that are left of the epoch under way, until `stop` says so."""
         config = self.config
         parts = config.micro_batches if self._network.cuts else 1
-        update = Update(learning_rate, config.weight_decay)
+        update = Update(config.learning_rate(self.progress.epoch), config.weight_decay)
         batches = self._batches.epoch(self.progress.epoch, self.progress.step_in_epoch)
         for number, (pixels, labels) in enumerate(batches, self.progress.step):
             if stop():
@@ -207,6 +181,60 @@ class Trainer:
             routing = self._assigner.route_training(number, len(labels), parts)
             draws = pooling_draws(config.machine, config.pooling, config.seed, number, len(labels))
             yield Step(torch.from_numpy(pixels), torch.from_numpy(labels), routing, update, draws)
+
+    def take(self, result: Result) -> None:
+        """Take note of what became of the next of these steps.
+
+        Raises:
+            DivergedError: the loss is no finite number.
+            CheckpointError: nothing could be saved for too long.
+        """
+        progress = self.progress
+        self._last = progress.step + 1, progress.epoch + 1
+        if not math.isfinite(result.loss):
+            raise self._diverged(f"the loss is {result.loss}")
+        self._saver.retry()
+        self._recoveries.step = progress.step = progress.step + 1
+        progress.step_in_epoch += 1
+        progress.loss_sum += result.loss * result.images
+        progress.wrong += result.wrong
+        progress.seen += result.images
+        self._display.trained(progress, len(self._batches), result.loss)
+        if self._fabric.spread and self.snapshot_every and progress.step % self.snapshot_every == 0:
+            self.snapshot = self._look()
+
+    def end_epoch(self, steps: int, train_s: float, stop: Callable[[], bool], *, networks: int = 1) -> bool:
+        """Test, record the epoch and save; or, if `stop` says so, save what there is of it.
+
+        Args:
+            steps: how many were trained now.
+            train_s: wall time that they took, in seconds.
+            stop: asked for now and then.
+            networks: how many were trained in this time.
+
+        Returns:
+            Whether to go on.
+
+        Raises:
+            DivergedError, CheckpointError: as `run` does.
+        """
+        started = time.perf_counter()
+        score = None if stop() else self._test(stop)
+        if score is not None and not math.isfinite(score.loss):
+            raise self._diverged(f"the test loss is {score.loss}")
+        if score is not None:
+            self._finish_epoch(score, self._wall(steps, train_s, time.perf_counter() - started, networks))
+        self._save()
+        return score is not None and (self.at_end or not stop())
+
+    def end(self, stop: Callable[[], bool], *, finished: bool) -> Outcome:
+        """Wait until everything is written, and return how it ended.
+
+        Raises:
+            CheckpointError: nothing could be saved for too long.
+        """
+        self._saver.settle(stop)
+        return Outcome(finished, self.newest)
 
     def _test(self, stop: Callable[[], bool]) -> Score | None:
         return evaluate(
@@ -247,7 +275,7 @@ class Trainer:
         found = map(similarity, self._fabric.all_kernels())
         return [value if value is not None and math.isfinite(value) else None for value in found]
 
-    def _wall(self, steps: int, train_s: float, test_s: float) -> dict[str, Any]:
+    def _wall(self, steps: int, train_s: float, test_s: float, networks: int) -> dict[str, Any]:
         """Return the part of a line of metrics that no two runs have in common."""
         return {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -255,11 +283,13 @@ class Trainer:
             "test_s": round(test_s, 3),
             "steps": steps,
             "step_ms": round(1e3 * train_s / steps, 3) if steps else None,
+            **({"networks": networks} if networks > 1 else {}),
             "recoveries": self._recoveries.take(),
         }
 
     def _diverged(self, what: str) -> DivergedError:
-        step, epoch, learning_rate = self._last
+        step, epoch = self._last
+        learning_rate = self.config.learning_rate(max(epoch - 1, 0))
         return DivergedError(
             f"Training diverged: {what} in step {step} (epoch {epoch}), λ = {learning_rate:g}. "
             f"The last good checkpoint is {self.newest} in {self._directory.checkpoint_folder}. "

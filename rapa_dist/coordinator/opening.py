@@ -1,0 +1,151 @@
+"""Opening a run: a new one, or one that is gone on with; its directory is held, and what it starts from is on disk."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from rapa_dist.config import TrainConfig
+from rapa_dist.console import stderr
+from rapa_dist.coordinator import checkpoint as checkpoints
+from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
+from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.coordinator.trainer import initial_checkpoint
+from rapa_dist.data import DataSet, load_dataset
+from rapa_dist.errors import CheckpointError, ClusterError, RunDirectoryError, UsageError
+from rapa_dist.interrupts import uninterrupted
+
+
+def load(config: TrainConfig, data_dir: Path | None) -> DataSet:
+    """Return what a run is trained on."""
+    return load_dataset(config.dataset, data_dir=data_dir, limit_train=config.limit_train, limit_test=config.limit_test)
+
+
+@contextmanager
+def held(directory: RunDirectory) -> Iterator[None]:
+    """Take a run directory that is there; see `resumable`."""
+    directory.take()
+    with resumable(directory):
+        yield
+
+
+def begin(
+    path: Path | None, config: TrainConfig, data: DataSet, data_dir: Path | None, clean_up: ExitStack
+) -> tuple[RunDirectory, Checkpoint]:
+    """Make the directory of a new run, and write its first checkpoint.
+
+    Args:
+        path: where; None for one below `runs/`.
+        config: what to train.
+        data: on what.
+        data_dir: where that was looked for.
+        clean_up: releases the directory when it is closed.
+
+    Raises:
+        RunDirectoryError: it can't be made or written to.
+    """
+    with uninterrupted():
+        directory = RunDirectory.create(path, config, data_dir)
+        clean_up.enter_context(resumable(directory))
+        start = initial_checkpoint(config, data)
+        _write_first(directory, start)
+    directory.log(f"new run: {config}")
+    return directory, start
+
+
+def newest(directory: RunDirectory) -> Checkpoint | None:
+    """Return the newest checkpoint of a run; None if it was killed before it wrote one.
+
+    Raises:
+        CheckpointError: it can't be read, or is of another configuration.
+    """
+    found = checkpoints.checkpoints(directory.checkpoint_folder)
+    return directory.read_checkpoint(found[-1]) if found else None
+
+
+def check_data(directory: RunDirectory, data: DataSet, newest: Checkpoint | None) -> None:
+    """Raise CheckpointError unless these are the images that the run was trained on."""
+    if newest and data.fingerprint != newest.data_fingerprint:
+        raise CheckpointError(
+            f"The data set {data.name} is not the one that the run in {directory.path} was trained on: its images "
+            "differ. Restore it, point --data-dir at the original one, or start a new run without --resume."
+        )
+
+
+def go_on(directory: RunDirectory, config: TrainConfig, data: DataSet, newest: Checkpoint | None) -> Checkpoint:
+    """Bring the directory back to the newest checkpoint, and return what to go on from.
+
+    Args:
+        directory: held.
+        config: with the epochs that are wanted now.
+        data: what it is trained on.
+        newest: None to begin at the beginning.
+
+    Raises:
+        RunDirectoryError: it can't be written to.
+    """
+    start = newest or initial_checkpoint(config, data)
+    if newest is None:
+        _write_first(directory, start)
+    try:
+        directory.write_config(config)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"Can't write to the run directory {directory.path}: {error.strerror}. Make room there, or correct "
+            "permissions."
+        ) from error
+    directory.cut_metrics(start.progress.metrics_bytes)
+    name = checkpoints.name_of(start.progress.step, start.progress.epoch)
+    origin = name if newest else "its beginning"
+    directory.log(f"resumed from {origin}")
+    stderr.print(f"Resuming {directory.path} from {origin}", markup=False)
+    return replace(start, config=config)
+
+
+def _write_first(directory: RunDirectory, start: Checkpoint) -> None:
+    """Write a run's first checkpoint; without one there is nothing to go back to, so there it is not tried again."""
+    try:
+        checkpoints.write(directory.checkpoint_folder, checkpoints.name_of(0, 0), start)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"Can't write the first checkpoint of the run in {directory.path}: {error.strerror}. "
+            "Make room there, or give another --run-dir."
+        ) from error
+
+
+def check_progress(directory: RunDirectory, config: TrainConfig, newest: Checkpoint | None) -> None:
+    """Raise an error unless a run can go on from its newest checkpoint to the epochs that are wanted."""
+    progress = newest.progress if newest else Progress()
+    directory.check_metrics(progress.metrics_bytes)
+    if newest is None and directory.has_metrics:
+        raise CheckpointError(
+            f"The run in {directory.path} has trained at least one epoch, but its checkpoints are gone. "
+            "Restore one, or start a new run without --resume."
+        )
+    begun = progress.epoch + (progress.step_in_epoch > 0)
+    if config.epochs < begun:
+        raise UsageError(
+            f"The run in {directory.path} has begun {begun} epochs, it can't end after {config.epochs}. "
+            f"Use --epochs {begun} or more; for a shorter run, start a new one without --resume."
+        )
+
+
+@contextmanager
+def resumable(directory: RunDirectory) -> Iterator[None]:
+    """Hold a run directory; whatever ends the run early is logged, and with it how to resume is told."""
+    try:
+        yield
+    except BaseException as error:
+        directory.log(f"stopped: {error!r}")
+        if isinstance(error, KeyboardInterrupt | ClusterError):
+            tell_how_to_resume(directory)
+        raise
+    finally:
+        directory.release()
+
+
+def tell_how_to_resume(directory: RunDirectory) -> None:
+    """Say on stderr where a run can be gone on with."""
+    found = checkpoints.checkpoints(directory.checkpoint_folder)
+    saved = f"The newest checkpoint is {found[-1].stem}. " if found else ""
+    stderr.print(f"\n{saved}Go on with: rapa-dist train --resume {directory.path}", markup=False)
