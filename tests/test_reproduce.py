@@ -20,7 +20,7 @@ from rapa_dist.experiments import figures, paper, tables
 from rapa_dist.experiments.cells import EXPERIMENTS, LARGE, POOLINGS, Protocol, analyses_of, cells_of
 from rapa_dist.experiments.claims import claims
 from rapa_dist.experiments.jobs import do
-from rapa_dist.experiments.runner import jobs_of, missing, progress_of
+from rapa_dist.experiments.runner import at_once, jobs_of, missing, progress_of
 from rapa_dist.experiments.store import Store
 
 COMMAND = [sys.executable, "-m", "rapa_dist", "reproduce"]
@@ -88,6 +88,22 @@ def test_experiments_share_the_runs_of_cells_that_are_the_same():
 @pytest.mark.parametrize(("epochs", "every"), [(400, 25), (200, 12), (100, 6), (16, 1), (1, 1)])
 def test_the_decay_schedule_is_scaled_to_the_number_of_epochs(epochs, every):
     assert Protocol.scaled(epochs=epochs, dataset="builtin").lr_decay_every == every
+
+
+def test_seeds_of_a_cell_are_trained_by_one_task_as_many_as_are_wished():
+    jobs = jobs_of("table1", cells_of("table1", ["none", "random"]), seeds=3)
+
+    def names(together):
+        return [[job.name for job in task] for task in at_once(jobs, together)]
+
+    assert names(1) == [[job.name] for job in jobs]
+    assert names(2) == [
+        ["none-0 train", "none-1 train"],
+        ["random-0 train", "random-1 train"],
+        ["none-2 train"],
+        ["random-2 train"],
+        *([f"random-{seed} similarity"] for seed in range(3)),
+    ]
 
 
 # --- the store
@@ -166,7 +182,7 @@ def test_a_run_that_is_trained_in_another_way_is_not_taken_for_a_cells(tmp_path)
     longer = resolve(**(config.as_dict() | _plain(config) | {"epochs": 8}))
     RunDirectory.create(tmp_path / "run", longer, None).release()
     for what in ("train", "similarity"):
-        result = do(what, str(tmp_path / "run"), config.as_dict(), None, "serial", "cpu")
+        (result,) = do(what, [(str(tmp_path / "run"), config.as_dict())], None, "serial", "cpu")
         assert "in another way than it should be here: epochs: 8 → 4. Move it away" in result["error"]
 
 
@@ -298,6 +314,29 @@ def test_what_was_stopped_goes_on_repeats_nothing_and_gives_the_same_table(tmp_p
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
+def test_seeds_are_trained_together_and_one_that_fails_is_told_of(tmp_path):
+    output = tmp_path / "out"
+    cells = cells_of("table1", ["none", "random"])
+    settings = Protocol.scaled(epochs=1, dataset="builtin", limit_train=100, limit_test=40)
+    for path, config in ((output / "runs" / f"{cell.name}-0", cell.config(settings, 0)) for cell in cells):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        RunDirectory.create(path, config, None).release()  # as it is left by what was killed early
+    (output / "runs" / "none-0" / "metrics.jsonl").write_text("{}\n")  # trained, and its checkpoints are gone
+    arguments = ["table1", *TINY, "--epochs", "1", "--cells", "none,random", "--seeds", "2", "--together", "2"]
+    done = run(*arguments, "--output", output)
+    assert done.returncode == 1, done.stderr
+    assert "none-0 train failed: The run in" in done.stderr
+    assert "none-1 train failed: The run in" in done.stderr
+    assert {path.name for path in (output / "results").iterdir()} == {
+        f"random-{seed}.{what}.json" for seed in range(2) for what in ("train", "similarity")
+    }
+    for seed in range(2):
+        (line,) = RunDirectory(output / "runs" / f"random-{seed}").metrics()
+        assert line["wall"]["networks"] == 2
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
 def test_a_run_that_fails_is_told_of_and_the_others_go_on(tmp_path):
     output = tmp_path / "out"
     options = [*TINY, "--epochs", "1", "--cells", "none,random", "--output", str(output)]
@@ -332,6 +371,8 @@ def test_the_regularizer_is_a_table_and_a_figure(tmp_path):
         (("table1", "--lr-decay-every", "0"), ("--lr-decay-every needs at least 1",)),
         (("table1", "--epochs", "0"), ("--epochs needs at least 1",)),
         (("table1", "--paper", "--epochs", "3"), ("--paper sets epochs and images itself", "--epochs")),
+        (("table1", "--together", "0"), ("--together needs at least 1 seed",)),
+        (("table1", "--together", "2", "--fabric", "serial"), ("--together is for the fabric batched",)),
         (("table1", "--device", "cuda"), ("--device cuda needs a GPU", "--device cpu")),
         (("table1", "--device", "cuda", "--fabric", "serial"), ("--device is for the fabric batched",)),
         (("table1", "--fabric", "ray"), ("--fabric ray has a process per tile",)),

@@ -135,6 +135,11 @@ class RunDirectory:
             self._lock = None
 
     @property
+    def begun(self) -> bool:
+        """Whether there is a run in it, which can be gone on with."""
+        return (self.path / _CONFIG).exists()
+
+    @property
     def config(self) -> TrainConfig:
         """The configuration that the run was started with.
 

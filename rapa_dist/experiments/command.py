@@ -36,6 +36,7 @@ class Request:
     adopt: tuple[Path, ...]
     fabric: str
     device: str
+    together: int
     address: str | None
 
 
@@ -85,6 +86,7 @@ class Work:
                 self._jobs,
                 fabric=request.fabric,
                 device=request.device,
+                together=request.together,
                 address=request.address,
                 data_dir=request.data_dir,
             )
@@ -149,6 +151,12 @@ def prepare(request: Request) -> Work:
     if request.fabric == "ray":
         raise UsageError(
             "--fabric ray has a process per tile; experiments train on batched or serial. Use one of them."
+        )
+    if request.together < 1:
+        raise UsageError(f"--together needs at least 1 seed; it is {request.together}.")
+    if request.together > 1 and request.fabric != "batched":
+        raise UsageError(
+            f"--together is for the fabric batched; --fabric {request.fabric} trains one network at a time."
         )
     if request.device != "cpu" and request.fabric != "batched":
         raise UsageError(f"--device is for the fabric batched; --fabric {request.fabric} computes on the CPU.")

@@ -2,71 +2,91 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rapa_dist.config import TrainConfig
 from rapa_dist.errors import RapaError, RunDirectoryError
+
+if TYPE_CHECKING:
+    from rapa_dist.coordinator.run import RunResult
 
 TRAIN = "train"
 SNR_DB = (15.0, 20.0, 25.0, 30.0, 33.0, 36.0, 40.0, 45.0, 50.0)
 
 
 def do(
-    what: str, run_dir: str, config: dict[str, Any], data_dir: str | None, fabric: str, device: str
-) -> dict[str, Any]:
-    """Train a run, or analyse it; what a run has already done is not repeated.
+    what: str, runs: Sequence[tuple[str, dict[str, Any]]], data_dir: str | None, fabric: str, device: str
+) -> list[dict[str, Any]]:
+    """Train runs, or analyse one; what a run has already done is not repeated.
 
     Args:
         what: "train", or the name of an analysis.
-        run_dir: the run's directory, made if it is not there.
-        config: of the run, as `TrainConfig.as_dict` returns it.
+        runs: of each its directory, made if it is not there, and its configuration, as `TrainConfig.as_dict` returns
+            it. Several are trained at once, on the fabric `batched`.
         data_dir: where data sets are.
         fabric: to train on.
         device: where the fabric "batched" computes.
 
     Returns:
-        The result; {"error": why} if it failed for good; {"stopped": True} if it was asked to stop.
+        For every run the result; {"error": why} if it failed for good; {"stopped": True} if it was asked to stop.
     """
+    wanted = [(Path(path), TrainConfig.from_dict(config)) for path, config in runs]
+    folder = None if data_dir is None else Path(data_dir)
     try:
-        path, folder = Path(run_dir), None if data_dir is None else Path(data_dir)
-        _check_same(path, config)
-        return _train(path, config, folder, fabric, device) if what == TRAIN else ANALYSES[what](path)
+        for path, config in wanted:
+            _check_same(path, config)
+        if what != TRAIN:
+            return [ANALYSES[what](path) for path, _ in wanted]
+        if len(wanted) > 1:
+            return _train_together(wanted, folder, device)
+        return [_train(path, config, folder, fabric, device) for path, config in wanted]
     except RapaError as error:
-        return {"error": str(error)}
+        return [{"error": str(error)}] * len(runs)
     except KeyboardInterrupt:
-        return {"stopped": True}
+        return [{"stopped": True}] * len(runs)
 
 
-def _check_same(path: Path, config: dict[str, Any]) -> None:
+def _check_same(path: Path, config: TrainConfig) -> None:
     """Raise RunDirectoryError if a run is there which is trained in another way than it should be here."""
-    from rapa_dist.config import TrainConfig
     from rapa_dist.coordinator.run_directory import RunDirectory
     from rapa_dist.experiments.store import differences
 
-    if (path / "config.toml").exists():
-        found = differences(RunDirectory(path).config, TrainConfig.from_dict(config))
-        if found:
-            raise RunDirectoryError(
-                f"The run in {path} is trained in another way than it should be here: {'; '.join(found)}. "
-                "Move it away, and it is trained anew."
-            )
+    directory = RunDirectory(path)
+    if directory.begun and (found := differences(directory.config, config)):
+        raise RunDirectoryError(
+            f"The run in {path} is trained in another way than it should be here: {'; '.join(found)}. "
+            "Move it away, and it is trained anew."
+        )
 
 
-def _train(path: Path, config: dict[str, Any], data_dir: Path | None, fabric: str, device: str) -> dict[str, Any]:
-    from rapa_dist.config import TrainConfig
+def _train(path: Path, config: TrainConfig, data_dir: Path | None, fabric: str, device: str) -> dict[str, Any]:
     from rapa_dist.coordinator.run import resume_run, start_run
+    from rapa_dist.coordinator.run_directory import RunDirectory
 
     where: dict[str, Any] = {"fabric": fabric, "device": device, "address": None, "data_dir": data_dir}
-    if (path / "config.toml").exists():
-        outcome = resume_run(path, epochs=None, **where)
-    else:
-        outcome = start_run(TrainConfig.from_dict(config), run_dir=path, **where)
+    if RunDirectory(path).begun:
+        return _result(resume_run(path, epochs=None, **where))
+    return _result(start_run(config, run_dir=path, **where))
+
+
+def _train_together(
+    runs: Sequence[tuple[Path, TrainConfig]], data_dir: Path | None, device: str
+) -> list[dict[str, Any]]:
+    from rapa_dist.coordinator.together import train_together
+
+    outcomes = train_together(runs, device=device, data_dir=data_dir)
+    return [{"error": str(outcome)} if isinstance(outcome, RapaError) else _result(outcome) for outcome in outcomes]
+
+
+def _result(outcome: "RunResult") -> dict[str, Any]:
+    """Return what training came to."""
     if not outcome.finished:
         return {"stopped": True}
     metrics = outcome.directory.metrics()
     best = min(metrics, key=lambda line: line["test_error_percent"])
-    environment = json.loads((path / "environment.json").read_text())
+    environment = json.loads((outcome.directory.path / "environment.json").read_text())
     trained = outcome.directory.config.as_dict()
     trained["dataset"] = re.sub(r"^images:.*/", "images:", trained["dataset"])  # where it lay is nobody's concern
     return {
@@ -80,9 +100,16 @@ def _train(path: Path, config: dict[str, Any], data_dir: Path | None, fabric: st
         "test_errors_percent": [line["test_error_percent"] for line in metrics],
         "train_errors_percent": [round(line["train_error_percent"], 3) for line in metrics],
         "similarity": metrics[-1].get("similarity"),
-        "wall_s": round(sum(line["wall"]["train_s"] + line["wall"]["test_s"] for line in metrics), 1),
+        "wall_s": round(sum(map(_share_s, metrics)), 1),
         "environment": {key: value for key, value in environment.items() if key not in ("argv", "data_dir")},
     }
+
+
+def _share_s(line: dict[str, Any]) -> float:
+    """Return the wall time of an epoch, of training together with others the run's share."""
+    wall = line["wall"]
+    share: float = wall["train_s"] / wall.get("networks", 1) + wall["test_s"]
+    return share
 
 
 def _votes(number: int) -> Callable[[Path], dict[str, Any]]:

@@ -1,9 +1,10 @@
 """Carrying out an experiment: its jobs as Ray tasks, a core or a GPU each, and no job twice."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +59,39 @@ def missing(store: Store, jobs: list[Job]) -> list[Job]:
     return [job for job in jobs if store.result(job.cell, job.seed, job.what) is None]
 
 
+def at_once(jobs: Sequence[Job], together: int) -> list[list[Job]]:
+    """Return which jobs are done by one task: training of up to `together` seeds of a cell, else each by itself."""
+    groups: list[list[Job]] = []
+    open_groups: dict[Cell, list[Job]] = {}
+    for job in jobs:
+        group = open_groups.get(job.cell) if job.what == TRAIN else None
+        if group is None or len(group) == together:
+            group = []
+            groups.append(group)
+            if job.what == TRAIN:
+                open_groups[job.cell] = group
+        group.append(job)
+    return groups
+
+
 def carry_out(
-    store: Store, jobs: list[Job], *, fabric: str, device: str, address: str | None, data_dir: Path | None
+    store: Store,
+    jobs: list[Job],
+    *,
+    fabric: str,
+    device: str,
+    together: int,
+    address: str | None,
+    data_dir: Path | None,
 ) -> Outcome:
-    """Do what is missing, as many jobs at a time as the cluster has cores (or GPUs).
+    """Do what is missing, as many tasks at a time as the cluster has cores (or GPUs).
 
     Args:
         store: where results are kept as they come.
         jobs: all of the experiment.
         fabric: to train on.
-        device: "cpu", or "cuda" for a GPU per job.
+        device: "cpu", or "cuda" for a GPU per task.
+        together: seeds of a cell that are trained at once.
         address: the Ray cluster, as `rapa-dist train` takes it.
         data_dir: where data sets are.
 
@@ -83,25 +107,29 @@ def carry_out(
         remote: Any = ray.remote(num_cpus=1, max_retries=_RETRIES)
         task = remote(do)
 
-        def submit(job: Job) -> Any:
-            config = job.cell.config(store.protocol, job.seed).as_dict()
+        def submit(jobs: Sequence[Job]) -> Any:
+            what = jobs[0].what
+            runs = [
+                (str(store.run_dir(job.cell, job.seed).absolute()), job.cell.config(store.protocol, job.seed).as_dict())
+                for job in jobs
+            ]
             folder = None if data_dir is None else str(data_dir.expanduser().absolute())
-            run_dir = str(store.run_dir(job.cell, job.seed).absolute())
-            gpus = int(device == "cuda" and job.what == TRAIN)  # analyses compute on the CPU
-            return task.options(num_gpus=gpus).remote(job.what, run_dir, config, folder, fabric, device)
+            gpus = int(device == "cuda" and what == TRAIN)  # analyses compute on the CPU
+            return task.options(num_gpus=gpus).remote(what, runs, folder, fabric, device)
 
-        return _Round(store, left, submit).run(stop)
+        return _Round(store, at_once(left, together), submit).run(stop)
 
 
 class _Round:
     """The jobs under way."""
 
-    def __init__(self, store: Store, jobs: list[Job], submit: Callable[[Job], Any]) -> None:
-        self._store, self._submit, self._total = store, submit, len(jobs)
+    def __init__(self, store: Store, tasks: Sequence[Sequence[Job]], submit: Callable[[Sequence[Job]], Any]) -> None:
+        self._store, self._submit, self._total = store, submit, sum(map(len, tasks))
         self._outcome = Outcome(True)
-        self._blocked = [job for job in jobs if job.what != TRAIN]
-        self._under_way = {submit(job): job for job in jobs if job.what == TRAIN}
+        self._blocked = [jobs for jobs in tasks if jobs[0].what != TRAIN]
+        self._under_way = {submit(jobs): jobs for jobs in tasks if jobs[0].what == TRAIN}
         self._epochs: dict[str, int] = {}
+        self._done = 0
         self._unblock()
 
     def run(self, stop: Callable[[], bool]) -> Outcome:
@@ -119,40 +147,43 @@ class _Round:
         return self._outcome
 
     def _take(self, reference: Any) -> None:
-        """Keep what a job came to."""
+        """Keep what a task came to."""
         import ray
 
-        job = self._under_way.pop(reference)
+        jobs = self._under_way.pop(reference)
         try:
-            result = ray.get(reference)
+            results = ray.get(reference)
         except ray.exceptions.RayError as error:
-            result = {"error": str(error).strip().splitlines()[-1]}
-        if result.get("stopped"):
-            self._outcome.finished = False
-        elif "error" in result:
-            self._outcome.failed[job.name] = result["error"]
-            stderr.print(f"{job.name} failed: {result['error']}", markup=False)
-        else:
-            self._store.keep(job.cell, job.seed, job.what, result)
-            figure = f"  best test error {result['best_test_error_percent']:.2f} %" if job.what == TRAIN else ""
-            done = self._total - len(self._under_way) - len(self._blocked)
-            stderr.print(f"{done:3}/{self._total} {job.name} done{figure}", markup=False)
+            results = [{"error": str(error).strip().splitlines()[-1]}] * len(jobs)
+        for job, result in zip(jobs, results, strict=True):
+            self._done += 1
+            if result.get("stopped"):
+                self._outcome.finished = False
+            elif "error" in result:
+                self._outcome.failed[job.name] = result["error"]
+                stderr.print(f"{job.name} failed: {result['error']}", markup=False)
+            else:
+                self._store.keep(job.cell, job.seed, job.what, result)
+                figure = f"  best test error {result['best_test_error_percent']:.2f} %" if job.what == TRAIN else ""
+                stderr.print(f"{self._done:3}/{self._total} {job.name} done{figure}", markup=False)
 
     def _unblock(self) -> None:
         """Begin the analyses whose network is trained; give up those whose training failed."""
-        for job in list(self._blocked):
+        for jobs in list(self._blocked):
+            (job,) = jobs
             training = Job(job.cell, job.seed, TRAIN)
             if self._store.result(job.cell, job.seed, TRAIN) is not None:
-                self._under_way[self._submit(job)] = job
+                self._under_way[self._submit(jobs)] = jobs
             elif training.name in self._outcome.failed:
                 self._outcome.failed[job.name] = "its network could not be trained"
+                self._done += 1
             else:
                 continue
-            self._blocked.remove(job)
+            self._blocked.remove(jobs)
 
     def _show(self) -> None:
         """Print a line whenever a tenth of a run is done, as far as its directory can be seen from here."""
-        for job in self._under_way.values():
+        for job in chain.from_iterable(self._under_way.values()):
             if job.what != TRAIN:
                 continue
             epochs = self._store.protocol.epochs
@@ -172,18 +203,19 @@ class _Round:
         import ray
 
         self._outcome.finished = False
-        stderr.print(f"Stopping what is under way ({len(self._under_way)}); what trains is saved", markup=False)
+        number = sum(map(len, self._under_way.values()))
+        stderr.print(f"Stopping what is under way ({number}); what trains is saved", markup=False)
         for reference in self._under_way:
             ray.cancel(reference, force=False)
         done, _ = ray.wait(list(self._under_way), num_returns=len(self._under_way), timeout=_STOP_S)
         for reference in done:
-            job = self._under_way[reference]
             try:
-                result = ray.get(reference)
+                results = ray.get(reference)
             except ray.exceptions.RayError:
                 continue
-            if not result.keys() & {"stopped", "error"}:
-                self._store.keep(job.cell, job.seed, job.what, result)
+            for job, result in zip(self._under_way[reference], results, strict=True):
+                if not result.keys() & {"stopped", "error"}:
+                    self._store.keep(job.cell, job.seed, job.what, result)
 
 
 def progress_of(line: dict[str, Any], epochs: int) -> str:
