@@ -18,6 +18,11 @@ def home_as_tilde(path: Path | str) -> str:
     return f"~{text.removeprefix(home)}" if text == home or text.startswith(f"{home}/") else text
 
 
+def counted(number: int, noun: str) -> str:
+    """Return so many of something, in the singular where it is one: "1 tile", "1,000 tiles"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 Advance = Callable[[int, int], None]
 """Called with (done, total) as some work goes on."""
 

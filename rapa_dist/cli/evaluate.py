@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from rapa_dist.cli.output import emit, json_option
+from rapa_dist.console import counted
 
 
 @click.command()
@@ -60,5 +61,5 @@ def evaluate(
     else:
         click.echo(
             f"test error {result['test_error_percent']:.2f} % on {result['images']:,} images of "
-            f"{result['dataset']}, {votes} vote{'s' if votes > 1 else ''}, checkpoint {result['checkpoint']}"
+            f"{result['dataset']}, {counted(votes, 'vote')}, checkpoint {result['checkpoint']}"
         )

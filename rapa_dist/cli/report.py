@@ -40,7 +40,7 @@ def report(run_dir: Path, output: Path | None, checkpoint: str, scaling: Path | 
       rapa-dist report runs/20261123T120000Z-builtin-16x4x1
       rapa-dist report runs/20261123T120000Z-builtin-16x4x1 --output talk.html --checkpoint best
     """  # noqa: D301 — click wants the backspace itself
-    from rapa_dist.console import stderr
+    from rapa_dist.console import counted, stderr
     from rapa_dist.report.page import report as write
 
     result = write(run_dir, output=output, checkpoint=checkpoint, scaling=scaling)
@@ -49,4 +49,4 @@ def report(run_dir: Path, output: Path | None, checkpoint: str, scaling: Path | 
     if as_json:
         emit(result)
     else:
-        click.echo(f"{result['report']}  ({result['bytes'] / 1e6:.1f} MB, {result['epochs']:,} epochs)")
+        click.echo(f"{result['report']}  ({result['bytes'] / 1e6:.1f} MB, {counted(result['epochs'], 'epoch')})")

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rapa_dist.config import TrainConfig
-from rapa_dist.console import stderr
+from rapa_dist.console import counted, stderr
 from rapa_dist.coordinator.checkpoint import Progress as RunProgress
 from rapa_dist.coordinator.own_tiles import OwnTiles
 from rapa_dist.coordinator.telemetry import RayMetrics
@@ -56,7 +56,7 @@ class RunDisplay:
             f"{len(data.classes)} classes\n"
             f"{len(machine.tiles)} tiles ({','.join(map(str, config.tiles))}, scheme {config.scheme}, "
             f"fabric {fabric}), {machine.n_weights:,} weights on them; λ = {config.lr:g}, "
-            f"× {config.lr_decay:g} every {config.lr_decay_every} epochs",
+            f"× {config.lr_decay:g} every {counted(config.lr_decay_every, 'epoch')}",
             markup=False,
         )
         self._last_draw = self._last_step = 0.0

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rapa_dist.config import TrainConfig
-from rapa_dist.console import stderr
+from rapa_dist.console import counted, stderr
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
 from rapa_dist.coordinator.run_directory import RunDirectory
@@ -125,7 +125,7 @@ def check_progress(directory: RunDirectory, config: TrainConfig, newest: Checkpo
     begun = progress.epoch + (progress.step_in_epoch > 0)
     if config.epochs < begun:
         raise UsageError(
-            f"The run in {directory.path} has begun {begun} epochs, it can't end after {config.epochs}. "
+            f"The run in {directory.path} has begun {counted(begun, 'epoch')}, it can't end after {config.epochs}. "
             f"Use --epochs {begun} or more; for a shorter run, start a new one without --resume."
         )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rapa_dist.config import TrainConfig
+from rapa_dist.console import counted
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator import opening
 from rapa_dist.coordinator.checkpoint import Checkpoint
@@ -78,8 +79,8 @@ class RunResult:
         lines = [f"run          {values['run_dir']}", f"checkpoint   {values['checkpoint']}"]
         if values["epochs"]:
             lines.append(
-                f"test error   {values['test_error_percent']:.2f} % after {values['epochs']} "
-                f"epoch{'s' if values['epochs'] > 1 else ''}; "
+                f"test error   {values['test_error_percent']:.2f} % after "
+                f"{counted(values['epochs'], 'epoch')}; "
                 f"best {values['best_test_error_percent']:.2f} % in epoch {values['best_epoch']}"
             )
             lines.append(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
+from rapa_dist.console import counted
 from rapa_dist.inspection import RESTARTING, RunStats, TileStats, TotalStats, sort_tiles
 
 _GAP = "  "
@@ -55,18 +56,18 @@ def tiles_table(stats: RunStats, *, sort: str = "tile", width: int | None = None
     """
     tiles = sort_tiles(stats.tiles, sort)
     totals = [*stats.layers, stats.total] if len(stats.layers) > 1 else list(stats.layers)
-    heading = f"{stats.run}: {_plural(len(tiles), 'tile')} on {_plural(len({tile.node for tile in tiles}), 'node')}"
+    heading = f"{stats.run}: {counted(len(tiles), 'tile')} on {counted(len({tile.node for tile in tiles}), 'node')}"
     notes = [f"no answer for {', '.join(stats.silent[:5])}{' …' * (len(stats.silent) > 5)}"] if stats.silent else []
     shown = tiles
     if height is not None:
         room = max(0, height - 3 - len(totals) - len(notes))  # heading, names of the columns, cursor
         if len(tiles) > room:
             shown = tiles[: max(0, room - 1)]
-            notes.append(f"{len(tiles) - len(shown):,} more tiles, sorted by {sort}, do not fit here")
+            notes.append(f"{counted(len(tiles) - len(shown), 'more tile')}, sorted by {sort}, do not fit here")
     rows = [_total_row(total) for total in totals] + [_tile_row(tile) for tile in shown]
     columns, widths = _fit(rows, width)
     if dropped := len(_COLUMNS) - len(columns):
-        heading += f" (too narrow for {_plural(dropped, 'more column')})"
+        heading += f" (too narrow for {counted(dropped, 'more column')})"
     table = Text(no_wrap=True, overflow="crop")
     table.append(heading[:width] + "\n")
     table.append(_line([column.heading for column in _COLUMNS], columns, widths) + "\n", style="bold")
@@ -162,7 +163,3 @@ def seconds(time_s: float) -> str:
     if 0 < time_s < 1e-4:
         return f"{time_s:.1e}"
     return f"{time_s:.0f}" if time_s >= 100 else f"{time_s:#.3g}"
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' if number != 1 else ''}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rapa_dist.config import TrainConfig, resolve
+from rapa_dist.console import counted
 from rapa_dist.errors import UsageError
 
 EXPERIMENTS = ("table1", "table2", "figure3", "figure4", "regularizer")
@@ -54,7 +55,7 @@ class Protocol:
         images = "all" if self.limit_train is None else f"{self.limit_train:,}"
         tested = "all" if self.limit_test is None else f"{self.limit_test:,}"
         return (
-            f"{name}, {images} training and {tested} test images, {self.epochs} epochs, λ decays every "
+            f"{name}, {images} training and {tested} test images, {counted(self.epochs, 'epoch')}, λ decays every "
             f"{self.lr_decay_every}, mini-batches of {self.batch_size}"
         )
 

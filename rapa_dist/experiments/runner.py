@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rapa_dist.console import stderr
+from rapa_dist.console import counted, stderr
 from rapa_dist.errors import ClusterError
 from rapa_dist.experiments.cells import Cell, analyses_of
 from rapa_dist.experiments.jobs import TRAIN, do
@@ -247,7 +247,10 @@ def _cluster(address: str | None, device: str) -> Iterator[None]:
         number = int(offered.get(kind, 0))
         if number < 1:
             raise ClusterError(f"The Ray cluster at {cluster.address} offers no {kind}, and a job takes one.")
-        stderr.print(f"Ray cluster at {cluster.address} ({cluster.description}): {number} jobs at a time", markup=False)
+        stderr.print(
+            f"Ray cluster at {cluster.address} ({cluster.description}): {counted(number, 'job')} at a time",
+            markup=False,
+        )
         yield
     finally:
         with uninterrupted():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rapa_dist.config import TrainConfig
+from rapa_dist.console import counted
 from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.errors import CheckpointError, RunDirectoryError, UsageError
@@ -50,8 +51,12 @@ class Content:
         """How far the run has come, in a few words."""
         done, wanted = len(self.metrics), self.config.epochs
         if self.under_way:
-            return f"in progress: {done:,} of {wanted:,} epochs"
-        return f"finished: {done:,} epochs" if done >= wanted else f"stopped after {done:,} of {wanted:,} epochs"
+            return f"in progress: {done:,} of {counted(wanted, 'epoch')}"
+        return (
+            f"finished: {counted(done, 'epoch')}"
+            if done >= wanted
+            else f"stopped after {done:,} of {counted(wanted, 'epoch')}"
+        )
 
     def similarity(self, layer: int) -> tuple[list[int], list[float]]:
         """Return the epochs for which S of a layer was recorded, and S in them."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from rapa_dist.console import counted
 from rapa_dist.inspection import RunStats
 from rapa_dist.report.content import Content
 from rapa_dist.report.filters import filter_norms, tile_similarity
@@ -159,7 +160,8 @@ def curves(content: Content) -> str:
             _epoch_axis(axes, epochs)
         loss.set_xlabel("")
         return drawing.svg(
-            f"Train and test error, loss and learning rate over {len(epochs)} epochs. The numbers are in the table."
+            f"Train and test error, loss and learning rate over {counted(len(epochs), 'epoch')}. "
+            "The numbers are in the table."
         )
 
 
@@ -173,7 +175,9 @@ def similarities(content: Content) -> str:
             epochs, values = content.similarity(layer.index)
             if epochs:
                 seen += epochs
-                drawing.curve(axes, epochs, values, colour, f"layer {layer.index + 1}, {layer.n_tiles} tiles")
+                drawing.curve(
+                    axes, epochs, values, colour, f"layer {layer.index + 1}, {counted(layer.n_tiles, 'tile')}"
+                )
         _epoch_axis(axes, seen)
         axes.margins(y=0.12)
         axes.legend(loc="best")

@@ -8,6 +8,7 @@ from typing import Any
 
 from rapa_dist import __version__
 from rapa_dist.analysis.similarity import similarity
+from rapa_dist.console import counted
 from rapa_dist.coordinator.checkpoint import write_whole
 from rapa_dist.errors import RunDirectoryError, UsageError
 from rapa_dist.machine import IMAGE_CHANNELS
@@ -125,7 +126,7 @@ def _cards(content: Content) -> str:
         wall_s = known_sum(line["wall"].get("train_s") for line in lines)
         cards = [
             ("Best test error", f"{best['test_error_percent']:.2f} %", f"in epoch {best['epoch']:,}"),
-            ("Last test error", f"{last['test_error_percent']:.2f} %", f"after {last['epoch']:,} epochs"),
+            ("Last test error", f"{last['test_error_percent']:.2f} %", f"after {counted(last['epoch'], 'epoch')}"),
             ("Last train error", f"{last['train_error_percent']:.2f} %", f"loss {last['train_loss']:.4f}"),
             *cards,
             ("Device time", duration(device_s), "to train, on the emulated arrays"),
@@ -164,7 +165,7 @@ def _curves(content: Content) -> str:
         "error and loss those after the epoch. Point at a curve for its values."
     )
     return _figure(content, lambda: figures.curves(content), caption) + folded(
-        f"All {len(lines):,} epochs as a table", data_table("Every epoch", head, rows)
+        f"{counted(len(lines), 'epoch')} as a table", data_table("Every epoch", head, rows)
     )
 
 
@@ -235,7 +236,7 @@ def _tiles(content: Content) -> str:
     return (
         _figure(content, lambda: figures.load(stats), caption)
         + data_table(summary, head, layers)
-        + folded(f"All {len(tiles):,} tiles as a table", data_table("Every tile", tile_head, tiles))
+        + folded(f"{counted(len(tiles), 'tile')} as a table", data_table("Every tile", tile_head, tiles))
     )
 
 
@@ -264,7 +265,7 @@ def _filters(content: Content) -> str:
             parts.append(_first_layer(kernels))
         parts.append(_likeness(content, index, kernels))
     head = ("layer", "tiles", "filters per tile", "smallest norm", "mean norm", "largest norm", "similarity S")
-    when = f"after {progress.step:,} steps, {progress.epoch:,} epochs"
+    when = f"after {counted(progress.step, 'step')}, {counted(progress.epoch, 'epoch')}"
     note = f"Checkpoint {content.checkpoint_name}: {when}. Norms leave the bias out."
     return data_table(note, head, rows) + "".join(parts)
 
@@ -278,7 +279,7 @@ def _first_layer(kernels: Any) -> str:
     rows = [row(tile) for tile in range(len(kernels))]
     shown = f'<div class="filters">{"".join(rows[:_OPEN_ROWS])}</div>'
     if rest := rows[_OPEN_ROWS:]:
-        shown += folded(f"{len(rest):,} more tiles", f'<div class="filters">{"".join(rest)}</div>')
+        shown += folded(counted(len(rest), "more tile"), f'<div class="filters">{"".join(rest)}</div>')
     caption = (
         "A row for each tile, a column for each output channel: 5 × 5 pixels of red, green and blue. Each filter is "
         "scaled by its largest weight; mid-grey is 0."
@@ -301,14 +302,14 @@ def _similarity(content: Content) -> str:
     if not layers:
         return ""
     lines = [line for line in content.metrics if line.get("similarity")]
-    head = ("epoch", *(f"layer {layer.index + 1}, {layer.n_tiles} tiles" for layer in layers))
+    head = ("epoch", *(f"layer {layer.index + 1}, {counted(layer.n_tiles, 'tile')}" for layer in layers))
     rows = [(line["epoch"], *(or_dash(line["similarity"][layer.index], ".4f") for layer in layers)) for line in lines]
     caption = (
         "S: per output channel, the mean correlation coefficient between the filters of all pairs of tiles, averaged "
         "over channels. 1: all tiles have learnt the same; 0: nothing in common. Layers with one tile have none."
     )
     return _figure(content, lambda: figures.similarities(content), caption) + folded(
-        f"S after {len(rows):,} epochs as a table", data_table("Similarity S", head, rows)
+        f"S after {counted(len(rows), 'epoch')} as a table", data_table("Similarity S", head, rows)
     )
 
 
