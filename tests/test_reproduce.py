@@ -20,7 +20,7 @@ from rapa_dist.experiments import figures, paper, tables
 from rapa_dist.experiments.cells import EXPERIMENTS, LARGE, POOLINGS, Protocol, analyses_of, cells_of
 from rapa_dist.experiments.claims import claims
 from rapa_dist.experiments.jobs import do
-from rapa_dist.experiments.runner import at_once, jobs_of, missing, progress_of
+from rapa_dist.experiments.runner import Slots, _Round, at_once, jobs_of, missing, progress_of
 from rapa_dist.experiments.store import Store
 
 COMMAND = [sys.executable, "-m", "rapa_dist", "reproduce"]
@@ -104,6 +104,61 @@ def test_seeds_of_a_cell_are_trained_by_one_task_as_many_as_are_wished():
         ["random-2 train"],
         *([f"random-{seed} similarity"] for seed in range(3)),
     ]
+
+
+@pytest.fixture
+def together_with(monkeypatch):
+    """Return what carries jobs out in this process: the task that was begun first is done first."""
+
+    def carry_out(store, jobs, slots, results=lambda job: {"best_test_error_percent": 1.0}):
+        begun, most = [], [0]
+
+        class Task:
+            def __init__(self, jobs):
+                self.results = [results(job) for job in jobs]
+                begun.extend(job.name for job in jobs)
+
+        def wait(tasks, **_):
+            most[0] = max(most[0], len(tasks))
+            return tasks[:1], tasks[1:]
+
+        monkeypatch.setattr("ray.wait", wait)
+        monkeypatch.setattr("ray.get", lambda task: task.results)
+        outcome = _Round(store, at_once(jobs, 1), Task, lambda: slots).run(lambda: False)
+        return outcome, begun, most[0]
+
+    return carry_out
+
+
+def test_jobs_begin_in_their_order_and_analyses_as_soon_as_they_can(store, together_with):
+    jobs = jobs_of("table1", cells_of("table1", ["none", "random", "alternate"]), seeds=2)
+    outcome, begun, most = together_with(store, jobs, Slots(1, 2))
+    assert (outcome.finished, outcome.failed, most) == (True, {}, 2)
+    assert begun == [
+        "none-0 train",
+        "random-0 train",
+        "random-0 similarity",
+        "alternate-0 train",
+        "none-1 train",
+        "random-1 train",
+        "random-1 similarity",
+        "alternate-1 train",
+    ]
+    assert missing(store, jobs) == []
+
+
+def test_what_is_left_after_a_failure_is_done(store, together_with):
+    jobs = jobs_of("table1", cells_of("table1", ["none", "random"]), seeds=1)
+    failing = {"random-0 train": {"error": "no luck"}}
+    outcome, begun, most = together_with(
+        store, jobs, Slots(1, 1), lambda job: failing.get(job.name, {"best_test_error_percent": 1.0})
+    )
+    assert (begun, most) == (["none-0 train", "random-0 train"], 1)
+    assert outcome.finished
+    assert outcome.failed == {
+        "random-0 train": "no luck",
+        "random-0 similarity": "its network could not be trained",
+    }
 
 
 # --- the store
@@ -272,12 +327,15 @@ def run(*arguments, **options):
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_what_was_stopped_goes_on_repeats_nothing_and_gives_the_same_table(tmp_path):
-    # more cells than two cores train at a time: with the first one trained something is left to do
+    # one job at a time: with the first one trained something is left to do
     cells = ["none", "random", "alternate"]
     arguments = ["table1", *TINY, "--epochs", "3", "--cells", ",".join(cells)]
     stopped, straight = tmp_path / "stopped", tmp_path / "straight"
     process = subprocess.Popen(
-        [*COMMAND, *arguments, "--output", str(stopped)], stderr=subprocess.PIPE, text=True, stdout=subprocess.PIPE
+        [*COMMAND, *arguments, "--jobs", "1", "--output", str(stopped)],
+        stderr=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.PIPE,
     )
     deadline = time.monotonic() + _TIMEOUT_S
     while not (trained := [path.name.partition(".")[0] for path in stopped.glob("results/*.train.json")]):
@@ -371,6 +429,7 @@ def test_the_regularizer_is_a_table_and_a_figure(tmp_path):
         (("table1", "--lr-decay-every", "0"), ("--lr-decay-every needs at least 1",)),
         (("table1", "--epochs", "0"), ("--epochs needs at least 1",)),
         (("table1", "--paper", "--epochs", "3"), ("--paper sets epochs and images itself", "--epochs")),
+        (("table1", "--jobs", "0"), ("--jobs needs at least 1",)),
         (("table1", "--together", "0"), ("--together needs at least 1 seed",)),
         (("table1", "--together", "2", "--fabric", "serial"), ("--together is for the fabric batched",)),
         (("table1", "--device", "cuda"), ("--device cuda needs a GPU", "--device cpu")),

@@ -38,6 +38,7 @@ _INTERRUPTED = 130
 )
 @click.option("--fabric", default="batched", show_default=True, metavar="NAME", help="Fabric to train on.")
 @click.option("--device", default="cpu", show_default=True, metavar="NAME", help="cpu, or cuda: a GPU for every job.")
+@click.option("--jobs", type=int, metavar="N", help="Jobs at a time, at most.  [default: one per core, or GPU]")
 @click.option(
     "--together",
     type=int,
@@ -64,6 +65,7 @@ def reproduce(
     adopt: tuple[Path, ...],
     fabric: str,
     device: str,
+    jobs: int | None,
     together: int,
     address: str | None,
     dry_run: bool,
@@ -100,6 +102,7 @@ def reproduce(
         fabric=fabric,
         device=device,
         together=together,
+        jobs=jobs,
         address=address,
     )
     with redirect_stdout(sys.stderr):  # Ray prints its warnings to stdout

@@ -37,6 +37,7 @@ class Request:
     fabric: str
     device: str
     together: int
+    jobs: int | None
     address: str | None
 
 
@@ -87,6 +88,7 @@ class Work:
                 fabric=request.fabric,
                 device=request.device,
                 together=request.together,
+                at_most=request.jobs,
                 address=request.address,
                 data_dir=request.data_dir,
             )
@@ -152,6 +154,8 @@ def prepare(request: Request) -> Work:
         raise UsageError(
             "--fabric ray has a process per tile; experiments train on batched or serial. Use one of them."
         )
+    if request.jobs is not None and request.jobs < 1:
+        raise UsageError(f"--jobs needs at least 1; it is {request.jobs}.")
     if request.together < 1:
         raise UsageError(f"--together needs at least 1 seed; it is {request.together}.")
     if request.together > 1 and request.fabric != "batched":

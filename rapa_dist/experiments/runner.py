@@ -1,12 +1,13 @@
 """Carrying out an experiment: its jobs as Ray tasks, a core or a GPU each, and no job twice."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rapa_dist.console import counted, stderr
 from rapa_dist.errors import ClusterError
@@ -16,7 +17,7 @@ from rapa_dist.experiments.store import Store
 from rapa_dist.fabric.cluster import connect_to, find_address
 from rapa_dist.interrupts import asked_to_stop, uninterrupted
 
-_POLL_S = 2.0
+_POLL_S = 0.25
 _STOP_S = 120.0
 _RETRIES = 3  # of a job whose process was killed; training goes on from its newest checkpoint
 
@@ -81,10 +82,11 @@ def carry_out(
     fabric: str,
     device: str,
     together: int,
+    at_most: int | None,
     address: str | None,
     data_dir: Path | None,
 ) -> Outcome:
-    """Do what is missing, as many tasks at a time as the cluster has cores (or GPUs).
+    """Do what is missing, in its order, as many tasks at a time as the cluster has cores (or GPUs).
 
     Args:
         store: where results are kept as they come.
@@ -92,6 +94,7 @@ def carry_out(
         fabric: to train on.
         device: "cpu", or "cuda" for a GPU per task.
         together: seeds of a cell that are trained at once.
+        at_most: tasks at a time; None: as many as the cluster has room for.
         address: the Ray cluster, as `rapa-dist train` takes it.
         data_dir: where data sets are.
 
@@ -101,7 +104,7 @@ def carry_out(
     left = missing(store, jobs)
     if not left:
         return Outcome(True)
-    with _cluster(address, device), asked_to_stop() as stop:
+    with _cluster(address, device, at_most) as slots, asked_to_stop() as stop:
         import ray
 
         remote: Any = ray.remote(num_cpus=1, max_retries=_RETRIES)
@@ -117,34 +120,73 @@ def carry_out(
             gpus = int(device == "cuda" and what == TRAIN)  # analyses compute on the CPU
             return task.options(num_gpus=gpus).remote(what, runs, folder, fabric, device)
 
-        return _Round(store, at_once(left, together), submit).run(stop)
+        return _Round(store, at_once(left, together), submit, slots).run(stop)
+
+
+class Slots(NamedTuple):
+    """How many tasks can be under way."""
+
+    trainings: int
+    all: int
+    """With the analyses."""
 
 
 class _Round:
-    """The jobs under way."""
+    """Tasks that are under way, and those that wait for their turn."""
 
-    def __init__(self, store: Store, tasks: Sequence[Sequence[Job]], submit: Callable[[Sequence[Job]], Any]) -> None:
-        self._store, self._submit, self._total = store, submit, sum(map(len, tasks))
+    def __init__(
+        self,
+        store: Store,
+        tasks: Sequence[Sequence[Job]],
+        submit: Callable[[Sequence[Job]], Any],
+        slots: Callable[[], Slots],
+    ) -> None:
+        self._store, self._submit, self._slots = store, submit, slots
+        self._waiting, self._total = list(tasks), sum(map(len, tasks))
+        self._under_way: dict[Any, Sequence[Job]] = {}
         self._outcome = Outcome(True)
-        self._blocked = [jobs for jobs in tasks if jobs[0].what != TRAIN]
-        self._under_way = {submit(jobs): jobs for jobs in tasks if jobs[0].what == TRAIN}
         self._epochs: dict[str, int] = {}
         self._done = 0
-        self._unblock()
 
     def run(self, stop: Callable[[], bool]) -> Outcome:
         """Wait for all jobs, or until `stop` says so."""
         import ray
 
-        while self._under_way and not stop():
+        while not stop():
+            self._fill()
+            if not self._under_way:
+                return self._outcome
             done, _ = ray.wait(list(self._under_way), num_returns=1, timeout=_POLL_S)
             for reference in done:
                 self._take(reference)
-            self._unblock()
             self._show()
         if self._under_way:
             self._stop()
+        self._outcome.finished &= not (self._under_way or self._waiting)
         return self._outcome
+
+    def _fill(self) -> None:
+        """Begin as many tasks as there is room for: analyses of what is trained, and the next ones to train."""
+        self._give_up()
+        room = self._slots()
+        for jobs in sorted(filter(self._ready, self._waiting), key=_trains):
+            trainings = sum(map(_trains, self._under_way.values()))
+            if len(self._under_way) >= room.all or (_trains(jobs) and trainings >= room.trainings):
+                return
+            self._waiting.remove(jobs)
+            self._under_way[self._submit(jobs)] = jobs
+
+    def _ready(self, jobs: Sequence[Job]) -> bool:
+        """Whether jobs can begin: to train, or to analyse what is trained."""
+        return _trains(jobs) or all(self._store.result(job.cell, job.seed, TRAIN) is not None for job in jobs)
+
+    def _give_up(self) -> None:
+        """Take the analyses whose training failed for failed."""
+        for jobs in list(self._waiting):
+            if not _trains(jobs) and any(Job(job.cell, job.seed, TRAIN).name in self._outcome.failed for job in jobs):
+                self._waiting.remove(jobs)
+                self._outcome.failed |= dict.fromkeys((job.name for job in jobs), "its network could not be trained")
+                self._done += len(jobs)
 
     def _take(self, reference: Any) -> None:
         """Keep what a task came to."""
@@ -167,20 +209,6 @@ class _Round:
                 figure = f"  best test error {result['best_test_error_percent']:.2f} %" if job.what == TRAIN else ""
                 stderr.print(f"{self._done:3}/{self._total} {job.name} done{figure}", markup=False)
 
-    def _unblock(self) -> None:
-        """Begin the analyses whose network is trained; give up those whose training failed."""
-        for jobs in list(self._blocked):
-            (job,) = jobs
-            training = Job(job.cell, job.seed, TRAIN)
-            if self._store.result(job.cell, job.seed, TRAIN) is not None:
-                self._under_way[self._submit(jobs)] = jobs
-            elif training.name in self._outcome.failed:
-                self._outcome.failed[job.name] = "its network could not be trained"
-                self._done += 1
-            else:
-                continue
-            self._blocked.remove(jobs)
-
     def _show(self) -> None:
         """Print a line whenever a tenth of a run is done, as far as its directory can be seen from here."""
         for job in chain.from_iterable(self._under_way.values()):
@@ -202,7 +230,6 @@ class _Round:
         """Have the jobs under way save and end."""
         import ray
 
-        self._outcome.finished = False
         number = sum(map(len, self._under_way.values()))
         stderr.print(f"Stopping what is under way ({number}); what trains is saved", markup=False)
         for reference in self._under_way:
@@ -213,9 +240,12 @@ class _Round:
                 results = ray.get(reference)
             except ray.exceptions.RayError:
                 continue
-            for job, result in zip(self._under_way[reference], results, strict=True):
-                if not result.keys() & {"stopped", "error"}:
-                    self._store.keep(job.cell, job.seed, job.what, result)
+            if not any(result.keys() & {"stopped", "error"} for result in results):
+                self._take(reference)
+
+
+def _trains(jobs: Sequence[Job]) -> bool:
+    return jobs[0].what == TRAIN
 
 
 def progress_of(line: dict[str, Any], epochs: int) -> str:
@@ -233,8 +263,8 @@ def _gpus() -> int:
 
 
 @contextmanager
-def _cluster(address: str | None, device: str) -> Iterator[None]:
-    """Join or start a Ray cluster; leave or stop it at the end."""
+def _cluster(address: str | None, device: str, at_most: int | None) -> Iterator[Callable[[], Slots]]:
+    """Join or start a Ray cluster, and return what says how many tasks it has room for now; leave or stop it."""
     found = find_address(address)
     stderr.print(f"{'Joining' if found else 'Starting'} a Ray cluster …", markup=False)
     with uninterrupted():
@@ -242,16 +272,22 @@ def _cluster(address: str | None, device: str) -> Iterator[None]:
     try:
         import ray
 
-        offered = ray.cluster_resources()  # type: ignore[no-untyped-call]
         kind = "GPU" if device == "cuda" else "CPU"
-        number = int(offered.get(kind, 0))
-        if number < 1:
+
+        def offered(kind: str) -> int:
+            return int(ray.cluster_resources().get(kind, 0))  # type: ignore[no-untyped-call]
+
+        def slots() -> Slots:
+            most = at_most or sys.maxsize
+            return Slots(max(1, min(most, offered(kind))), max(1, min(most, offered("CPU"))))
+
+        if offered(kind) < 1:
             raise ClusterError(f"The Ray cluster at {cluster.address} offers no {kind}, and a job takes one.")
         stderr.print(
-            f"Ray cluster at {cluster.address} ({cluster.description}): {counted(number, 'job')} at a time",
+            f"Ray cluster at {cluster.address} ({cluster.description}): {counted(slots().trainings, 'job')} at a time",
             markup=False,
         )
-        yield
+        yield slots
     finally:
         with uninterrupted():
             cluster.close()
