@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from rapa_dist.cli.output import emit, json_option
-from rapa_dist.console import counted
 
 
 @click.command()
@@ -45,6 +44,7 @@ def evaluate(
     Examples:
       rapa-dist evaluate runs/20261123T120000Z-builtin-16x4x1 --votes 5
     """  # noqa: D301 — click wants the backspace itself
+    from rapa_dist.console import counted
     from rapa_dist.coordinator.retest import retest
 
     result = retest(
