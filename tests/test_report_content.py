@@ -106,6 +106,12 @@ def test_a_line_that_is_just_being_written_is_left_for_later(run):
     assert [each["epoch"] for each in gather(run).metrics] == [1, 2, 3]
 
 
+def test_runs_that_were_trained_together_share_their_wall_time_and_the_page_says_so(run):
+    assert "Trained in the same time" not in render(gather(run))
+    edit_metrics(run, lambda each: each | {"wall": each["wall"] | {"networks": 3}})
+    assert re.search(r"Trained in the same time</th><td>2 other runs<", render(gather(run)))
+
+
 def test_a_run_of_before_similarity_was_recorded(run):
     edit_metrics(run, lambda each: {key: value for key, value in each.items() if key != "similarity"})
     content = gather(run)

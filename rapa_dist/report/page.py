@@ -183,6 +183,9 @@ def _time(content: Content) -> str:
         ("Wall time of all tests", duration(known_sum(wall.get("test_s") for wall in walls))),
         ("Wall time of a step, median of the epochs", f"{median(steps):.2f} ms" if steps else "–"),
     ]
+    others = max(wall.get("networks", 1) for wall in walls) - 1
+    if others:
+        facts.append(("Trained in the same time", counted(others, "other run")))
     chart = ""
     if steps:
         caption = "Wall time depends on the machine and on what else it does; device time only on rows and tiles."
