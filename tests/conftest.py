@@ -4,11 +4,18 @@ import os
 import secrets
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+from rapa_dist.fabric.cluster import answers
 
 _PATIENCE_S = 60.0  # for Ray's processes to end after their driver has; its agents look for it only now and then
 _LONG = ("test_nodes", "test_cluster_files", "test_stats_runs", "test_runs")  # first, so that both halves end together
@@ -63,6 +70,54 @@ def _turn(item: pytest.Item) -> int:
     if not item.get_closest_marker("ray"):
         return 1 if item.get_closest_marker("slow") else 0
     return 2 if item.path.stem in _LONG else 3
+
+
+class Head(NamedTuple):
+    """A Ray cluster of one node that `ray start` started."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+    token: dict[str, str]
+    """Environment with the token that it wants, without saying that it wants one."""
+
+
+@pytest.fixture
+def start_head():
+    """A function that starts a cluster, as a user would by hand, with room for so many tiles.
+
+    At the end it is killed: asked to leave, it would wait half a minute for its agents; `ray stop` would stop every
+    cluster on the machine.
+    """
+    heads: list[subprocess.Popen[bytes]] = []
+
+    def start(tiles: int) -> Head:
+        token = os.environ | {"RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+        place = [f"--port={address.rpartition(':')[2]}", "--node-ip-address=127.0.0.1"]
+        offers = ["--num-cpus=2", "--object-store-memory=100000000", "--resources", f'{{"analog_tile": {tiles}}}']
+        process = subprocess.Popen(
+            [*ray, *place, "--temp-dir", os.environ["TMPDIR"], *offers, "--include-dashboard=false"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=token | {"RAY_AUTH_MODE": "token"},
+            start_new_session=True,
+        )
+        heads.append(process)
+        deadline = time.monotonic() + _PATIENCE_S
+        while not answers(address):
+            assert process.poll() is None, "the head ended"
+            assert time.monotonic() < deadline, "no head"
+            time.sleep(0.05)
+        return Head(address, process, token)
+
+    yield start
+    for process in heads:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=_PATIENCE_S)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,8 +14,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rapa_dist.errors import ClusterError
-from rapa_dist.fabric.cluster import find_address
 from rapa_dist.fabric.processes import look
 
 COMMAND = [sys.executable, "-m", "rapa_dist"]
@@ -163,13 +160,6 @@ class TestSerial:
         assert all(np.isfinite(value).all() for value in newest_weights(directory).values())
 
 
-def answers(address: str) -> bool:
-    try:
-        return find_address(address) is not None
-    except ClusterError:
-        return False
-
-
 class TestBatched:
     pytestmark = pytest.mark.slow
 
@@ -273,35 +263,18 @@ class TestRay:
         assert done.returncode == 0, done.stderr
         assert_same_run(directory, undisturbed)
 
-    def test_a_cluster_that_runs_already_is_used_and_left_running(self, tmp_path):
+    def test_a_cluster_that_runs_already_is_used_and_left_running(self, start_head, tmp_path):
         """Start a cluster by hand with too few tiles for one run, and enough for another."""
-        ray = [sys.executable, "-m", "ray.scripts.scripts"]
-        token = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        options = ["--num-cpus=2", "--include-dashboard=false", "--object-store-memory=100000000", "--block"]
-        resources = ["--resources", '{"analog_tile": 3}', "--disable-usage-stats", "--temp-dir", os.environ["TMPDIR"]]
-        head = subprocess.Popen(
-            [*ray, "start", "--head", f"--port={port}", "--node-ip-address=127.0.0.1", *options, *resources],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=token,
-            start_new_session=True,
-        )
-        address = f"127.0.0.1:{port}"
-        try:
-            wait_for(lambda: answers(address), head, "head")
-            at = ["--address", address, "--epochs", "1", "--limit-train", "40"]
-            refused = run("train", *TINY, *at, "--run-dir", tmp_path / "a", env=token)
-            assert refused.returncode == 1
-            assert re.search(r"needs 6 analog_tile.*3 are free.*this node\): 3", refused.stderr, re.DOTALL)
-            assert not (tmp_path / "a").exists()
-            for _ in range(2):
-                arguments = [*TINY, *at, "--tiles", "1,1,1", "--scheme", "none"]
-                done = run("train", *arguments, "--run-dir", tmp_path / f"b{_}", env=token)
-                assert done.returncode == 0, done.stderr
-                assert f"{address} (--address)" in done.stderr
-        finally:
-            os.killpg(head.pid, signal.SIGTERM)  # `ray stop` would stop every cluster on the machine
-            head.communicate(timeout=60)
+        address, head, token = start_head(tiles=3)
+        environment = token | {"RAY_AUTH_MODE": "token"}
+        at = ["--address", address, "--epochs", "1", "--limit-train", "40"]
+        refused = run("train", *TINY, *at, "--run-dir", tmp_path / "a", env=environment)
+        assert refused.returncode == 1
+        assert re.search(r"needs 6 analog_tile.*3 are free.*this node\): 3", refused.stderr, re.DOTALL)
+        assert not (tmp_path / "a").exists()
+        for name in "bc":
+            arguments = [*TINY, *at, "--tiles", "1,1,1", "--scheme", "none"]
+            done = run("train", *arguments, "--run-dir", tmp_path / name, env=environment)
+            assert done.returncode == 0, done.stderr
+            assert f"{address} (--address)" in done.stderr
+        assert head.poll() is None

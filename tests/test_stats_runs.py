@@ -6,7 +6,6 @@ import os
 import pty
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +17,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from rapa_dist.coordinator import checkpoint as checkpoints
-from rapa_dist.fabric.cluster import answers
 from rapa_dist.fabric.registry import Registration, registrations
 from rapa_dist.fabric.scratch import sweep
 
@@ -181,33 +179,6 @@ def two_runs(tmp_path_factory):
             stop(process)
 
 
-@pytest.fixture
-def started_cluster():
-    """A cluster that `ray start` started, with a token, as (address, its process, environment with the token)."""
-    token = os.environ | {"RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
-    place = [f"--port={port}", "--node-ip-address=127.0.0.1", "--temp-dir", os.environ["TMPDIR"]]
-    offers = ["--num-cpus=2", "--object-store-memory=100000000", "--resources", '{"analog_tile": 6}']
-    head = subprocess.Popen(
-        [*ray, *place, *offers, "--include-dashboard=false"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=token | {"RAY_AUTH_MODE": "token"},
-        start_new_session=True,
-    )
-    address = f"127.0.0.1:{port}"
-    try:
-        wait_until(lambda: answers(address), head, "head")
-        yield address, head, token
-    finally:
-        if head.poll() is None:
-            os.killpg(head.pid, signal.SIGTERM)
-        head.wait(timeout=60)
-
-
 @pytest.mark.ray
 @pytest.mark.timeout(400)
 class TestRay:
@@ -270,9 +241,9 @@ class TestRay:
         assert after["restarts"] == 1
         assert after["rows_forward"] >= before["rows_forward"]
 
-    def test_a_cluster_that_goes_away_while_it_is_watched_and_trained_on(self, started_cluster, tmp_path):
+    def test_a_cluster_that_goes_away_while_it_is_watched_and_trained_on(self, start_head, tmp_path):
         """Watch as from another node: the run's registration is out of sight, its actors are not."""
-        address, head, token = started_cluster
+        address, head, token = start_head(tiles=6)
         (tmp_path / "elsewhere").mkdir()
         far = token | {"RAPA_DIST_SHM": str(tmp_path / "elsewhere"), "RAY_AUTH_MODE": "token"}
         empty = command("stats", "--address", address, env=far)
