@@ -5,7 +5,12 @@ import fcntl
 import io
 import json
 import os
+import queue
 import re
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -233,6 +238,10 @@ def test_a_registration_that_can_not_be_understood_is_passed_over(register, tmp_
 # --- which run is meant
 
 
+def never(error):
+    raise AssertionError(f"told of a cluster that is there: {error}")
+
+
 @pytest.fixture
 def joined(monkeypatch, tmp_path):
     """Stand in for Ray: note which cluster is joined, and let it have some runs."""
@@ -258,13 +267,13 @@ def joined(monkeypatch, tmp_path):
 
 def test_the_only_run_needs_no_name(register, joined):
     register("some-run")
-    found = find_run(None, None)
+    found = find_run(None, None, never)
     assert (found.run, joined) == ("some-run", [("10.0.0.1:1000", "token")])
 
 
 def test_a_cluster_without_a_token_is_joined_without_one(register, joined):
     register("some-run", mode=None)
-    find_run(None, None)
+    find_run(None, None, never)
     assert joined == [("10.0.0.1:1000", "disabled")]
 
 
@@ -272,9 +281,9 @@ def test_one_of_several_runs_has_to_be_named(register, joined):
     register("a")
     register("b", "10.0.0.1:2000")
     with pytest.raises(UsageError, match=r"2 runs train on this node.*--run:\n  a\n  b"):
-        find_run(None, None)
+        find_run(None, None, never)
     assert not joined
-    assert find_run("b", None).run == "b"
+    assert find_run("b", None, never).run == "b"
     assert joined == [("10.0.0.1:2000", "token")]
 
 
@@ -282,24 +291,24 @@ def test_a_run_that_is_not_there_is_refused_with_those_that_are(register, joined
     register("a")
     register("b")
     with pytest.raises(UsageError, match=r"No run named c trains on this node, but:\n  a\n  b"):
-        find_run("c", None)
+        find_run("c", None, never)
 
 
 def test_no_run_and_no_cluster(joined):
     with pytest.raises(ClusterError, match="No run trains on this node, and no Ray cluster runs here"):
-        find_run(None, None)
+        find_run(None, None, never)
 
 
 def test_two_runs_of_one_name_are_told_apart_by_their_clusters(register, joined):
     register("a")
     register("a", "10.0.0.1:2000")
     with pytest.raises(UsageError, match=r"Several runs are named a: .*10.0.0.1:1000; .*10.0.0.1:2000.*--address"):
-        find_run("a", None)
+        find_run("a", None, never)
 
 
 def test_a_cluster_that_is_named_is_asked_for_its_runs(register, joined):
     register("near")
-    assert find_run("far-b", "10.0.0.9:1").run == "far-b"
+    assert find_run("far-b", "10.0.0.9:1", never).run == "far-b"
     assert joined == [("10.0.0.9:1", None)]
 
 
@@ -307,16 +316,16 @@ def test_a_cluster_that_is_named_is_asked_for_its_runs(register, joined):
 def test_a_cluster_that_is_named_and_lacks_the_run(register, joined, run, message):
     register("near")
     with pytest.raises(UsageError, match=rf"{message} the cluster at 10.0.0.9:1.*\n  far-a\n  far-b"):
-        find_run(run, "10.0.0.9:1")
+        find_run(run, "10.0.0.9:1", never)
     assert joined[-1] == ("closed", "10.0.0.9:1")
 
 
 def test_a_cluster_without_runs(joined, monkeypatch):
     monkeypatch.setattr(watcher, "runs_here", list)
     with pytest.raises(ClusterError, match=r"No run trains on the cluster at 10.0.0.9:1"):
-        find_run(None, "10.0.0.9:1")
+        find_run(None, "10.0.0.9:1", never)
     with pytest.raises(ClusterError, match=r"There is no run x, nor any other, on the cluster at 10.0.0.9:1"):
-        find_run("x", "10.0.0.9:1")
+        find_run("x", "10.0.0.9:1", never)
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1:2000", "127.0.0.1:2000", "localhost:2000"])
@@ -324,7 +333,7 @@ def test_a_cluster_that_is_named_may_be_that_of_a_run_here(register, joined, mon
     monkeypatch.setattr(watcher, "runs_here", lambda: ["a"])
     here = register("a", "10.0.0.1:2000", "token")
     register("b")
-    found = find_run(None, address)
+    found = find_run(None, address, never)
     assert (found.run, found._registration) == ("a", here)
     assert joined == [(address, "token")]
 
@@ -346,8 +355,8 @@ def reading(monkeypatch, register):
     monkeypatch.setattr(Watcher, "_ask", lambda self: state["found"])
     state["registration"] = register("some-run")
     state["scratch"] = register.scratches[0]
-    state["watcher"] = Watcher("some-run", FakeCluster(), state["registration"])
-    state["far"] = Watcher("some-run", FakeCluster(), None)
+    state["watcher"] = Watcher("some-run", FakeCluster(), state["registration"], never)
+    state["far"] = Watcher("some-run", FakeCluster(), None, never)
     return state
 
 
@@ -395,7 +404,56 @@ def test_tiles_that_come_back_are_read(reading):
     assert len(reading["watcher"].read().tiles) == 2
 
 
+def test_ray_is_not_waited_for_where_its_cluster_is_gone(reading, monkeypatch):
+    told, released = queue.SimpleQueue(), threading.Event()
+
+    def leave(error):
+        told.put(error)
+        released.set()  # where the command would end the process
+
+    def stuck(self):
+        reading["up"] = False
+        assert released.wait(30)
+        return {"L0/T000": a_tile(0, 0)}
+
+    monkeypatch.setattr(watcher, "_STUCK_S", 0.02)
+    monkeypatch.setattr(Watcher, "_ask", stuck)
+    reading["far"].leave = leave
+    assert reading["far"].read().silent == ("L0/T001",)
+    with pytest.raises(ClusterError, match=r"cluster at 10.0.0.1:1000 went away"):
+        raise told.get_nowait()
+
+
+def test_ray_is_waited_for_while_its_cluster_answers(reading, monkeypatch):
+    monkeypatch.setattr(watcher, "_STUCK_S", 0.01)
+    monkeypatch.setattr(Watcher, "_ask", lambda self: time.sleep(0.1) or {"L0/T000": a_tile(0, 0)})
+    reading["watcher"].read()  # `never` was not called
+
+
 # --- the command
+
+
+@pytest.mark.parametrize(
+    ("error", "options", "code", "said"),
+    [
+        ("ClusterError('x went away.')", "", 1, "Error: x went away."),
+        ("RunEndedError('r has ended.')", "", 1, "Error: r has ended. Its last numbers are in tiles.json"),
+        ("RunEndedError('r has ended.')", ", code=0", 0, "r has ended. Its last numbers are in tiles.json"),
+        ("ClusterError('x went away.')", ", code=0", 1, "Error: x went away."),
+        ("ClusterError('x went away.')", ", as_json=True", 1, "Error: x went away."),
+    ],
+)
+def test_leaving_while_ray_hangs(error, options, code, said):
+    program = (
+        "import threading, time\nfrom rapa_dist.cli.stats import _leave\nfrom rapa_dist.errors import ClusterError\n"
+        f"from rapa_dist.fabric.watcher import RunEndedError\nprint('last', end='')\n"
+        f"threading.Thread(target=lambda: _leave({error}{options})).start()\ntime.sleep(60)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(said)
+    shown = json.dumps({"error": {"type": "ClusterError", "message": "x went away."}}) + "\n"
+    assert done.stdout == "last" + (shown if "json" in options else "")
 
 
 def invoke(*arguments: str):
@@ -465,7 +523,7 @@ def three_looks(monkeypatch):
             self.closed = True
 
     fake = FakeWatcher()
-    monkeypatch.setattr(watcher, "find_run", lambda run, address: fake)
+    monkeypatch.setattr(watcher, "find_run", lambda run, address, leave: fake)
     return fake
 
 

@@ -22,7 +22,7 @@ from rapa_dist.fabric.scratch import sweep
 
 COMMAND = [sys.executable, "-m", "rapa_dist"]
 TINY = ["--dataset", "builtin", "--limit-train", "120", "--limit-test", "60", "--tiles", "4,1,1", "--epochs", "3"]
-LONGER = [*TINY, "--limit-train", "600", "--epochs", "5"]  # some seconds
+LONGER = [*TINY, "--limit-train", "600", "--epochs", "7"]  # longer than joining a cluster takes
 ENDLESS = [*TINY, "--epochs", "10000"]
 _TIMEOUT_S = 120
 
@@ -221,7 +221,7 @@ class TestRay:
     def test_it_answers_within_a_second_of_attaching(self, two_runs):
         code = (
             "import time; from rapa_dist.fabric.watcher import find_run\n"
-            "watcher = find_run('one', None); began = time.monotonic(); watcher.read()\n"
+            "watcher = find_run('one', None, print); began = time.monotonic(); watcher.read()\n"
             "print(time.monotonic() - began); watcher.close()"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

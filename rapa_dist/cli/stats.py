@@ -1,21 +1,24 @@
 """`rapa-dist stats`: what every tile of a training does, from any terminal."""
 
 import math
+import os
 import sys
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from rapa_dist.cli.output import emit, json_option
+from rapa_dist.cli.output import Output, emit, emit_error, json_option
 from rapa_dist.errors import ClusterError, UsageError
 
 if TYPE_CHECKING:
-    from rapa_dist.fabric.watcher import Watcher
+    from rapa_dist.fabric.watcher import RunEndedError, Watcher
     from rapa_dist.inspection import RunStats
 
 _INTERVAL_S = 2.0
+_LAST = "Its last numbers are in tiles.json in its run directory."
 
 
 @click.command()
@@ -75,20 +78,44 @@ def stats(
     from rapa_dist.fabric.watcher import RunEndedError, find_run
 
     with redirect_stdout(sys.stderr):  # Ray prints its warnings to stdout
-        watcher = find_run(PurePath(run).name if run else run, address)
+        watcher = find_run(PurePath(run).name if run else run, address, partial(_leave, as_json=as_json))
     try:
         try:
             first = watcher.read().only(only)
         except RunEndedError as error:
-            raise ClusterError(f"{error} Its last numbers are in tiles.json in its run directory.") from None
+            raise ClusterError(f"{error} {_LAST}") from None
         if as_json:
             emit(first.as_dict())
         elif watch:
+            watcher.leave = partial(_leave, code=0)
             _watch(watcher, first, only, sort, interval or _INTERVAL_S)
         else:
             _show(first, sort)
     finally:
         watcher.close()
+
+
+def _leave(error: "ClusterError | RunEndedError", *, as_json: bool = False, code: int = 1) -> NoReturn:
+    """Say what is gone, and end the process: another thread of it waits in Ray, which does not let go.
+
+    Args:
+        error: what is gone.
+        as_json: whether to say so on stdout, too.
+        code: exit code if it is the run that has ended.
+    """
+    from rapa_dist.console import stdout
+
+    message = str(error)
+    if isinstance(error, ClusterError):
+        code = error.exit_code
+    else:
+        message = f"{message} {_LAST}"
+    stdout.show_cursor()
+    click.echo(f"Error: {message}" if code else message, err=True)
+    if as_json:
+        emit_error(ClusterError.__name__, message, Output())
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def _parse_layer(layer: str | None) -> int | None:

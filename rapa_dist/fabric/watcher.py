@@ -2,8 +2,10 @@
 
 import os
 import re
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rapa_dist.errors import ClusterError, UsageError
@@ -16,6 +18,7 @@ _TILE = re.compile(r"(?P<run>.+)/(?P<tile>L(?P<layer>\d+)/T\d+)")
 _NEXT_S = 0.5  # after which another tile is asked beside one that does not answer
 _PATIENCE_S = 15.0  # for tiles to answer at all
 _PAUSE_S = 0.1
+_STUCK_S = 3.0  # in which Ray has answered, where there is somebody to ask
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -23,11 +26,16 @@ class RunEndedError(Exception):
     """The run that is watched has ended."""
 
 
+Leave = Callable[[ClusterError | RunEndedError], None]
+"""Told, from a thread of its own, that Ray waits in vain for a cluster that is gone; ends the process."""
+
+
 class Watcher:
     """One run on the cluster that this process has joined. Costs the run one call per node and reading."""
 
-    def __init__(self, run: str, cluster: Cluster, registration: Registration | None) -> None:
+    def __init__(self, run: str, cluster: Cluster, registration: Registration | None, leave: Leave) -> None:
         self.run = run
+        self.leave = leave
         self._cluster = cluster
         self._registration = registration
         self._actors: dict[str, Any] = {}
@@ -42,10 +50,13 @@ class Watcher:
         """
         deadline = time.monotonic() + _PATIENCE_S
         while True:
-            self._raise_if_gone()  # before anything is asked of Ray, which would wait for a lost cluster for a minute
-            if not self._actors:
-                self._actors = dict.fromkeys(tiles_of(self.run))
-            if self._actors and (found := self._ask()):
+            if (error := self._gone()) is not None:
+                raise error
+            with _unless_gone(self._gone, self.leave):
+                if not self._actors:
+                    self._actors = dict.fromkeys(tiles_of(self.run))
+                found = self._ask() if self._actors else {}
+            if found:
                 return RunStats.of(self.run, found.values(), silent=sorted(self._actors.keys() - found.keys()))
             if not self._actors and self._registration is None:
                 raise RunEndedError(f"The run {self.run} has ended.")
@@ -59,7 +70,8 @@ class Watcher:
 
     def close(self) -> None:
         """Leave the cluster."""
-        self._cluster.close()
+        with _unless_gone(self._gone, self.leave):
+            self._cluster.close()
 
     def _ask(self) -> dict[str, TileStats]:
         """Return stats by tile, asking further tiles until all are covered or nobody is left to ask."""
@@ -107,24 +119,52 @@ class Watcher:
 
         return bool(ray.wait(list(asked), timeout=2 * _NEXT_S)[0])
 
-    def _raise_if_gone(self) -> None:
-        """Raise what explains it if the run or its cluster is there no more."""
-        registration = self._registration
-        if registration is not None and not registration.alive:  # the last that a run does is to remove it
-            if registration.left_behind:
-                raise ClusterError(
-                    f"The run {self.run} was killed: its coordinator (process {registration.pid}) is gone. "
-                    f"Go on with: rapa-dist train --resume {registration.run_dir}"
-                )
-            raise RunEndedError(f"The run {self.run} has ended.")
-        if not answers(self._cluster.address):
-            raise ClusterError(
-                f"The Ray cluster at {self._cluster.address} went away, and with it the tiles of the run {self.run}. "
-                "Its newest checkpoint is in its run directory; go on with rapa-dist train --resume."
+    def _gone(self) -> ClusterError | RunEndedError | None:
+        return _what_is_gone(self.run, self._cluster.address, self._registration)
+
+
+def _what_is_gone(
+    run: str | None, address: str, registration: Registration | None
+) -> ClusterError | RunEndedError | None:
+    """Return what explains it if a run or its cluster is there no more."""
+    if registration is not None and not registration.alive:  # the last that a run does is to remove it
+        if registration.left_behind:
+            return ClusterError(
+                f"The run {run} was killed: its coordinator (process {registration.pid}) is gone. "
+                f"Go on with: rapa-dist train --resume {registration.run_dir}"
             )
+        return RunEndedError(f"The run {run} has ended.")
+    if answers(address):
+        return None
+    whose = f"the run {run}" if run else "its runs"
+    return ClusterError(
+        f"The Ray cluster at {address} went away, and with it the tiles of {whose}. "
+        "Its newest checkpoint is in its run directory; go on with rapa-dist train --resume."
+    )
 
 
-def find_run(run: str | None, address: str | None) -> Watcher:
+@contextmanager
+def _unless_gone(gone: Callable[[], ClusterError | RunEndedError | None], leave: Leave) -> Iterator[None]:
+    """Leave if there is nobody left to answer what Ray is asked in here.
+
+    Ray would wait for a lost cluster for a minute, deaf to Ctrl-C, and then end the process without a word of ours.
+    """
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(_STUCK_S):
+            error = gone()
+            if error is not None and not done.is_set():
+                leave(error)
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def find_run(run: str | None, address: str | None, leave: Leave) -> Watcher:
     """Find a run that trains now, and join its cluster.
 
     Without an address these are the runs that registered on this node; where none fits, those on the cluster that
@@ -133,6 +173,7 @@ def find_run(run: str | None, address: str | None) -> Watcher:
     Args:
         run: its name; None for the only one.
         address: the cluster; None to look around.
+        leave: what to do if the cluster goes away while Ray is asked.
 
     Raises:
         UsageError: there are several runs and none is named, or none has this name; those that there are are listed.
@@ -142,7 +183,9 @@ def find_run(run: str | None, address: str | None) -> Watcher:
     if address is None:
         chosen = _choose_registered(run, here)
         if chosen is not None:
-            return Watcher(chosen.run, attach((chosen.address, f"of the run {chosen.run}"), _mode(chosen)), chosen)
+            with _unless_gone(lambda: _what_is_gone(chosen.run, chosen.address, chosen), leave):
+                cluster = attach((chosen.address, f"of the run {chosen.run}"), _mode(chosen))
+            return Watcher(chosen.run, cluster, chosen, leave)
     found = _find_cluster(address)
     if found is None:
         if here:
@@ -152,17 +195,18 @@ def find_run(run: str | None, address: str | None) -> Watcher:
             "another machine, give --address on a node of its cluster."
         )
     registered = [entry for entry in here if _is_at(entry, found[0])]
-    cluster = attach(found, _mode(registered[0]) if registered else None)
-    try:
-        names = runs_here()
-        if run is None and len(names) == 1:
-            run = names[0]
-        if run is None or run not in names:
-            raise _unknown(run, names, f"on the cluster at {found[0]} ({found[1]})")
-    except BaseException:
-        cluster.close()
-        raise
-    return Watcher(run, cluster, next((entry for entry in registered if entry.run == run), None))
+    with _unless_gone(lambda: _what_is_gone(run, found[0], None), leave):
+        cluster = attach(found, _mode(registered[0]) if registered else None)
+        try:
+            names = runs_here()
+            if run is None and len(names) == 1:
+                run = names[0]
+            if run is None or run not in names:
+                raise _unknown(run, names, f"on the cluster at {found[0]} ({found[1]})")
+        except BaseException:
+            cluster.close()
+            raise
+    return Watcher(run, cluster, next((entry for entry in registered if entry.run == run), None), leave)
 
 
 def _is_at(registration: Registration, address: str) -> bool:
