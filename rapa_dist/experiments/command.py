@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,21 +168,27 @@ def prepare(request: Request) -> Work:
 
     check_device(request.device, here=request.device == "cpu" or find_address(request.address) is None)
     name = None if request.dataset is None else check_name(request.dataset)
+    # images last: they may take a while
+    planned = Protocol.scaled(epochs=request.epochs, lr_decay_every=request.lr_decay_every, dataset=name or "cifar10")
+    if request.output is not None:
+        _check_output(request.output)
+    check_can_plot()
     data = load_dataset(name, data_dir=request.data_dir, limit_train=request.limit_train, limit_test=request.limit_test)
-    protocol = Protocol.scaled(
-        epochs=request.epochs,
-        lr_decay_every=request.lr_decay_every,
+    protocol = replace(
+        planned,
         dataset=data.name,
         limit_train=None if request.limit_train is None else len(data.train.labels),
         limit_test=None if request.limit_test is None else len(data.test.labels),
     )
-    short = data.name.partition(":")[0]
-    output = request.output or Path("reproduce") / short
+    output = request.output or Path("reproduce") / data.name.partition(":")[0]
+    _check_output(output)
+    assert request.experiment in EXPERIMENTS
+    return Work(request, protocol, Store(output, protocol, binding=request.experiment != "regularizer"))
+
+
+def _check_output(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output is a folder, and {output} is none. Give another one.")
     above = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
     if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
         raise UsageError(f"--output is {output}: {above} can't be written to. Correct that, or give another one.")
-    check_can_plot()
-    assert request.experiment in EXPERIMENTS
-    return Work(request, protocol, Store(output, protocol, binding=request.experiment != "regularizer"))
