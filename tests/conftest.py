@@ -18,7 +18,7 @@ import pytest
 from rapa_dist.fabric.cluster import answers
 
 _PATIENCE_S = 60.0  # for Ray's processes to end after their driver has; its agents look for it only now and then
-_LONG = ("test_nodes", "test_cluster_files", "test_stats_runs", "test_runs")  # first, so that both halves end together
+_LONG = ("test_nodes", "test_cluster_files", "test_runs", "test_stats_runs")  # first, so that both halves end together
 _MARK = "RAPA_DIST_TEST_SESSION"
 _world = pytest.StashKey[tuple[str, list[Path]]]()
 
@@ -56,20 +56,24 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run unmarked tests first, then slow ones, then those that start Ray; otherwise keep the order.
+    """Run unmarked tests first, then those that are slow or start Ray, the longest modules first.
 
-    Where two halves run side by side, those of a module that start Ray stay together, as they share clusters.
+    Where two halves run side by side, the marked ones of a module stay together, as they share clusters and runs.
     """
     for item in items:
-        if item.get_closest_marker("ray") and not item.get_closest_marker("xdist_group"):
+        if _marked(item) and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=_turn)
 
 
+def _marked(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("slow", "ray"))
+
+
 def _turn(item: pytest.Item) -> int:
-    if not item.get_closest_marker("ray"):
-        return 1 if item.get_closest_marker("slow") else 0
-    return 2 if item.path.stem in _LONG else 3
+    if not _marked(item):
+        return -1
+    return _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG)
 
 
 class Head(NamedTuple):

@@ -16,6 +16,8 @@ from click.testing import CliRunner
 from rapa_dist.cli import main
 from rapa_dist.coordinator.run_directory import RunDirectory
 
+pytestmark = pytest.mark.slow
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _TIMEOUT_S = 90
 _QUIET = [
@@ -101,7 +103,6 @@ def what_was_seen(document: str) -> dict:
     return json.loads(text.replace("&quot;", '"'))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_browser_shows_all_of_it_without_a_word_on_the_console(page, tmp_path):
     document, console = look(page, tmp_path)
@@ -114,7 +115,6 @@ def test_a_browser_shows_all_of_it_without_a_word_on_the_console(page, tmp_path)
     assert (seen["missing"], seen["empty"]) == (0, 0)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_what_looks_at_the_page_sees_what_is_wrong(page, tmp_path):
     broken = tmp_path / "broken.html"
