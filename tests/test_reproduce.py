@@ -20,7 +20,7 @@ from rapa_dist.experiments import figures, paper, tables
 from rapa_dist.experiments.cells import EXPERIMENTS, LARGE, POOLINGS, Protocol, analyses_of, cells_of
 from rapa_dist.experiments.claims import claims
 from rapa_dist.experiments.jobs import do
-from rapa_dist.experiments.runner import Slots, _Round, at_once, jobs_of, missing, progress_of
+from rapa_dist.experiments.runner import Job, Slots, _Round, at_once, jobs_of, missing, progress_of
 from rapa_dist.experiments.store import Store
 
 COMMAND = [sys.executable, "-m", "rapa_dist", "reproduce"]
@@ -314,6 +314,29 @@ def test_progress_says_how_far_how_good_and_how_long():
     line = {"epoch": 40, "test_error_percent": 37.125, "wall": {"train_s": 20.0, "test_s": 10.0}}
     assert progress_of(line, 100) == "epoch 40/100  test error 37.12 %  about 30 min left"
     assert progress_of(line, 40) == "epoch 40/40  test error 37.12 %"
+
+
+def test_where_a_run_stands_is_told_at_first_and_after_every_tenth(store, capsys):
+    (cell,) = cells_of("table1", ["none"])
+    store.protocol = protocol(epochs=40)
+    a_round = _Round(store, [], lambda jobs: None, lambda: Slots(1, 1))
+    a_round._under_way = {"reference": [Job(cell, 0, "train")]}
+    a_round._show()
+    assert capsys.readouterr().err == "", "there is nothing yet"
+    directory = store.run_dir(cell, 0)
+    directory.mkdir(parents=True)
+    told = {}
+    with (directory / "metrics.jsonl").open("w") as metrics:
+        for epoch in range(1, 10):
+            wall = {"train_s": 20.0, "test_s": 10.0}
+            metrics.write(json.dumps({"epoch": epoch, "test_error_percent": 50.0, "wall": wall}) + "\n")
+            metrics.flush()
+            for _ in range(2):
+                a_round._show()
+            if said := capsys.readouterr().err.split():
+                told[epoch] = said
+    assert list(told) == [1, 4, 8]
+    assert told[1] == ["none-0", "epoch", "1/40", "test", "error", "50.00", "%", "about", "20", "min", "left"]
 
 
 # --- the command line

@@ -145,7 +145,7 @@ class _Round:
         self._waiting, self._total = list(tasks), sum(map(len, tasks))
         self._under_way: dict[Any, Sequence[Job]] = {}
         self._outcome = Outcome(True)
-        self._epochs: dict[str, int] = {}
+        self._told: dict[str, int] = {}
         self._done = 0
 
     def run(self, stop: Callable[[], bool]) -> Outcome:
@@ -210,7 +210,7 @@ class _Round:
                 stderr.print(f"{self._done:3}/{self._total} {job.name} done{figure}", markup=False)
 
     def _show(self) -> None:
-        """Print a line whenever a tenth of a run is done, as far as its directory can be seen from here."""
+        """Print where a run stands: at first, and after each tenth, as far as its directory can be seen from here."""
         for job in chain.from_iterable(self._under_way.values()):
             if job.what != TRAIN:
                 continue
@@ -221,9 +221,9 @@ class _Round:
                 last = json.loads(lines[done - 1]) if done else {}
             except (OSError, ValueError):
                 continue
-            tenth = 10 * done // epochs
-            if tenth > self._epochs.setdefault(job.name, tenth if done else 0):
-                self._epochs[job.name] = tenth
+            told = 10 * done // epochs + (done > 0)
+            if told > self._told.get(job.name, 0):
+                self._told[job.name] = told
                 stderr.print(f"        {job.cell.name}-{job.seed} {progress_of(last, epochs)}", markup=False)
 
     def _stop(self) -> None:
