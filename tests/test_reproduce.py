@@ -325,6 +325,9 @@ def test_where_a_run_stands_is_told_at_first_and_after_every_tenth(store, capsys
     assert capsys.readouterr().err == "", "there is nothing yet"
     directory = store.run_dir(cell, 0)
     directory.mkdir(parents=True)
+    (directory / "metrics.jsonl").write_text("{}\n")
+    a_round._show()
+    assert capsys.readouterr().err == "", "it is damaged"
     told = {}
     with (directory / "metrics.jsonl").open("w") as metrics:
         for epoch in range(1, 10):

@@ -218,13 +218,13 @@ class _Round:
             try:
                 lines = (self._store.run_dir(job.cell, job.seed) / "metrics.jsonl").read_bytes().splitlines(True)
                 done = sum(line.endswith(b"\n") for line in lines)
-                last = json.loads(lines[done - 1]) if done else {}
-            except (OSError, ValueError):
+                standing = progress_of(json.loads(lines[done - 1]), epochs) if done else ""
+            except (OSError, ValueError, LookupError):  # not there yet; or damaged, which the job itself will say
                 continue
             told = 10 * done // epochs + (done > 0)
             if told > self._told.get(job.name, 0):
                 self._told[job.name] = told
-                stderr.print(f"        {job.cell.name}-{job.seed} {progress_of(last, epochs)}", markup=False)
+                stderr.print(f"        {job.cell.name}-{job.seed} {standing}", markup=False)
 
     def _stop(self) -> None:
         """Have the jobs under way save and end."""
