@@ -473,6 +473,8 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path, monkeypatch, argu
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("rapa_dist.experiments.command.carry_out", lambda *a, **k: pytest.fail("started"))
+    if "--adopt" not in arguments:  # a run is adopted under a protocol, which counts the images
+        monkeypatch.setattr("rapa_dist.experiments.command.load_dataset", lambda *a, **k: pytest.fail("images read"))
     Path("file").write_text("not a folder")
     dataset = () if "--dataset" in arguments else ("--dataset", "builtin")
     result = CliRunner().invoke(main, ["reproduce", *arguments, *dataset])

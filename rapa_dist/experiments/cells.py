@@ -33,9 +33,10 @@ class Protocol:
     @classmethod
     def scaled(cls, *, epochs: int, lr_decay_every: int | None = None, **rest: Any) -> "Protocol":
         """Return one with the paper's decay schedule, every 25 of 400 epochs, scaled to the number of epochs."""
-        if epochs < 1:
-            raise UsageError(f"--epochs needs at least 1; it is {epochs}.")
         every = max(1, round(_PAPER_DECAY_EVERY * epochs / _PAPER_EPOCHS)) if lr_decay_every is None else lr_decay_every
+        for option, number in (("--epochs", epochs), ("--lr-decay-every", every)):
+            if number < 1:
+                raise UsageError(f"{option} needs at least 1; it is {number}.")
         return cls(epochs=epochs, lr_decay_every=every, **rest)
 
     def as_dict(self) -> dict[str, Any]:
