@@ -252,6 +252,16 @@ def test_every_analysis_prints_a_table_or_one_json_object(make_run, tmp_path):
         assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
 
 
+def test_similarity_says_what_is_left_of_the_start(make_run):
+    doubled, equal = make_run(), make_run("equal", equal=True)
+    shown = invoke("analyze", "similarity", doubled).stdout
+    assert "200% of the random start left, S of the rest = 0.0000" in shown
+    result = json.loads(invoke("analyze", "similarity", equal, "--json").stdout)
+    assert result["similarity"] == pytest.approx([1, 1, None])
+    assert result["start_left"] == pytest.approx([0, 0, None])
+    assert result["similarity_of_rest"] == pytest.approx([1, 1, None])
+
+
 def test_an_attack_on_a_network_that_guesses_says_that_it_says_little(make_run):
     run = make_run()  # as it was initialised
     result = json.loads(invoke("analyze", "attack", run, "--snr", "30", "--json").stdout)

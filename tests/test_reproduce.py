@@ -292,6 +292,7 @@ def test_claims_of_votes_reduction_similarity_and_attack(store):
     assert "| 21.80 against 21.00 | does not hold | 1, 1 |" in text, "both are of the end of training"
     assert "| S > 0.1 with max pooling (layer 1) | 0.200 | holds | 1 |" in text
     assert "| S > 0.1 with mixed pooling (layer 1) | – | not measured | 0 |" in text
+    assert "learnt" not in text, "a version that did not tell the start apart has kept this"
     assert "| 40.0 % closed | holds | 1, 1 |" in text
     assert "| 20.0 % against 40.0 % | does not hold | 1, 1, 1 |" in text
     shown = tables.figure4(tables.Results(store))
@@ -302,6 +303,19 @@ def test_claims_of_votes_reduction_similarity_and_attack(store):
     assert "says nothing: `none`" in tables.figure4(tables.Results(store))
     assert "% closed" not in claims(tables.Results(store))
     assert "128,32,8: 21.00 %, 19.50 % by 9 votes (the paper: 16.83)" in tables.figure4(tables.Results(store))
+
+
+def test_what_is_left_of_the_start_stands_beside_the_similarity(store):
+    (random,) = cells_of("figure3", ["random"])
+    store.keep(random, 0, "similarity", {"similarity": [0.2, 0.3, None]})
+    learnt = {"start_left": [0.5, 0.25, None], "similarity_of_rest": [0.4, 0.6, None]}
+    store.keep(random, 1, "similarity", {"similarity": [0.2, 0.3, None]} | learnt)
+    assert "| S, layer 1 | S, layer 2 | start left, layer 1 |" in tables.figure3(tables.Results(store))
+    row = "0.200 ± 0.000 | 0.300 ± 0.000 | 0.500 (n = 1) | 0.250 (n = 1) | 0.400 (n = 1) | 0.600 (n = 1) | 2 |"
+    assert f"| `random` | max | {row}" in tables.figure3(tables.Results(store))
+    text = claims(tables.Results(store))
+    assert "| S > 0.1 of what the tiles have learnt with max pooling (layer 1) | 0.400 | holds | 1 |" in text
+    assert "of what the tiles have learnt for other schemes" not in text, "nothing is known of them"
 
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "regularizer"])

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from rapa_dist.analysis.similarity import channel_similarity, similarity
+from rapa_dist.analysis.similarity import channel_similarity, similarities, similarity, start_left
 
 
 @pytest.mark.parametrize("shape", [(2, 76, 32), (4, 11, 3), (7, 6, 1)])
@@ -33,3 +33,45 @@ def test_similarity_takes_two_tiles_and_leaves_the_bias_out() -> None:
     assert similarity(kernels[:1]) is None
     kernels[:, -1] = 5
     assert similarity(kernels) == 0, "constant filters correlate with none"
+
+
+def test_what_is_left_of_the_start_is_told_apart_from_what_was_learnt() -> None:
+    rng = np.random.default_rng(2)
+    start = rng.normal(size=(16, 76, 32)).astype(np.float32)
+    learnt = rng.normal(size=(1, 76, 32)).astype(np.float32)
+    left = start_left(0.6 * start + learnt, start)
+    assert left is not None
+    assert left.share == pytest.approx(0.6)
+    assert left.similarity == pytest.approx(1), "all tiles have learnt the same"
+    assert similarity(0.6 * start + learnt) < 0.8
+    each = rng.normal(size=start.shape).astype(np.float32)
+    left = start_left(0.6 * start + each, start)
+    assert left is not None
+    assert left.share == pytest.approx(0.6, abs=0.02)
+    assert abs(left.similarity) < 0.01, "every tile has learnt something of its own"
+
+
+def test_the_share_of_the_start_is_that_of_least_squares() -> None:
+    rng = np.random.default_rng(3)
+    kernels, start = rng.normal(size=(2, 4, 11, 3)).astype(np.float32)
+    # unknowns: the share, and what is common to the tiles for each of the weights
+    weights = start[:, :-1].reshape(4, -1)
+    columns = np.column_stack((weights.ravel(), np.tile(np.eye(weights.shape[1]), (4, 1))))
+    solution, *_ = np.linalg.lstsq(columns, kernels[:, :-1].ravel().astype(np.float64), rcond=None)
+    left = start_left(kernels, start)
+    assert left is not None
+    assert left.share == pytest.approx(solution[0])
+    rest = kernels.copy()
+    rest[:, :-1] -= np.float32(solution[0]) * start[:, :-1]
+    assert left.similarity == pytest.approx(similarity(rest), abs=1e-6)
+
+
+def test_before_training_all_of_the_start_is_left_and_nothing_is_learnt() -> None:
+    start = np.random.default_rng(4).normal(size=(4, 26, 5)).astype(np.float32)
+    assert start_left(start, start) == (1, 0)
+    assert start_left(start[:1], start[:1]) is None
+    assert similarities([start, start[:1]], [start, start[:1]]) == {
+        "similarity": [similarity(start), None],
+        "start_left": [1, None],
+        "similarity_of_rest": [0, None],
+    }

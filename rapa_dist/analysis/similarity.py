@@ -1,5 +1,8 @@
 """Similarity S of the filters that the tiles of a layer have learnt (Fig. 3 of the paper). Pure NumPy."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,3 +33,50 @@ def channel_similarity(kernels: Matrix) -> NDArray[np.float64]:
 def similarity(kernels: Matrix) -> float | None:
     """Return S of a layer, the mean of `channel_similarity`; None with fewer than two tiles."""
     return None if len(kernels) < 2 else float(channel_similarity(kernels).mean())
+
+
+class StartLeft(NamedTuple):
+    """What the tiles of a layer still have of their random start, which is similar to nothing."""
+
+    share: float
+    """1 before training; weight decay alone takes it to Π (1 − λ · weight decay) over the steps."""
+    similarity: float
+    """S of the rest: of what the tiles have learnt."""
+
+
+def start_left(kernels: Matrix, start: Matrix) -> StartLeft | None:
+    """Split what the tiles have learnt from what is left of their start: K_i = common + share · K_i(0) + rest.
+
+    Every tile starts from a kernel of its own, so that S is low as long as much of that is left, whatever the tiles
+    learn. The share is that of least squares over all weights of a layer.
+
+    Args:
+        kernels: (n_t, k + 1, c_out) with the bias as last row, which is left out.
+        start: the same shape, before training.
+
+    Returns:
+        None with fewer than two tiles, which have nothing in common to split off.
+    """
+    if len(kernels) < 2:
+        return None
+    now, then = kernels[:, :-1].astype(np.float64), start[:, :-1].astype(np.float64)
+    own, own_start = now - now.mean(axis=0), then - then.mean(axis=0)
+    share = float((own * own_start).sum() / (own_start**2).sum())
+    rest = kernels.copy()
+    rest[:, :-1] -= share * start[:, :-1]
+    return StartLeft(share, float(channel_similarity(rest).mean()))
+
+
+def similarities(kernels: Sequence[Matrix], start: Sequence[Matrix]) -> dict[str, list[float | None]]:
+    """Return S of every layer, the share of the start that is left, and S of the rest; None for one tile.
+
+    Args:
+        kernels: one array (n_t, k + 1, c_out) per layer.
+        start: the same before training.
+    """
+    left = [start_left(of_layer, before) for of_layer, before in zip(kernels, start, strict=True)]
+    return {
+        "similarity": [similarity(of_layer) for of_layer in kernels],
+        "start_left": [None if of_layer is None else of_layer.share for of_layer in left],
+        "similarity_of_rest": [None if of_layer is None else of_layer.similarity for of_layer in left],
+    }

@@ -27,10 +27,15 @@ def analyze() -> None:
 @_plot
 @json_option
 def similarity(run_dir: Path, checkpoint: str, plot: Path | None, as_json: bool) -> None:
-    """Print how similar the filters of a layer's tiles are: S, 1 where all are alike."""
+    """Print how similar the filters of a layer's tiles are: S, 1 where all are alike.
+
+    Tiles start unlike each other. Beside S stands how much of their random start is left, and S of the rest: of what
+    they have learnt.
+    """
     from rapa_dist.analysis.plots import plot_similarity
-    from rapa_dist.analysis.similarity import similarity as of_tiles
+    from rapa_dist.analysis.similarity import similarities
     from rapa_dist.coordinator.run_directory import RunDirectory
+    from rapa_dist.network.model import initial_kernels
 
     _check_plot(plot)
     directory = RunDirectory(run_dir)
@@ -38,13 +43,15 @@ def similarity(run_dir: Path, checkpoint: str, plot: Path | None, as_json: bool)
     trained = directory.read_checkpoint(found)
     if all(len(of_layer) < 2 for of_layer in trained.kernels):
         raise UsageError(f"The run in {run_dir} has one tile per layer: nothing to compare. Give a tiled run.")
-    values = [of_tiles(of_layer) for of_layer in trained.kernels]
+    result = similarities(trained.kernels, initial_kernels(trained.config.machine, trained.config.seed))
     if as_json:
-        emit({"run_dir": str(run_dir), "checkpoint": found.stem, "similarity": values})
+        emit({"run_dir": str(run_dir), "checkpoint": found.stem, **result})
     else:
-        for layer, (value, of_layer) in enumerate(zip(values, trained.kernels, strict=True), 1):
+        for layer, (value, left, rest) in enumerate(zip(*result.values(), strict=True), 1):
             shown = "one tile" if value is None else f"S = {value:.4f}"
-            click.echo(f"layer {layer}  {len(of_layer):4} tiles  {shown}")
+            if left is not None:
+                shown += f"  {left:.0%} of the random start left, S of the rest = {rest:.4f}"
+            click.echo(f"layer {layer}  {len(trained.kernels[layer - 1]):4} tiles  {shown}")
     if plot is not None:
         plot_similarity(plot, trained.kernels)
         _say_plot(plot)

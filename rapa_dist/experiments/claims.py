@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from rapa_dist.experiments import paper
 from rapa_dist.experiments.cells import Cell, cells_of
-from rapa_dist.experiments.tables import Results, guesses, markdown, spread
+from rapa_dist.experiments.tables import NOT_KEPT, Results, guesses, markdown, spread
 
 _WORSE = ("image-overlap", "image-pad", "random-fixed", "alternate", "perforated")
 _REDUCED_WITHIN = 0.75
@@ -115,15 +115,21 @@ def _voting(results: Results, cells: dict[str, Cell]) -> list[Row]:
 
 
 def _similarity(results: Results) -> list[Row]:
+    """Return the claims of S, and the same of what the tiles have learnt, without the start that is left in them."""
+    rest = _similarity_claims(results, "similarity_of_rest", " of what the tiles have learnt")
+    return [*_similarity_claims(results, "similarity", ""), *(row for row in rest if row.holds is not None)]
+
+
+def _similarity_claims(results: Results, key: str, words: str) -> list[Row]:
     cells = {cell.name: cell for cell in cells_of("figure3")}
 
     def first_layer(name: str) -> list[float]:
-        found = (result["similarity"][0] for result in results.of(cells[name], "similarity"))
+        found = (result.get(key, NOT_KEPT)[0] for result in results.of(cells[name], "similarity"))
         return [value for value in found if value is not None]
 
     def above(pooling: str) -> Row:
         values = first_layer("random" if pooling == "max" else f"random-{pooling}")
-        claim = f"S > {_ALIKE} with {pooling} pooling (layer 1)"
+        claim = f"S > {_ALIKE}{words} with {pooling} pooling (layer 1)"
         return Row(claim, spread(values, 3) if values else "", mean(values) > _ALIKE if values else None, [len(values)])
 
     average = first_layer("random-average")
@@ -132,14 +138,14 @@ def _similarity(results: Results) -> list[Row]:
     numbers = ", ".join(f"{name} {spread(values, 4)}" for name, values in known.items())
     return [
         Row(
-            f"S ≈ 1 with average pooling (layer 1, above {_AVERAGE_IS_ONE})",
+            f"S ≈ 1{words} with average pooling (layer 1, above {_AVERAGE_IS_ONE})",
             spread(average, 3) if average else "",
             mean(average) > _AVERAGE_IS_ONE if average else None,
             [len(average)],
         ),
         *map(above, ("max", "mixed", "stochastic")),
         Row(
-            "S < 0.01 for other schemes (layer 1)",
+            f"S < {_UNLIKE}{words} for other schemes (layer 1)",
             numbers,
             all(mean(values) < _UNLIKE for values in known.values()) if len(known) == len(others) else None,
             [len(values) for values in others.values()],

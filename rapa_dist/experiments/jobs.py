@@ -128,12 +128,13 @@ def _reduced(path: Path) -> dict[str, Any]:
 
 
 def _similarity(path: Path) -> dict[str, Any]:
-    from rapa_dist.analysis.similarity import similarity
+    from rapa_dist.analysis.similarity import similarities
     from rapa_dist.coordinator.run_directory import RunDirectory
+    from rapa_dist.network.model import initial_kernels
 
     directory = RunDirectory(path)
-    kernels = directory.read_checkpoint(directory.find_checkpoint("newest")).kernels
-    return {"similarity": [similarity(of_layer) for of_layer in kernels]}
+    trained = directory.read_checkpoint(directory.find_checkpoint("newest"))
+    return similarities(trained.kernels, initial_kernels(trained.config.machine, trained.config.seed))
 
 
 def _attack(path: Path) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from rapa_dist.experiments.store import Store
 
 Result = dict[str, Any]
 _NONE = "–"
+NOT_KEPT = (None, None)
+"""In place of what results of earlier versions lack, by layer."""
 
 
 class Results:
@@ -105,13 +107,18 @@ def figure3(results: Results) -> str:
     rows = []
     for cell in cells_of("figure3"):
         found = results.of(cell, "similarity")
-        layers = list(zip(*(result["similarity"] for result in found), strict=True)) if found else []
-        shown = [spread([s for s in layer if s is not None], 3) for layer in layers[:2]] or [_NONE, _NONE]
+        shown = []
+        for key in ("similarity", "start_left", "similarity_of_rest"):
+            for layer in (0, 1):
+                values = [value for result in found if (value := result.get(key, NOT_KEPT)[layer]) is not None]
+                fewer = f" (n = {len(values)})" if 0 < len(values) < len(found) else ""
+                shown.append(spread(values, 3) + fewer)
         rows.append([f"`{cell.scheme}`", cell.pooling, *shown, str(len(found))])
-    head = ["scheme", "pooling", "S, layer 1", "S, layer 2", "n"]
+    head = [f"{what}, layer {layer}" for what in ("S", "start left", "S of the rest") for layer in (1, 2)]
     return (
-        f"{markdown(head, rows)}\nThe paper: S > 0.1 for random, about 1 with average pooling, < 0.01 for the other "
-        f"schemes. {_protocol(results)}\n"
+        f"{markdown(['scheme', 'pooling', *head, 'n'], rows)}\nThe paper: S > 0.1 for random, about 1 with average "
+        "pooling, < 0.01 for the other schemes. Start left: the share of the tiles’ random start that is still in "
+        f"their kernels (1 before training); S of the rest: of what they have learnt. {_protocol(results)}\n"
     )
 
 
