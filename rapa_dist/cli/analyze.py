@@ -50,7 +50,7 @@ def similarity(run_dir: Path, checkpoint: str, plot: Path | None, as_json: bool)
         for layer, (value, left, rest) in enumerate(zip(*result.values(), strict=True), 1):
             shown = "one tile" if value is None else f"S = {value:.4f}"
             if left is not None:
-                shown += f"  {left:.0%} of the random start left, S of the rest = {rest:.4f}"
+                shown += f"  {100 * left:.0f} % of the random start left, S of the rest = {rest:.4f}"
             click.echo(f"layer {layer}  {len(trained.kernels[layer - 1]):4} tiles  {shown}")
     if plot is not None:
         plot_similarity(plot, trained.kernels)
