@@ -144,12 +144,12 @@ def curves(content: Content) -> str:
         if best is not None:
             value = best["test_error_percent"]
             error.axhline(value, color=SERIES[1], linewidth=0.9, linestyle=(0, (4, 3)))
-            error.annotate(
+            error.annotate(  # below the line at the left, where the curves are high
                 f"best {value:.2f} %, epoch {best['epoch']}",
-                (epochs[-1], value),
+                (epochs[0], value),
                 xytext=(0, -4),
                 textcoords="offset points",
-                ha="right" if len(epochs) > 1 else "center",
+                ha="left" if len(epochs) > 1 else "center",
                 va="top",
             )
         error.set_ylim(bottom=0)
