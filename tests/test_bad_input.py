@@ -298,14 +298,15 @@ def test_a_limit_beyond_the_data_set_takes_all_and_says_so(first_run):
 # --- the run directory
 
 
-def test_a_run_directory_in_use(refused, run):
-    refused([*TRAIN, "--run-dir", run], 1, f"{run} is in use already", "another --run-dir", f"--resume {run}")
+def test_a_run_directory_that_has_a_run(refused, run):
+    refused([*TRAIN, "--run-dir", run], 1, f"There is a run in {run} already", "another --run-dir", f"--resume {run}")
 
 
 def test_a_run_directory_with_somebodys_files(refused, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("mine")
-    refused([*TRAIN, "--run-dir", tmp_path / "thesis"], 1, "in use already", "another --run-dir")
+    parts = ("is not empty, and there is no run in it: it has thesis.tex", "another --run-dir")
+    refused([*TRAIN, "--run-dir", tmp_path / "thesis"], 1, *parts)
 
 
 @pytest.mark.parametrize("where", ["file", "file/run"])
@@ -316,7 +317,7 @@ def test_a_run_directory_that_can_not_be_made(refused, tmp_path, where):
 
 def test_a_run_directory_is_looked_at_before_the_data(refused, run, monkeypatch):
     monkeypatch.setattr(builtin, "draw", lambda *arguments: pytest.fail("it may take minutes to load data"))
-    refused([*TRAIN, "--run-dir", run], 1, "in use already")
+    refused([*TRAIN, "--run-dir", run], 1, "There is a run in")
 
 
 def test_a_run_that_another_process_trains(refused, run):

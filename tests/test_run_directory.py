@@ -103,7 +103,7 @@ def test_a_directory_of_another_run_is_not_written_to(directory):
     before = sorted(os.listdir(directory.path))
     with pytest.raises(RunDirectoryError) as caught:
         RunDirectory.create(directory.path, replace(CONFIG, seed=1), data_dir=None)
-    for part in (str(directory.path), "in use already", "--run-dir", "--resume"):
+    for part in (str(directory.path), "a run in", "--run-dir", "--resume"):
         assert part in str(caught.value)
     assert sorted(os.listdir(directory.path)) == before
     assert directory.config == CONFIG

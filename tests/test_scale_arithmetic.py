@@ -362,7 +362,7 @@ def test_without_matplotlib_there_is_a_warning_and_no_plot(report, tmp_path, mon
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     running.write_plot(tmp_path)
     assert not (tmp_path / "scaling.svg").exists()
-    assert "pip install 'rapa-dist[plots]'" in capsys.readouterr().err
+    assert "matplotlib is missing" in capsys.readouterr().err
 
 
 def test_results_are_not_replaced(tmp_path):

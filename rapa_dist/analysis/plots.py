@@ -12,6 +12,7 @@ from rapa_dist.analysis.similarity import channel_similarity
 from rapa_dist.coordinator.checkpoint import write_whole
 from rapa_dist.errors import RapaError, UsageError
 from rapa_dist.fabric.base import Kernels
+from rapa_dist.installing import no_matplotlib
 from rapa_dist.machine import KERNEL_SIDE
 from rapa_dist.tile import Matrix
 
@@ -25,7 +26,7 @@ def check_can_plot() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise RapaError("Plots need matplotlib. Install the extra: pip install 'rapa-dist[plots]'.") from error
+        raise RapaError(no_matplotlib("Plots can't be drawn")) from error
 
 
 def plot_similarity(path: Path, kernels: Kernels) -> None:

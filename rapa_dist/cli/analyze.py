@@ -6,14 +6,15 @@ from typing import Any
 import click
 
 from rapa_dist.cli.output import emit, json_option
+from rapa_dist.cli.types import path
 from rapa_dist.errors import UsageError
 
-_run_dir = click.argument("run_dir", type=click.Path(path_type=Path))
+_run_dir = click.argument("run_dir", type=path)
 _checkpoint = click.option(
     "--checkpoint", metavar="NAME", default="newest", show_default=True, help="newest, best, or a checkpoint's name."
 )
 _limit_test = click.option("--limit-test", type=int, metavar="N", help="Use N test images only.  [default: the run's]")
-_plot = click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.svg", help="Draw it, too.")
+_plot = click.option("--plot", type=path, metavar="FILE.svg", help="Draw it, too.")
 
 
 @click.group()
@@ -88,7 +89,7 @@ def voting(
 @analyze.command()
 @_run_dir
 @click.option("--by", default="norm", show_default=True, metavar="HOW", help="norm, or wins (of the max pooling).")
-@click.option("--output", type=click.Path(path_type=Path), metavar="FILE.pt", help="Save PyTorch's state dict there.")
+@click.option("--output", type=path, metavar="FILE.pt", help="Save PyTorch's state dict there.")
 @_checkpoint
 @click.option("--limit-train", type=int, metavar="N", help="Training images to count wins on.  [default: 2000]")
 @_limit_test
@@ -128,7 +129,7 @@ def reduce(
 @click.option("--snr", metavar="DB,DB,…", help="Signal-to-noise ratios in dB.  [default: 15,20,25,30,33,36,40,45,50]")
 @click.option(
     "--baseline",
-    type=click.Path(path_type=Path),
+    type=path,
     metavar="RUN_DIR",
     help="An untiled run of the same images to compare with: with --checkpoint best its best one, else its newest.",
 )
@@ -227,7 +228,7 @@ def _print_attack(result: dict[str, Any]) -> None:
 @click.option("--samples", type=int, metavar="N", help="Estimate R from N choices.  [default: enumerate all]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything that is drawn.")
 @click.option("--dataset", metavar="NAME", default="builtin", show_default=True, help="Where the images are from.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are.")
+@click.option("--data-dir", type=path, help="Where data sets are.")
 @_plot
 @json_option
 def regularizer(

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from rapa_dist.cli.output import emit, json_option
+from rapa_dist.cli.types import path, text
 from rapa_dist.errors import UsageError
 
 _KINDS = "tile-kill,tile-stop,all-tiles,coordinator-kill"
@@ -31,12 +32,13 @@ _KINDS = "tile-kill,tile-stop,all-tiles,coordinator-kill"
 )
 @click.option(
     "--address",
+    type=text,
     metavar="HOST:PORT",
     help="Ray cluster that this machine is a node of; tiles are hit on this node.  [default: one started for each run]",
 )
 @click.option(
     "--local-cluster",
-    type=click.Path(path_type=Path),
+    type=path,
     metavar="DIR",
     help="Nodes that cluster/local.sh --state DIR has started, and nobody else uses: they may be killed, too.",
 )

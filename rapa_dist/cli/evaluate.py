@@ -5,10 +5,11 @@ from pathlib import Path
 import click
 
 from rapa_dist.cli.output import emit, json_option
+from rapa_dist.cli.types import path
 
 
 @click.command()
-@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("run_dir", type=path)
 @click.option(
     "--checkpoint",
     metavar="NAME",
@@ -24,7 +25,7 @@ from rapa_dist.cli.output import emit, json_option
     help="Classify by the majority of so many random assignments.",
 )
 @click.option("--dataset", metavar="NAME", help="Test on another data set.  [default: the run's]")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are.  [default: the run's]")
+@click.option("--data-dir", type=path, help="Where data sets are.  [default: the run's]")
 @click.option("--limit-test", type=int, metavar="N", help="Use N test images only.  [default: the run's]")
 @click.option("--seed", type=int, help="Seed of the assignments.  [default: the run's]")
 @json_option

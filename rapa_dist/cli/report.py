@@ -5,13 +5,14 @@ from pathlib import Path
 import click
 
 from rapa_dist.cli.output import emit, json_option
+from rapa_dist.cli.types import path
 
 
 @click.command()
-@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("run_dir", type=path)
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=path,
     metavar="FILE",
     help="The HTML file to write.  [default: RUN_DIR/report.html]",
 )
@@ -24,7 +25,7 @@ from rapa_dist.cli.output import emit, json_option
 )
 @click.option(
     "--scaling",
-    type=click.Path(path_type=Path),
+    type=path,
     metavar="FILE",
     help="A scaling.json of `rapa-dist scale`.  [default: the one in RUN_DIR, if any]",
 )

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from rapa_dist.cli.output import emit, json_option
+from rapa_dist.cli.types import path, text
 from rapa_dist.errors import UsageError
 
 _EPOCHS, _LIMIT_TRAIN = 100, 10_000
@@ -25,14 +26,12 @@ _INTERRUPTED = 130
 @click.option("--paper", is_flag=True, help=f"The paper's protocol: all images, {_PAPER_EPOCHS} epochs.")
 @click.option("--cells", metavar="NAME,…", help="Some of the experiment's cells only.")
 @click.option("--dataset", metavar="NAME", help="As for `train`.  [default: cifar10, else builtin]")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are.")
-@click.option(
-    "--output", type=click.Path(path_type=Path), metavar="DIR", help="Where all goes.  [default: reproduce/<dataset>]"
-)
+@click.option("--data-dir", type=path, help="Where data sets are.")
+@click.option("--output", type=path, metavar="DIR", help="Where all goes.  [default: reproduce/<dataset>]")
 @click.option(
     "--adopt",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=path,
     metavar="RUN_DIR",
     help="A run of `train` that has a cell's configuration; it is not trained again.",
 )
@@ -47,7 +46,7 @@ _INTERRUPTED = 130
     metavar="N",
     help="Seeds of a cell that one job trains at once: for a GPU, which one network leaves idle; a core gains nothing.",
 )
-@click.option("--address", metavar="HOST:PORT", help="Ray cluster to use, as for `train`.")
+@click.option("--address", type=text, metavar="HOST:PORT", help="Ray cluster to use, as for `train`.")
 @click.option("--dry-run", is_flag=True, help="Print what is there and what is missing, and start nothing.")
 @json_option
 def reproduce(

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from rapa_dist.cli.output import emit, json_option
+from rapa_dist.cli.types import path, text
 from rapa_dist.errors import UsageError
 
 _DEFAULT = ("1,1,1", "2,1,1", "4,1,1", "8,2,1", "16,4,1", "32,8,2", "64,16,4", "128,32,8")
@@ -47,11 +48,12 @@ _TABLE_WIDTH = 140  # a cut-off number is worse than a broken line
 )
 @click.option(
     "--address",
+    type=text,
     metavar="HOST:PORT",
     help="Ray cluster to use, or “local” to start one.  "
     "[default: RAY_ADDRESS, else a cluster already running here, else one started for this]",
 )
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to write.  [default: scaling-<utc>]")
+@click.option("--out", type=path, metavar="DIR", help="Where to write.  [default: scaling-<utc>]")
 @click.option("--details", is_flag=True, help="Also print a line for each layer and cycle.")
 @json_option
 def scale(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from rapa_dist.cli.output import Output, emit, emit_error, json_option
+from rapa_dist.cli.types import text
 from rapa_dist.errors import ClusterError, UsageError
 
 if TYPE_CHECKING:
@@ -22,9 +23,10 @@ _LAST = "Its last numbers are in tiles.json in its run directory."
 
 
 @click.command()
-@click.option("--run", metavar="NAME", help="Name of the run, or its directory.  [default: the only one]")
+@click.option("--run", type=text, metavar="NAME", help="Name of the run, or its directory.  [default: the only one]")
 @click.option(
     "--address",
+    type=text,
     metavar="HOST:PORT",
     help="Ray cluster that it is on.  [default: that of a run which trains on this machine, else RAY_ADDRESS, else one "
     "that runs here]",

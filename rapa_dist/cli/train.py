@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from rapa_dist.cli.output import emit, json_option
+from rapa_dist.cli.types import path, text
 from rapa_dist.errors import UsageError
 
 # What resuming may change: these say where and how long a run runs, not what it computes.
@@ -35,7 +36,7 @@ _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 1
     help="builtin, cifar10, cifar100, svhn, or images:FOLDER with train/<class>/… and test/<class>/….  "
     "[default: cifar10 if it is there or can be fetched, else builtin]",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are, or are downloaded to.")
+@click.option("--data-dir", type=path, help="Where data sets are, or are downloaded to.")
 @click.option("--limit-train", type=int, metavar="N", help="Use N training images only.")
 @click.option("--limit-test", type=int, metavar="N", help="Use N test images only.")
 @click.option("--epochs", type=int, help=f"Passes over the training images.  [default: {_EPOCHS}]")
@@ -68,6 +69,7 @@ _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 1
 @click.option("--device", metavar="NAME", help="Where the fabric batched computes: cpu or cuda.  [default: cpu]")
 @click.option(
     "--address",
+    type=text,
     metavar="HOST:PORT",
     help="Ray cluster to use, or “local” to start one.  "
     "[default: RAY_ADDRESS, else a cluster already running here, else one started for the run]",
@@ -89,10 +91,10 @@ _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 1
     metavar="STEPS",
     help="On several nodes, copy all weights every so often: what is trained again if a node is lost.  0: never.",
 )
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Directory for the run.  [default: runs/<utc>-…]")
+@click.option("--run-dir", type=path, help="Directory for the run.  [default: runs/<utc>-…]")
 @click.option(
     "--resume",
-    type=click.Path(path_type=Path),
+    type=path,
     metavar="RUN_DIR",
     help="Go on with a run from its newest checkpoint.",
 )

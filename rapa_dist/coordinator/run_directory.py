@@ -10,6 +10,7 @@ import io
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -52,7 +53,7 @@ class RunDirectory:
             data_dir: where the data was looked for, for a later resume.
 
         Raises:
-            RunDirectoryError: it can't be made, or is in use already.
+            RunDirectoryError: it can't be made, or it has a run or other files in it.
         """
         directory = cls(path if path is not None else _fresh_path(config))
         is_new = not directory.path.exists()
@@ -79,7 +80,7 @@ class RunDirectory:
         """Look, and write nothing, whether `create` can make the directory of a new run.
 
         Raises:
-            RunDirectoryError: it can't, or the directory is in use already.
+            RunDirectoryError: it can't, or the directory has a run or other files in it.
         """
         directory = cls(path if path is not None else _RUNS / "new")
         try:
@@ -98,10 +99,16 @@ class RunDirectory:
     def _refuse_if_used(self) -> None:
         # what a process that was killed in `create` before its last line leaves does not count
         found = {entry.name for entry in self.path.iterdir() if not entry.name.endswith(".partial")}
-        if found - {_LOCK, _ENVIRONMENT, _CHECKPOINTS}:
+        if self.begun:
             raise RunDirectoryError(
-                f"The run directory {self.path} is in use already. Give another --run-dir, "
-                f"or go on with that run: rapa-dist train --resume {self.path}"
+                f"There is a run in {self.path} already. Give another --run-dir, or resume that run: "
+                f"rapa-dist train --resume {shlex.quote(str(self.path))}"
+            )
+        if others := sorted(found - {_LOCK, _ENVIRONMENT, _CHECKPOINTS}):
+            more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
+            raise RunDirectoryError(
+                f"The folder {self.path} is not empty, and there is no run in it: it has {', '.join(others[:3])}{more}. "
+                "Give another --run-dir, one that is new or empty."
             )
 
     def _not_made(self, error: OSError) -> RunDirectoryError:

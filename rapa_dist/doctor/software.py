@@ -8,6 +8,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from rapa_dist.doctor.check import Check
+from rapa_dist.installing import pip_install
 
 _REPAIR = "Run scripts/rapa-dist in the clone, which sets up .venv again"
 
@@ -52,8 +53,8 @@ def judge_packages(needed: list[Requirement], versions: dict[str, str | None]) -
     value = ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items())
     found = {"versions": versions, "unfit": [requirement.name for requirement in unfit]}
     if unfit:
-        wanted = " ".join(f"'{requirement.name}{requirement.specifier}'" for requirement in unfit)
-        return Check("packages", "failed", value, f"{_REPAIR}, or: pip install {wanted}", found)
+        wanted = [f"{requirement.name}{requirement.specifier}" for requirement in unfit]
+        return Check("packages", "failed", value, f"{_REPAIR}, or: {pip_install(wanted)}", found)
     return Check("packages", "ok", value, quantities=found)
 
 

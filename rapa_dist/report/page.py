@@ -11,6 +11,7 @@ from rapa_dist.analysis.similarity import similarity
 from rapa_dist.console import counted
 from rapa_dist.coordinator.checkpoint import write_whole
 from rapa_dist.errors import RunDirectoryError, UsageError
+from rapa_dist.installing import no_matplotlib
 from rapa_dist.machine import IMAGE_CHANNELS
 from rapa_dist.report import figures
 from rapa_dist.report.content import Content, gather
@@ -23,7 +24,6 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-ur
 _OPEN_ROWS = 32  # rows of filters, or of a table, that are shown without being asked for
 _TIMED = "Processor time is that of this machine."
 _NOT_TIMED = "Processor time is not known tile by tile: on the fabric batched all tiles of a layer are one product."
-_NO_PLOTS = "Figures can't be drawn, as matplotlib is missing. Install it with: pip install 'rapa-dist[plots]'"
 
 
 def report(
@@ -376,7 +376,8 @@ def _figure(content: Content, draw: Callable[[], str], caption: str) -> str:
     try:
         picture = draw()
     except ImportError:
-        if _NO_PLOTS not in content.missing:
-            content.missing.append(_NO_PLOTS)
+        note = no_matplotlib("Figures can't be drawn")
+        if note not in content.missing:
+            content.missing.append(note)
         return ""
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"

@@ -20,6 +20,7 @@ from rapa_dist.fabric.lookout import Restart
 from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.footprint import Footprint, memory, tiles_that_fit
 from rapa_dist.hardware import CycleTimes, Pace
+from rapa_dist.installing import no_matplotlib
 from rapa_dist.interrupts import asked_to_stop
 from rapa_dist.machine import Machine
 from rapa_dist.network.model import initial_kernels
@@ -238,9 +239,7 @@ def write_plot(folder: Path) -> None:
     try:
         write_whole(folder / PLOT, draw(json.loads((folder / JSON).read_text())))
     except ImportError:
-        stderr.print(
-            f"warning: there is no {PLOT}, as matplotlib is missing. Install it with: pip install 'rapa-dist\\[plots]'"
-        )
+        stderr.print(no_matplotlib(f"warning: there is no {PLOT}"), markup=False)
     except OSError as error:
         raise RunDirectoryError(f"Can't write to {folder}: {error.strerror}. Give another --out.") from error
 

@@ -1,0 +1,18 @@
+"""Types of options: what is refused before a command begins."""
+
+import os
+from pathlib import Path
+
+import click
+
+
+def text(value: str) -> str:
+    """Return a name or an address; an empty one, as of `--address "$HEAD"` with no HEAD set, is a mistake."""
+    if not value:
+        raise click.BadParameter("it is empty. Give a value, or leave it out.")
+    return value
+
+
+def path(value: str) -> Path:
+    """Return a path, with ~ for the home directory: the shell expands `--run-dir ~/x`, but not `--run-dir=~/x`."""
+    return Path(os.path.expanduser(text(value)))

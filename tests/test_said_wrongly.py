@@ -1,0 +1,125 @@
+"""What the program says of a run, of its tiles, of time and of the user's own words is so."""
+
+import re
+import shutil
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from rapa_dist.cli import COMMANDS, main, types
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--dataset", "builtin", "--limit-train", 20, "--limit-test", 10, "--channels", "2,2,2", "--tiles", "4,1,1"]
+TRAIN = ["train", *SMALL, "--fabric", "serial"]
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def refusal(*arguments: object, code: int = 2) -> str:
+    result = invoke(*arguments)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty folder to work in, and a home; Ray is not started."""
+    monkeypatch.setattr("ray.init", lambda **options: pytest.fail("Ray was started"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def options_of_all_commands() -> list[tuple[str, click.Parameter]]:
+    found: list[tuple[str, click.Parameter]] = []
+
+    def look(name: str, command: click.Command) -> None:
+        found.extend((name, parameter) for parameter in command.params)
+        for sub, below in getattr(command, "commands", {}).items():
+            look(f"{name} {sub}", below)
+
+    for name, place in COMMANDS.items():
+        module, _, attribute = place.partition(":")
+        look(name, getattr(import_module(module), attribute))
+    return found
+
+
+# --- paths
+
+
+def test_a_tilde_is_the_home_directory(here, tmp_path):
+    result = invoke(*TRAIN, "--epochs", 1, "--run-dir=~/x")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "home" / "x" / "config.toml").exists()
+    assert not any(here.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--run-dir", "--resume", "--data-dir", "--address"])
+def test_an_empty_path_or_address_is_refused(option, here):
+    assert f"'{option}': it is empty" in refusal(*TRAIN, f"{option}=")
+    assert not any(here.iterdir())
+
+
+def test_every_path_of_every_command_is_read_alike():
+    parameters = options_of_all_commands()
+    assert not [(name, p.name) for name, p in parameters if isinstance(p.type, click.Path | click.File)]
+    paths = [(name, p) for name, p in parameters if getattr(p.type, "func", None) is types.path]
+    assert {name for name, _ in paths} >= {"train", "evaluate", "report", "analyze reduce", "reproduce", "scale"}
+
+
+# --- a folder that merely exists
+
+
+def test_a_folder_with_files_is_not_called_a_run_in_use(here):
+    (here / "thesis").mkdir()
+    (here / "thesis" / "thesis.tex").write_text("mine")
+    said = refusal(*TRAIN, "--run-dir", "thesis", code=1)
+    assert "The folder thesis is not empty, and there is no run in it: it has thesis.tex." in said
+    assert "--resume" not in said
+    assert "in use" not in said
+
+
+# --- what is to be installed
+
+
+@pytest.mark.parametrize("command", [["report"], ["analyze", "similarity", "--plot", "x.svg"]])
+def test_a_hint_installs_matplotlib_itself_and_here(command, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = invoke(*command, run)
+    assert f"Install it with: {sys.executable} -m pip install 'matplotlib<4" in result.stderr
+
+
+def test_nowhere_is_this_project_to_be_fetched_from_an_index():
+    folders = ("rapa_dist", "scripts", "cluster")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix not in (".pyc", ".so")]
+    texts = {path: path.read_text(errors="replace") for path in [*files, ROOT / "README.md"] if path.is_file()}
+    wrong = re.compile(r"install [^\n]*['\" ]rapa-dist(?!\[…\])['\"\[ ]")
+    assert not [str(path) for path, content in texts.items() if wrong.search(content)]
+
+
+# --- a run to look at
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("said")
+    result = invoke(*TRAIN, "--epochs", 2, "--run-dir", folder / "run")
+    assert result.exit_code == 0, result.output
+    return folder / "run"
+
+
+@pytest.fixture
+def run(first_run, tmp_path) -> Path:
+    """A copy of a run of two epochs on `serial`."""
+    return shutil.copytree(first_run, tmp_path / "run")
