@@ -107,8 +107,8 @@ class RunDirectory:
         if others := sorted(found - {_LOCK, _ENVIRONMENT, _CHECKPOINTS}):
             more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
             raise RunDirectoryError(
-                f"The folder {self.path} is not empty, and there is no run in it: it has {', '.join(others[:3])}{more}. "
-                "Give another --run-dir, one that is new or empty."
+                f"The folder {self.path} is not empty, and there is no run in it: it has {', '.join(others[:3])}{more}."
+                " Give another --run-dir, one that is new or empty."
             )
 
     def _not_made(self, error: OSError) -> RunDirectoryError:
