@@ -2,7 +2,11 @@
 
 A cache lies beside the data, in `.rapa-dist-cache/`, or in the home directory's `.cache/rapa-dist` where that
 can't be written to. It is a plain .npz without pickles, written under another name and renamed, and used only if
-the names, sizes and times of the files it was made from are still the same. The archive's checksums find damage.
+it was made from the very files that are there now. The archive's checksums find damage.
+
+Name, size and modification time don't tell one file from another: two folders that changed places, or one that was
+restored from an archive, have the same. Inode and change time do, as nobody can set them. Hashing the contents would
+take about as long as decoding small images.
 """
 
 import hashlib
@@ -18,11 +22,11 @@ import numpy as np
 from rapa_dist.console import stderr
 from rapa_dist.data.sets import ImageSet
 
-FORMAT = 1  # counted up when the images decoded from the same files change
+FORMAT = 2  # counted up when the images decoded from the same files change
 BESIDE = ".rapa-dist-cache"
 
-Stamp = tuple[str, int, int]
-"""A source file: its name, its size in bytes (-1 for a folder) and the time of its last change in ns."""
+Stamp = tuple[str | int, ...]
+"""A source file as it is now; see `stamp`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +48,21 @@ def home_cache() -> Path:
         return Path(tempfile.gettempdir()) / f"rapa-dist-{os.getuid()}"
 
 
+def stamp(name: str, status: os.stat_result) -> Stamp:
+    """Return what tells a file from any other, and from itself before it was written to, whatever became of its times.
+
+    Args:
+        name: by which the data set knows it.
+        status: of the file itself, where the name is a link to it.
+    """
+    return name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
+
+
 def signature(stamps: Iterable[Stamp]) -> str:
-    """Return what changes when a source file is added, removed, renamed or written to, in whatever order they come."""
+    """Return what changes when a file is added, removed, renamed, exchanged or written to, in whatever order they come."""
     digest = hashlib.sha256(str(FORMAT).encode())
-    for stamp in sorted(stamps):
-        digest.update(repr(stamp).encode())
+    for line in sorted(map(repr, stamps)):
+        digest.update(line.encode())
     return digest.hexdigest()
 
 

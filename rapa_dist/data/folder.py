@@ -81,14 +81,14 @@ def _stamps(folder: Path, name: str) -> Iterator[cache.Stamp]:
         for entry in entries:
             path = f"{name}/{entry.name}"
             if entry.is_dir():
-                yield path, -1, 0
+                yield (path,)  # a class may be empty; the folder's times change with what is cached beside
                 yield from _stamps(Path(entry.path), path)
             else:
                 try:
                     status = entry.stat()
                 except OSError:  # a link that leads nowhere
                     status = entry.stat(follow_symlinks=False)
-                yield path, status.st_size, status.st_mtime_ns
+                yield cache.stamp(path, status)
 
 
 def _decode(folder: Path, classes: tuple[str, ...]) -> cache.Decoded:

@@ -41,7 +41,7 @@ class Official:
             status = [(name, (place / self.folder / name).stat()) for name in self.files]
         except OSError:
             return None
-        return [(name, found.st_size, found.st_mtime_ns) for name, found in status]
+        return [cache.stamp(name, found) for name, found in status]
 
 
 OFFICIAL = {
@@ -117,9 +117,9 @@ def _read(kind: str, place: Path) -> cache.Decoded:
         )
         raise DataError(f"{data.title} in {place} {why}") from error
     decoded = cache.Decoded(classes=classes, train=train, test=test)
-    stamps = data.stamps(place)
-    if stamps:
-        cache.save(kind, place, cache.signature(stamps), decoded)
+    after = data.stamps(place)
+    if after and stamps in (None, after):  # there were none before an archive was unpacked
+        cache.save(kind, place, cache.signature(after), decoded)
     return decoded
 
 
