@@ -1,4 +1,4 @@
-"""What something is, is told by its content: images by their pixels, networks by their weights, classes by their names."""
+"""What something is, is told by its content: images by pixels, networks by weights, classes by names."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ CLASSES = ("cat", "dog", "newt")
 
 
 def make_images(folder: Path, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
-    """Make images that differ in nothing but their pixels: names, sizes and times are those of any other such folder."""
+    """Make images that differ from other such folders in their pixels alone: names, sizes and times are the same."""
     rng = np.random.default_rng(seed)
     for part, n in (("train", 4), ("test", 2)):
         for name in classes:

@@ -59,7 +59,7 @@ def stamp(name: str, status: os.stat_result) -> Stamp:
 
 
 def signature(stamps: Iterable[Stamp]) -> str:
-    """Return what changes when a file is added, removed, renamed, exchanged or written to, in whatever order they come."""
+    """Return what changes when a file is added, removed, renamed, exchanged or written to; their order is free."""
     digest = hashlib.sha256(str(FORMAT).encode())
     for line in sorted(map(repr, stamps)):
         digest.update(line.encode())
