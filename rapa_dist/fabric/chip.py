@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,8 @@ from rapa_dist.tile import Cells, Matrix, Word
 
 _ARENA = "arena"
 _BOARD = "board"
-PATIENCE_S = 0.5  # silence after which the chip looks whether its tiles are still there
+PATIENCE_S = 0.5  # silence of a tile after which the chip looks whether its tiles are still there
+_ROOM_PATIENCE_S = 0.005  # after which rings are tried again that a tile had no room for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +114,7 @@ class Chip:
         self._disturbed = False
         self._under_way: dict[int, dict[int, Ring]] = defaultdict(dict)  # by number and tile, in their order
         self._held: dict[int, list[Ring]] | None = None  # by tile, while rings are gathered into one message
+        self._unsent: dict[int, list[Ring]] = {}  # by tile, those that it had no room for yet
 
     def adopt(self, tiles: Iterable[int]) -> None:
         """Make cells for further tiles of the machine; those that live here already keep theirs.
@@ -142,12 +144,12 @@ class Chip:
 
     def ring(self, rings: Iterable[tuple[int, Ring]]) -> None:
         """Start a cycle on some tiles, given as (tile, ring); one that is busy does it afterwards."""
-        bell, under_way, held = self._bell, self._under_way, self._held
+        under_way, held = self._under_way, self._held
         for tile, ring in rings:
             under_way[ring.number][tile] = ring
             self.last_ring[tile] = ring.number
             if held is None:
-                bell.ring(tile, ring)
+                self._send(tile, (ring,))
             else:
                 held[tile].append(ring)
 
@@ -161,7 +163,22 @@ class Chip:
         finally:  # also after an error: what was begun is under way
             self._held = None
             for tile, rings in held.items():
-                self._bell.ring(tile, *rings)
+                self._send(tile, rings)
+
+    def _send(self, tile: int, rings: Sequence[Ring]) -> None:
+        """Ring a tile; what it has no room for waits for its turn, so that nobody else waits for this tile."""
+        if tile in self._unsent:
+            self._unsent[tile].extend(rings)
+        elif left := self._bell.ring(tile, *rings):
+            self._unsent[tile] = list(left)
+
+    def _send_again(self) -> None:
+        for tile, rings in list(self._unsent.items()):
+            if left := self._bell.ring(tile, *rings, wait=False):
+                self._unsent[tile] = list(left)
+            else:
+                del self._unsent[tile]
+        self._bell.set_patience(_ROOM_PATIENCE_S if self._unsent else PATIENCE_S)
 
     def wait(self, number: int | None = None) -> None:
         """Return when all tiles that were rung with this number are done, or all that were rung at all.
@@ -172,6 +189,8 @@ class Chip:
             ClusterError: a tile reports that it failed, or `on_silence` or `on_hello` gave up.
         """
         self.waiting_since = time.monotonic()
+        if self._unsent:
+            self._send_again()
         for awaited in [number] if number is not None else list(self._under_way):
             for tile in reversed(self._under_way.get(awaited, ())):  # those that were rung last are done last
                 self._wait_for(tile, awaited)
@@ -181,18 +200,25 @@ class Chip:
             self.on_calm()
 
     def _wait_for(self, tile: int, number: int) -> None:
-        words, silence = self.cells[tile].words, 0.0
+        words, silence_s, unlooked_s = self.cells[tile].words, 0.0, 0.0
         while words[Word.ANSWERED] < number:
             self._board.ask(tile)
             if words[Word.ANSWERED] >= number:
                 break
+            asked = time.monotonic()
             message = self._bell.hear()
-            if message is None:
-                silence += PATIENCE_S
-                self._disturbed = True
-                self.on_silence(self._silent_tiles(), silence)
-            else:
+            # Counted whoever else was heard, as that says nothing of this tile. And no longer at a time than its
+            # patience: a coordinator that was stopped for a while has not been waiting.
+            unlooked_s += min(time.monotonic() - asked, PATIENCE_S)
+            if message is not None:
                 self._take_note(*message)
+            if self._unsent:
+                self._send_again()
+            if unlooked_s >= 0.99 * PATIENCE_S:
+                unlooked_s = 0.0
+                silence_s += PATIENCE_S
+                self._disturbed = True
+                self.on_silence(self._silent_tiles(), silence_s)
         self._board.ask_nobody()
 
     def _take_note(self, tile: int, number: int, status: int) -> None:
@@ -200,10 +226,8 @@ class Chip:
         if status == Status.HELLO:
             self._disturbed = True
             self.on_hello(tile)
-            answered = self.cells[tile].words[Word.ANSWERED]
-            for later, rings in self._under_way.items():
-                if later > answered and tile in rings:
-                    self._bell.ring(tile, rings[tile])
+            self._unsent.pop(tile, None)
+            self._send(tile, self.owed(tile))
         elif status == Status.FAILED and (ring := self._under_way.get(number, {}).get(tile)):
             cycle = "forward" if ring.cycle == Cycle.FORWARD else "backward"
             raise ClusterError(

@@ -3,12 +3,17 @@
 The rows themselves lie in shared memory. A tile sleeps in `recv` on its own socket. That it is done it writes
 into its cells; it sends a message, on the one socket of the node, where the coordinator sleeps for it, has to
 know that it is up, or that it failed. Both ends ignore what does not carry the run's token.
+
+A socket holds few messages (net.unix.max_dgram_qlen, 10 as a rule). What a tile has no room for, as it is busy or
+stopped, is not waited for here: `ring` says what is left over, and the chip, which looks after its tiles, tries again.
 """
 
 import os
 import socket
 import struct
+import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +22,7 @@ from rapa_dist.errors import ClusterError
 _RING = struct.Struct("<QQIIIddQQQ")
 _ANSWER = struct.Struct("<QQIi")
 _TIMEVAL = struct.Struct("@ll")
-_SEND_TIMEOUT_S = 30.0
+_ROOM_S = 0.1  # that a tile, or the kernel's buffer for all of them, has to make room for a message
 _MOST_RINGS = 4  # in one message
 _LONGEST_MESSAGE = _MOST_RINGS * _RING.size + 1  # one byte more: what is longer shows
 _LONGEST_NAME = 107  # bytes that Linux allows in the name of a Unix socket
@@ -121,44 +126,57 @@ class NodeDoorbell:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
         os.chmod(path, 0o600)
-        # a kernel time-out needs no second system call, unlike settimeout()
-        seconds = int(_SEND_TIMEOUT_S)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(seconds, 0))
+        self._patience_s = 0.0
+        self._set_timeout(socket.SO_SNDTIMEO, _ROOM_S)
 
     def set_patience(self, seconds: float) -> None:
         """Have `hear` give up after so many seconds."""
+        if seconds != self._patience_s:
+            self._patience_s = seconds
+            self._set_timeout(socket.SO_RCVTIMEO, seconds)
+
+    def _set_timeout(self, option: int, seconds: float) -> None:
+        """Set a time-out of the kernel's, which needs no second system call, unlike settimeout()."""
         whole = int(seconds)
-        timeval = _TIMEVAL.pack(whole, int((seconds - whole) * 1e6))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+        self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(whole, int((seconds - whole) * 1e6)))
 
-    def ring(self, tile: int, *rings: Ring) -> None:
-        """Ring one tile, for one cycle or a few. A tile that is down misses it; it says HELLO when it is back."""
+    def ring(self, tile: int, *rings: Ring, wait: bool = True) -> Sequence[Ring]:
+        """Ring one tile, for one cycle or a few. A tile that is down misses it; it says HELLO when it is back.
+
+        Args:
+            tile: its number.
+            rings: in the order in which they are to be done.
+            wait: whether to wait a moment if the tile has no room for them.
+
+        Returns:
+            Those that it has no room for.
+        """
         for first in range(0, len(rings), _MOST_RINGS):
-            self._send(tile, b"".join([_RING.pack(self._token, *ring) for ring in rings[first : first + _MOST_RINGS]]))
-
-    def _send(self, tile: int, message: bytes) -> None:
-        try:
-            self._socket.sendto(message, self._paths[tile])
-        except (ConnectionRefusedError, FileNotFoundError, ConnectionResetError):
-            pass  # suppress() would cost as much as the call
-        except BlockingIOError as error:
-            raise ClusterError(
-                f"Tile number {tile} has not taken a ring for {_SEND_TIMEOUT_S:.0f} s: its process hangs, or the "
-                "mini-batch is cut into more parts than a socket holds messages. Use fewer --micro-batches."
-            ) from error
+            message = b"".join([_RING.pack(self._token, *ring) for ring in rings[first : first + _MOST_RINGS]])
+            try:
+                self._socket.sendto(message, 0 if wait else socket.MSG_DONTWAIT, self._paths[tile])
+            except (ConnectionRefusedError, FileNotFoundError, ConnectionResetError):
+                pass  # suppress() would cost as much as the call
+            except BlockingIOError:
+                return rings[first:]
+        return ()
 
     def hear(self) -> tuple[int, int, int] | None:
         """Return (tile, number, status) of the next answer, or None when patience runs out."""
+        until = None
         while True:
             try:
                 message = self._socket.recv(_LONGEST_MESSAGE)
             except BlockingIOError:
                 return None
-            if len(message) != _ANSWER.size:
-                continue
-            token, number, tile, status = _ANSWER.unpack(message)
-            if token == self._token and tile < len(self._paths):
-                return tile, number, status
+            if len(message) == _ANSWER.size:
+                token, number, tile, status = _ANSWER.unpack(message)
+                if token == self._token and tile < len(self._paths):
+                    return tile, number, status
+            now = time.monotonic()  # what says nothing does not prolong the patience
+            until = until or now + self._patience_s
+            if now >= until:
+                return None
 
     def close(self) -> None:
         """Close the socket; its file goes with the run's directory."""

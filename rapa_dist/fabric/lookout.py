@@ -83,7 +83,8 @@ class Lookout:
         self._starts: dict[int, int] = {}  # by tile, as far as they have been told of
         self._got_on: dict[int, tuple[int, int]] = {}  # by tile: its last answer, and starts until then
         self._pids: dict[int, int] = {}
-        self._last_sign = self._last_asked = self._silence_s = 0.0
+        self._signs: dict[int, float] = {}  # by tile, when its process said last that it was up
+        self._last_asked = self._silence_s = 0.0
         chip.on_silence, chip.on_hello, chip.on_calm = self.silence, self.hello, self.calm
 
     def hello(self, tile: int) -> None:
@@ -92,7 +93,7 @@ class Lookout:
         Raises:
             ClusterError: it does so again and again, and does not get on.
         """
-        self._last_sign = time.monotonic()
+        self._signs[tile] = time.monotonic()
         words = self._chip.cells[tile].words
         known, starts = self._starts.get(tile, 1), words[Word.STARTS]
         before, self._pids[tile] = self._pids.get(tile, 0), words[Word.PID]
@@ -109,7 +110,7 @@ class Lookout:
 
         Args:
             tiles: by number.
-            silence_s: for how long nothing has been heard while the coordinator slept for one of them.
+            silence_s: for how long the coordinator has slept for one of them.
 
         Raises:
             ClusterError: one of them won't come back.
@@ -138,11 +139,12 @@ class Lookout:
             self._raise_if_gone(dead[:_MOST_ASKED])
             self._last_asked = time.monotonic()
         longest_s = max(_RESTART_TIMEOUT_S, _LOOPS * max(map(self.allowance_s, tiles), default=0.0))
-        if min(silence_s, now - self._last_sign) > longest_s:
-            names = ", ".join(map(self._chip.name_of, tiles[:5]))
+        lost = [tile for tile in tiles if min(silence_s, now - self._signs.get(tile, 0.0)) > longest_s]
+        if lost:
+            names = ", ".join(map(self._chip.name_of, lost[:5]))
             raise ClusterError(
-                f"No answer from {len(tiles)} tiles ({names}{' …' * (len(tiles) > 5)}) for {silence_s:.0f} s."
-                f"{self._log_of(self._chip.cells[tiles[0]].words[Word.PID])}"
+                f"No answer from {len(lost)} tiles ({names}{' …' * (len(lost) > 5)}) for {silence_s:.0f} s."
+                f"{self._log_of(self._chip.cells[lost[0]].words[Word.PID])}"
             )
 
     def calm(self) -> None:
