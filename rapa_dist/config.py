@@ -5,6 +5,9 @@ overridden. A value that can't work is refused here, before anything starts.
 """
 
 import difflib
+import math
+import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from math import isqrt
 from typing import Any, get_args
@@ -74,7 +77,7 @@ class TrainConfig:
         if len(self.tiles) != len(self.channels):
             raise UsageError(
                 f"--tiles needs one number for each of the {len(self.channels)} layers, like "
-                f"{','.join(map(str, PAPER_TILES))}; it has {len(self.tiles)}: {','.join(map(str, self.tiles))}."
+                f"{_listed(PAPER_TILES)}; it has {len(self.tiles)}: {_listed(self.tiles)}."
             )
         if self.machine.n_features < 1:
             most = sum(layer.side > 1 for layer in self.machine.layers)
@@ -85,7 +88,7 @@ class TrainConfig:
         _check_choice("--scheme", self.scheme, SCHEMES)
         _check_choice("--pooling", self.pooling, POOLING_NAMES)
         for layer, n_tiles in zip(self.machine.layers, self.tiles, strict=True):
-            _check_tiles(self.scheme, layer, n_tiles)
+            _check_tiles(self.scheme, layer, n_tiles, len(self.tiles))
         for name in ("epochs", "batch_size", "micro_batches", "lr_decay_every"):
             _check_at_least(name, getattr(self, name), 1)
         for name in ("warmup_epochs", "seed"):
@@ -97,10 +100,7 @@ class TrainConfig:
             raise UsageError(f"--lr needs a number above 0 that fits into float32, like 0.05; it is {self.lr}.")
         if not 0 < self.lr_decay <= 1:
             raise UsageError(f"--lr-decay needs a factor above 0 and up to 1, like 0.75; it is {self.lr_decay}.")
-        if not 0 <= self.weight_decay * self.lr < 1:
-            raise UsageError(
-                f"--weight-decay needs a number from 0 to below 1 / λ, like 0.0001; it is {self.weight_decay}."
-            )
+        _check_weight_decay(self.lr, self.weight_decay, given=())
 
     @property
     def machine(self) -> Machine:
@@ -142,7 +142,10 @@ class TrainConfig:
         for name, value in plain.items():
             if not _fits(kind[name], value):
                 raise UsageError(f"In the configuration, {name} is {value!r}; expected {kind[name]}.")
-        return cls(**{name: plain.get(name) for name in known})  # type: ignore[arg-type]
+        try:
+            return cls(**{name: plain.get(name) for name in known})  # type: ignore[arg-type]
+        except UsageError as error:  # nobody gave an option: in a file, settings go by the names of their fields
+            raise UsageError(re.sub(r"--[a-z-]+", lambda found: _field(found[0]), str(error))) from None
 
 
 def resolve(
@@ -153,6 +156,7 @@ def resolve(
     lr: float | None = None,
     lr_decay: float | None = None,
     micro_batches: int | None = None,
+    given: Collection[str] = (),
     **rest: Any,
 ) -> TrainConfig:
     """Return a configuration in which whatever is None has been derived.
@@ -160,19 +164,32 @@ def resolve(
     `scheme` "none" implies one tile per layer; one tile per layer implies `scheme` "none"; "enlarged" is "none"
     with the channels 54,64,64. λ and γ are the paper's: 0.05 and 0.75 with tiling, 0.005 and 0.5 without (§3).
     Mini-batches are cut in two where few tiles follow the first layer.
+
+    All arguments are fields of `TrainConfig`, but `given`: which of them a user has chosen, so that an error about two
+    of them names these.
     """
     if scheme is not None:
         _check_choice("--scheme", scheme, SCHEME_CHOICES)
     if scheme == "enlarged":
         if channels not in (None, ENLARGED_CHANNELS):
             raise UsageError(
-                f"--scheme enlarged is the untiled network with --channels {','.join(map(str, ENLARGED_CHANNELS))}; "
-                f"not {','.join(map(str, channels or ()))}. Use --scheme none for other channels."
+                f"--scheme enlarged is the untiled network with --channels {_listed(ENLARGED_CHANNELS)}; "
+                f"not {_listed(channels or ())}. Use --scheme none for other channels."
+            )
+        if tiles is not None and set(tiles) != {1}:
+            raise UsageError(
+                f"--scheme enlarged is an untiled network, with one tile per layer; --tiles is {_listed(tiles)}. "
+                "Leave --tiles out, or use another scheme."
             )
         scheme, channels = "none", ENLARGED_CHANNELS
     channels = channels or PAPER_CHANNELS
     if tiles is None:
         tiles = (1,) * len(channels) if scheme == "none" else PAPER_TILES
+        if len(tiles) != len(channels):
+            raise UsageError(
+                f"--channels {_listed(channels)} has another number of layers ({len(channels)}) than the default "
+                f"tiles, {_listed(tiles)}. Give --tiles with a number for every layer, too."
+            )
     tiled = any(n_tiles != 1 for n_tiles in tiles)
     if scheme is None:
         scheme = "random" if tiled else "none"
@@ -182,6 +199,8 @@ def resolve(
         lr_decay = 0.75 if tiled else 0.5
     if micro_batches is None:
         micro_batches = 2 if sum(tiles[1:]) < _FEW_TILES else 1
+    if "weight_decay" in rest and 0 < lr <= _LARGEST_FLOAT32:
+        _check_weight_decay(lr, rest["weight_decay"], given)
     return TrainConfig(
         tiles=tiles, scheme=scheme, channels=channels, lr=lr, lr_decay=lr_decay, micro_batches=micro_batches, **rest
     )
@@ -222,12 +241,42 @@ def _fits(kind: Any, value: Any) -> bool:
     return type(value) in ((int, float) if kind is float else get_args(kind) or (kind,))
 
 
-def _check_tiles(scheme: str, layer: Layer, n_tiles: int) -> None:
+def _field(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def _check_weight_decay(lr: float, weight_decay: float, given: Collection[str]) -> None:
+    """Raise UsageError unless a step leaves something of every weight; what is named is what was given."""
+    if 0 <= weight_decay * lr < 1:
+        return
+    why = "each step multiplies all weights by 1 - λ · weight decay"
+    if not 0 <= weight_decay < math.inf or not lr > 0:
+        raise UsageError(f"--weight-decay needs a number from 0, like 0.0001; it is {weight_decay}.")
+    if "lr" not in given:
+        raise UsageError(
+            f"--weight-decay needs a number from 0 to below 1 / λ, here {1 / lr:g}; it is {weight_decay}: {why}."
+        )
+    if "weight_decay" not in given:
+        raise UsageError(
+            f"--lr needs a number below {1 / weight_decay:g} where the weight decay is {weight_decay:g}, its default; "
+            f"it is {lr:g}: {why}."
+        )
+    raise UsageError(
+        f"--lr {lr:g} and --weight-decay {weight_decay:g} need a product below 1; it is {lr * weight_decay:g}: {why}. "
+        "Use a smaller one of the two."
+    )
+
+
+def _check_tiles(scheme: str, layer: Layer, n_tiles: int, n_layers: int) -> None:
     number = layer.index + 1
     if scheme == "none" and n_tiles != 1:
         raise UsageError(
             f"--scheme none means one tile per layer; layer {number} has {n_tiles}. "
-            "Use --tiles 1,1,1, leave --tiles out, or use --scheme random."
+            f"Use --tiles {_listed((1,) * n_layers)}, leave --tiles out, or use --scheme random."
         )
     if n_tiles > layer.n_patches:
         raise UsageError(

@@ -161,9 +161,11 @@ def lay_out(network: Network, *, last_tiles: int | None = None, acceleration: fl
     else:
         tiles = balanced_tiles(patches, 1 if last_tiles is None else last_tiles)
     if sum(tiles) > _MOST_TILES:
+        wished = {"--last-tiles": last_tiles, "--acceleration": acceleration}
+        given = [f"a smaller {option}" for option, value in wished.items() if value is not None]
         raise UsageError(
             f"That is a machine of {sum(tiles):,} tiles; up to {_MOST_TILES:,} can be planned. "
-            "Use a smaller --last-tiles or --acceleration."
+            f"Use {given[0] if given else 'layers whose sizes differ less'}."
         )
     return Machine(
         tuple(

@@ -289,8 +289,8 @@ def test_train_and_test_have_different_classes(refused, images):
 
 def test_a_limit_beyond_the_data_set_takes_all_and_says_so(first_run):
     stderr = first_run[1].stderr
-    assert "--limit-train 5,000 is more than the 12 train images there are; all are used" in stderr
-    assert "--limit-test 1,000 is more than the 6 test images there are; all are used" in stderr
+    assert "5,000 train images are wanted, and there are 12; all are used" in stderr
+    assert "1,000 test images are wanted, and there are 6; all are used" in stderr
     assert "12 training and 6 test images in 3 classes" in stderr
     assert "test error" in first_run[1].stdout
 
@@ -332,14 +332,14 @@ def test_a_run_that_another_process_trains(refused, run):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        refused(["train", "--resume", run], 1, f"{run} is in use by another process", "Wait for it, stop it")
+        refused(["train", "--resume", run], 1, f"{run} is in use by another process", "Wait for it, or stop it")
 
 
 def test_a_new_run_in_a_directory_that_another_process_has_just_taken(refused, tmp_path):
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        parts = ("in use by another process", "another --run-dir")
+        parts = ("in use by another process", "Wait for it, or stop it")
         refused([*TRAIN, "--run-dir", tmp_path / "run", "--fabric", "serial"], 1, *parts)
 
 
@@ -723,8 +723,8 @@ def test_a_cluster_for_a_fabric_that_uses_none(refused):
     [
         (("--fabric", "batched", "--device", "cuda"), ("--device cuda needs a GPU", "Use --device cpu")),
         (("--fabric", "batched", "--device", "gpu"), ("--device is cpu or cuda", "“gpu”")),
-        (("--fabric", "serial", "--device", "cpu"), ("--device is for the fabric batched", "--fabric serial")),
-        (("--device", "cuda"), ("--device is for the fabric batched", "--fabric ray")),
+        (("--fabric", "serial", "--device", "cpu"), ("--device is for the fabric batched", "fabric is serial")),
+        (("--device", "cuda"), ("--device is for the fabric batched", "fabric is ray", "Add --fabric batched")),
     ],
 )
 def test_a_device_that_is_not_there_or_not_used(refused, monkeypatch, options, parts):

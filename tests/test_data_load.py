@@ -121,8 +121,8 @@ def test_a_limit_beyond_the_data_set_takes_all_and_says_so(images: Path, capsys:
     data = load_dataset(f"images:{images}", limit_train=41, limit_test=5000)
     assert (len(data.train), len(data.test)) == (40, 20)
     said = capsys.readouterr().err
-    assert "--limit-train 41 is more than the 40 train images there are; all are used" in said
-    assert "--limit-test 5,000 is more than the 20 test images there are; all are used" in said
+    assert "41 train images are wanted, and there are 40; all are used" in said
+    assert "5,000 test images are wanted, and there are 20; all are used" in said
     load_dataset(f"images:{images}", limit_train=40, limit_test=20)
     assert capsys.readouterr().err == ""
 
@@ -149,7 +149,7 @@ def test_builtin_has_5000_and_1000_images_and_draws_more_on_demand(
     assert (len(data.train), len(data.test)) == (20, 10)
     data = load_dataset("builtin", limit_train=60, limit_test=31)
     assert (len(data.train), len(data.test)) == (60, 30)
-    assert "--limit-test 31 is more than the 30 test images there are" in capsys.readouterr().err
+    assert "31 test images are wanted, and there are 30" in capsys.readouterr().err
 
 
 # No name

@@ -123,3 +123,52 @@ def first_run(tmp_path_factory) -> Path:
 def run(first_run, tmp_path) -> Path:
     """A copy of a run of two epochs on `serial`."""
     return shutil.copytree(first_run, tmp_path / "run")
+
+
+# --- errors name what was given
+
+
+@pytest.mark.parametrize(
+    ("given", "named", "unnamed"),
+    [
+        (
+            ["train", "--lr", "1e6"],
+            "--lr needs a number below 10000 where the weight decay is 0.0001",
+            "--weight-decay",
+        ),
+        (["train", "--weight-decay", "1e6"], "--weight-decay needs a number from 0 to below 1 / λ, here 20", "--lr"),
+        (
+            ["train", "--lr", "30", "--weight-decay", "0.1"],
+            "--lr 30 and --weight-decay 0.1 need a product below 1; it is 3",
+            "default",
+        ),
+        (["train", "--channels", "32,32"], "--channels 32,32 has another number of layers (2)", "--tiles needs"),
+        (["chaos", "--channels", "32,32"], "--channels 32,32 has another number of layers", "--tiles needs"),
+        (["train", "--scheme", "enlarged", "--tiles", "16,4,1"], "--scheme enlarged is an untiled", "--scheme none"),
+        (["train", "--device", "cpu"], "--device is for the fabric batched", "--fabric ray"),
+        (["chaos", "--runs", "0"], "--runs needs at least 1; it is 0", "--kills"),
+        (["chaos", "--kills", "-1"], "--kills needs at least 1; it is -1", "--runs"),
+        (["plan", "--layer", "10000,1,1,1", "--layer", "1,1,1,1"], "100,000,001 tiles", "--last-tiles"),
+        (["plan", "--layer", "10000,1,1,1", "--acceleration", "1e8"], "Use a smaller --acceleration", "--last-tiles"),
+    ],
+)
+def test_an_error_names_what_was_given(given, named, unnamed):
+    said = refusal(*given).split("Add ")[0]
+    assert named in said
+    assert unnamed not in said
+
+
+def test_an_attack_names_the_assignments_that_were_given(run):
+    said = refusal("analyze", "attack", run, "--same-assignment", "--judge-assignments", 3)
+    assert "Leave --judge-assignments out" in said
+    assert "--gradient" not in said
+
+
+def test_in_a_file_settings_go_by_their_fields(run):
+    (run / "config.toml").write_text(
+        (run / "config.toml").read_text().replace("lr_decay_every = 25", "lr_decay_every = 0")
+    )
+    said = refusal("evaluate", run, code=1)
+    assert "config.toml" in said
+    assert "lr_decay_every needs at least 1; it is 0" in said
+    assert "--lr" not in said

@@ -63,18 +63,20 @@ def attack(
     """
     check_strengths(snr_db)
     if judge_assignments is None:
-        several = RunDirectory(path).config.reassigns and not same_assignment
-        judge_assignments = _JUDGES if several else 1
-    for option, value in (("--gradient-assignments", gradient_assignments), ("--judge-assignments", judge_assignments)):
+        redrawn = RunDirectory(path).config.reassigns and not same_assignment
+        judge_assignments = _JUDGES if redrawn else 1
+    numbers = (("--gradient-assignments", gradient_assignments), ("--judge-assignments", judge_assignments))
+    for option, value in numbers:
         if value < 1:
             raise UsageError(f"{option} needs at least 1; it is {value}.")
-    if same_assignment and (gradient_assignments, judge_assignments) != (1, 1):
+    several = [option for option, value in numbers if value > 1]
+    if same_assignment and several:
         raise UsageError(
             "--same-assignment has one assignment for gradient and judgement. "
-            "Leave --gradient-assignments and --judge-assignments out, or give 1 for both."
+            f"Leave {' and '.join(several)} out, or --same-assignment."
         )
-    if (gradient_assignments, judge_assignments) != (1, 1):
-        check_reassigns(path, "all assignments of --gradient-assignments and --judge-assignments would be the same one")
+    if several:
+        check_reassigns(path, f"all assignments of {' and '.join(several)} would be the same one")
     trained = Trained.open(path, checkpoint=checkpoint, limit_test=limit_test)
     mean = torch.from_numpy(trained.mean)
     right = np.zeros(judge_assignments, int)

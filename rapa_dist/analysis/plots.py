@@ -138,4 +138,6 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Any]:
     try:
         write_whole(path, buffer.getvalue())
     except OSError as error:
-        raise UsageError(f"Can't write {path}: {error.strerror}. Give another --plot.") from error
+        raise UsageError(
+            f"Can't write the plot {path}: {error.strerror}. Make room there, or write it elsewhere."
+        ) from error

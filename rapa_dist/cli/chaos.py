@@ -9,11 +9,12 @@ from rapa_dist.cli.output import emit, json_option
 from rapa_dist.cli.types import path, text
 from rapa_dist.errors import UsageError
 
+_TILES = "4,2,1"
 _KINDS = "tile-kill,tile-stop,all-tiles,coordinator-kill"
 
 
 @click.command()
-@click.option("--tiles", metavar="N,N,N", default="4,2,1", show_default=True, help="Tiles n_t of every layer.")
+@click.option("--tiles", metavar="N,N,N", help=f"Tiles n_t of every layer.  [default: {_TILES}]")
 @click.option("--channels", metavar="N,N,N", help="Output channels of every layer.  [default: 32,32,64]")
 @click.option("--dataset", metavar="NAME", default="builtin", show_default=True, help="As for train.")
 @click.option("--limit-train", type=int, metavar="N", default=1000, show_default=True, help="Training images.")
@@ -70,8 +71,18 @@ def chaos(
     check_kinds(wanted, several_nodes=local_cluster is not None)
     if local_cluster is not None and address is not None:
         raise UsageError("--local-cluster and --address exclude each other: the nodes say where they are reached.")
-    if kills < 1 or runs < 1 or runs > kills:
-        raise UsageError(f"--kills and --runs are numbers from 1, --runs the smaller one; they are {kills} and {runs}.")
+    if settings["tiles"] is None:
+        settings["tiles"] = _TILES
+        if settings["channels"] and settings["channels"].count(",") != _TILES.count(","):
+            raise UsageError(
+                f"--channels {settings['channels']} has another number of layers than the default tiles, {_TILES}. "
+                "Give --tiles with a number for every layer, too."
+            )
+    for option, value in (("--kills", kills), ("--runs", runs)):
+        if value < 1:
+            raise UsageError(f"{option} needs at least 1; it is {value}.")
+    if runs > kills:
+        raise UsageError(f"{kills} kills can't be spread over {runs} runs. Use a smaller --runs, or more --kills.")
 
     from rapa_dist.chaos.campaign import Plan, campaign
     from rapa_dist.chaos.nodes import LocalNodes

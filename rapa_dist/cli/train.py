@@ -154,7 +154,10 @@ def train(
         given["dataset"] = check_name(given["dataset"])
     if device is not None:
         if fabric != "batched":
-            raise UsageError(f"--device is for the fabric batched; --fabric {fabric} computes on the CPU.")
+            raise UsageError(
+                f"--device is for the fabric batched; this run's fabric is {fabric}, which computes on the CPU. "
+                "Add --fabric batched, or leave --device out."
+            )
         from rapa_dist.fabric.batched import check_device
 
         check_device(device)
@@ -240,7 +243,7 @@ def _resolve(given: dict[str, Any]) -> Any:
         "augment": True,
         "seed": _SEED,
     }
-    return resolve(**(defaults | given))
+    return resolve(**(defaults | given), given=given.keys())
 
 
 def _resumed(path: Path, given: dict[str, Any]) -> Any:

@@ -109,7 +109,7 @@ def _write_first(directory: RunDirectory, start: Checkpoint) -> None:
     except OSError as error:
         raise RunDirectoryError(
             f"Can't write the first checkpoint of the run in {directory.path}: {error.strerror}. "
-            "Make room there, or give another --run-dir."
+            "Make room there, or correct its permissions."
         ) from error
 
 

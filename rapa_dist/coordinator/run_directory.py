@@ -132,7 +132,7 @@ class RunDirectory:
             self.release()
             raise RunDirectoryError(
                 f"The run directory {self.path} is in use by another process, which trains in it right now. "
-                "Wait for it, stop it, or give another --run-dir."
+                "Wait for it, or stop it."
             ) from None
 
     def release(self) -> None:

@@ -165,6 +165,5 @@ def _at_most(limit: int | None, n: int, part: int) -> int:
     if limit is None:
         return n
     if limit > n:
-        name, option = PARTS[part]
-        say(f"warning: {option} {limit:,} is more than the {n:,} {name} images there are; all are used")
+        say(f"warning: {limit:,} {PARTS[part][0]} images are wanted, and there are {n:,}; all are used")
     return min(limit, n)

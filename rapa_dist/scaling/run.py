@@ -128,7 +128,7 @@ def check_memory(machine: Machine, images: int) -> None:
         raise ClusterError(
             f"Too little memory: {len(machine.tiles):,} tiles with mini-batches of {images:,} images take about "
             f"{needed / 1e6:,.0f} MB, {available / 1e6:,.0f} MB are available. About {room:,} tiles would fit. "
-            "Leave the largest --tiles out, or use a smaller --batch-size."
+            "Measure smaller configurations only, named by --tiles, or use a smaller --batch-size."
         )
 
 
