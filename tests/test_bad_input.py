@@ -22,6 +22,7 @@ from PIL import Image
 
 from rapa_dist import footprint
 from rapa_dist.cli import main
+from rapa_dist.coordinator.checkpoint import FORMAT
 from rapa_dist.data import builtin, cache, download, official
 from rapa_dist.fabric import cluster, scratch
 
@@ -498,8 +499,8 @@ def test_a_damaged_checkpoint_and_its_way_out(refused, run, harm):
 
 
 def test_a_checkpoint_of_another_format(refused, run):
-    edit(newest(run).with_suffix(".json"), '"format": 1', '"format": 7')
-    refused(["train", "--resume", run], 1, newest(run), "format 7, expected 1", "Use the rapa-dist that wrote it")
+    edit(newest(run).with_suffix(".json"), f'"format": {FORMAT}', '"format": 77')
+    refused(["train", "--resume", run], 1, newest(run), "format 77, expected", "Use the rapa-dist that wrote it")
 
 
 def test_a_checkpoint_of_another_run(refused, run):

@@ -37,7 +37,7 @@ def a_checkpoint(step=7, seed=0):
         config=CONFIG,
         data_fingerprint="0123abcd",
         data_mean=[0.1, 1 / 3, 0.7],
-        classes=CLASSES,
+        classes=tuple(f"class {i}" for i in range(CLASSES)),
         progress=Progress(epoch=1, step=step, step_in_epoch=2, loss_sum=0.1 + 0.2, wrong=3, seen=20, metrics_bytes=99),
         kernels=initial_kernels(CONFIG.machine, seed),
         digital=initial_digital(CONFIG.machine, CLASSES, seed),
@@ -166,22 +166,33 @@ def test_a_sidecar_that_is_something_else_is_refused(path, text):
     refused(path)
 
 
+def seal(about):
+    """Return a sidecar's contents with a checksum that fits."""
+    plain = {name: value for name, value in about.items() if name != "sidecar_sha256"}
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return json.dumps(plain | {"sidecar_sha256": digest})
+
+
 def tamper(path, **changes):
     sidecar = path.with_suffix(".json")
-    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | changes))
+    sidecar.write_text(seal(json.loads(sidecar.read_text()) | changes))
 
 
-@pytest.mark.parametrize(
-    "changes", [{"classes": 5}, {"data_fingerprint": "ffff"}, {"data_mean": [0, 0, 0]}, {"progress": {"step": 0}}]
-)
+@pytest.mark.parametrize("changes", [{"classes": ["cat"]}, {"data_fingerprint": "ffff"}, {"data_mean": [0, 0, 0]}])
 def test_a_sidecar_that_tells_something_else_than_the_tensors_is_refused(path, changes):
     tamper(path, **changes)
     refused(path, "sidecar and tensors tell different things")
 
 
+def test_a_sidecar_that_was_changed_is_refused(path):
+    sidecar = path.with_suffix(".json")
+    sidecar.write_text(sidecar.read_text().replace('"step": 7', '"step": 8'))
+    refused(path, "The sidecar of checkpoint", "is damaged", "Delete it")
+
+
 def test_another_format_is_refused_by_its_number(path):
-    tamper(path, format=2)
-    refused(path, "format 2, expected 1")
+    tamper(path, format=7)
+    refused(path, f"format 7, expected {checkpoints.FORMAT}")
 
 
 def test_a_missing_sidecar_is_named(path):
@@ -205,10 +216,10 @@ def forge(path, change):
     """Write changed tensors with a sidecar that vouches for them, as somebody with bad intentions would."""
     sidecar = path.with_suffix(".json")
     about = json.loads(sidecar.read_text())
-    del about["sha256"]
     tensors = change(load_file(path), about)
-    save_file(tensors, path, metadata={"rapa_dist": json.dumps(about, sort_keys=True)})
-    sidecar.write_text(json.dumps(about | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}))
+    of_tensors = {name: about[name] for name in about.keys() - {"progress", "sha256", "sidecar_sha256"}}
+    save_file(tensors, path, metadata={"rapa_dist": json.dumps(of_tensors, sort_keys=True)})
+    sidecar.write_text(seal(about | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}))
 
 
 def test_forging_without_a_change_is_accepted(path):
@@ -227,7 +238,7 @@ def test_forging_without_a_change_is_accepted(path):
         lambda tensors, about: tensors | {"head.extra": np.zeros(3, np.float32)},
         lambda tensors, about: {name: value for name, value in tensors.items() if name != "head.bias"},
         lambda tensors, about: {name: value for name, value in tensors.items() if name != "layers.1.tiles"},
-        lambda tensors, about: about.update(classes=9) or tensors,
+        lambda tensors, about: about.update(classes=["cat"]) or tensors,
         lambda tensors, about: about["config"].update(tiles=[4, 4, 1]) or tensors,
     ],
 )

@@ -1,15 +1,21 @@
 """What something is, is told by its content: images by pixels, networks by weights, classes by names."""
 
+import json
 import os
 import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 from PIL import Image
+from safetensors import safe_open
 
+from rapa_dist.cli import main
+from rapa_dist.coordinator.weights import weights_sha256
 from rapa_dist.data import ImageSet, load_dataset, vision
 
 CLASSES = ("cat", "dog", "newt")
@@ -128,3 +134,62 @@ def test_official_files_that_changed_places_are_read_again(
     if swaps:
         swap()
     assert load_dataset("svhn", data_dir=tmp_path).train.images[0, 0, 0, 0] == 200
+
+
+# --- weights
+
+
+def train(*arguments: object) -> Result:
+    """Train a small network for two epochs, or as the arguments say."""
+    small = ["--channels", "2,2,2", "--tiles", "4,1,1", "--epochs", 2, "--fabric", "serial"]
+    return invoke("train", *small, *arguments)
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two runs of the same configuration; the second was stopped after an epoch, its step being another time's."""
+    folder = tmp_path_factory.mktemp("twins")
+    dataset = ["--dataset", f"images:{make_images(folder / 'images')}"]
+    for arguments in (
+        [*dataset, "--run-dir", folder / "one"],
+        [*dataset, "--run-dir", folder / "other", "--epochs", 1],
+        ["--resume", folder / "other"],
+    ):
+        result = train(*arguments)
+        assert result.exit_code == 0, result.output
+    return folder / "one", folder / "other"
+
+
+def newest(run: Path) -> Path:
+    return max((run / "checkpoints").glob("*.safetensors"))
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_equal_runs_have_checkpoints_of_the_same_bytes(twins: tuple[Path, Path]) -> None:
+    one, other = twins
+    assert (one / "metrics.jsonl").read_bytes() != (other / "metrics.jsonl").read_bytes()
+    assert newest(one).read_bytes() == newest(other).read_bytes()
+    sidecars = [json.loads(newest(run).with_suffix(".json").read_text()) for run in twins]
+    assert sidecars[0]["sha256"] == sidecars[1]["sha256"]
+    assert sidecars[0]["weights_sha256"] == sidecars[1]["weights_sha256"]
+
+
+def test_the_hash_of_the_weights_is_in_summary_json_sidecar_and_metrics(twins: tuple[Path, Path]) -> None:
+    one, _ = twins
+    with safe_open(newest(one), "numpy") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+    digest = weights_sha256(dict(reversed(weights.items())))
+    assert json.loads(newest(one).with_suffix(".json").read_text())["weights_sha256"] == digest
+    assert [line["weights_sha256"] for line in metrics(one)][-1] == digest
+    assert len({line["weights_sha256"] for line in metrics(one)}) == 2
+    assert f"weights      sha256 {digest}" in train("--resume", one).stdout
+    assert json.loads(train("--resume", one, "--json").stdout)["weights_sha256"] == digest
+    weights["head.bias"] = np.nextafter(weights["head.bias"], 9)
+    assert weights_sha256(weights) != digest

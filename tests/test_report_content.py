@@ -67,7 +67,7 @@ def run(tmp_path):
         config=CONFIG,
         data_fingerprint="0123abcd",
         data_mean=[0.1, 0.2, 0.3],
-        classes=10,
+        classes=tuple("0123456789"),
         progress=Progress(epoch=3, step=30, best_epoch=3),
         kernels=initial_kernels(CONFIG.machine, 0),
         digital=initial_digital(CONFIG.machine, 10, 0),

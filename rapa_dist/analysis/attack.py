@@ -104,7 +104,7 @@ def attack(
         "accuracy_percent": accuracy.mean(axis=1).tolist(),
         "accuracy_std": accuracy.std(axis=1, ddof=1).tolist() if judge_assignments > 1 else [None] * len(snr_db),
         "clean_accuracy_percent": float(100 * right.mean() / total),
-        "chance_percent": 100 / trained.checkpoint.classes,
+        "chance_percent": 100 / len(trained.checkpoint.classes),
         "gradient_assignments": gradient_assignments,
         "judge_assignments": judge_assignments,
         "same_assignment": same_assignment,

@@ -157,7 +157,7 @@ def untiled(trained: Trained, kernels: Sequence[Matrix]) -> UntiledNetwork:
     """Return an ordinary network with the given kernels, one (k + 1, c_out) per layer, and the run's digital side."""
     config, digital = trained.config, trained.checkpoint.digital
     machine = config.machine
-    classes = trained.checkpoint.classes
+    classes = len(trained.checkpoint.classes)
     network = UntiledNetwork(config.channels, machine.n_features, classes, config.pooling)
     state: dict[str, Matrix] = {}
     for layer, kernel in zip(machine.layers, kernels, strict=True):

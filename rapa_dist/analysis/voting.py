@@ -44,7 +44,7 @@ def voting(
     with trained.network() as network, work("Voting", "images") as advance:
         for pixels, labels in evaluation_batches(trained.data.test, trained.mean, TEST_IMAGES):
             batch, target = torch.from_numpy(pixels), torch.from_numpy(labels)
-            ballot = torch.zeros(len(labels), trained.checkpoint.classes, dtype=torch.float64)
+            ballot = torch.zeros(len(labels), len(trained.checkpoint.classes), dtype=torch.float64)
             for vote in range(votes):
                 routing = assigner.route_test(trained.step, first, len(labels), vote, parts)
                 scores = network.classify(batch, routing)

@@ -3,6 +3,9 @@
 Both are written beside their final place, flushed and renamed, the sidecar last: a checkpoint is there
 when its sidecar is, and a process killed at any moment leaves none that can't be read. Nothing is ever
 unpickled.
+
+The safetensors file holds nothing that two equal runs don't have in common, so theirs have the same bytes. How far the
+run has come stands in the sidecar alone: the length of the metrics, say, depends on times.
 """
 
 import errno
@@ -21,11 +24,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from rapa_dist.config import TrainConfig
+from rapa_dist.coordinator.weights import named, weights_sha256
 from rapa_dist.errors import CheckpointError, UsageError
 from rapa_dist.fabric.base import Kernels
 from rapa_dist.tile import Matrix
 
-FORMAT = 1
+FORMAT = 2
 _KEEP = 3
 _WAY_OUT = "Delete it with its other file to go on from the checkpoint before."
 
@@ -61,8 +65,8 @@ class Checkpoint:
     config: TrainConfig
     data_fingerprint: str
     """`DataSet.fingerprint` of the images that were trained on."""
-    classes: int
-    """Outputs of the network."""
+    classes: tuple[str, ...]
+    """What the outputs of the network stand for, by label."""
     progress: Progress
     kernels: Kernels
     """One array (n_t, k + 1, c_out) per layer."""
@@ -71,6 +75,11 @@ class Checkpoint:
     data_mean: list[float] = field(default_factory=list)
     """Mean of the training pixels per channel, 0…1: what the network subtracts from its input."""
 
+    @property
+    def weights(self) -> dict[str, Matrix]:
+        """All weights by name."""
+        return named(self.kernels, self.digital)
+
 
 def write(folder: Path, name: str, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint as `<name>.safetensors` and `<name>.json` and return the former's path.
@@ -78,25 +87,31 @@ def write(folder: Path, name: str, checkpoint: Checkpoint) -> Path:
     Raises:
         OSError: it can't be written; the checkpoints that were there are untouched.
     """
-    tensors = {f"layers.{i}.tiles": kernels for i, kernels in enumerate(checkpoint.kernels)}
-    about = {
+    weights = checkpoint.weights
+    about: dict[str, Any] = {
         "format": FORMAT,
         "config": checkpoint.config.as_dict(),
         "data_fingerprint": checkpoint.data_fingerprint,
         "data_mean": checkpoint.data_mean,
-        "classes": checkpoint.classes,
-        "progress": asdict(checkpoint.progress),
+        "classes": list(checkpoint.classes),
+        "weights_sha256": weights_sha256(weights),
     }
-    data = save(tensors | checkpoint.digital, metadata={"rapa_dist": json.dumps(about, sort_keys=True)})
+    data = save(weights, metadata={"rapa_dist": json.dumps(about, sort_keys=True)})
     path = folder / f"{name}.safetensors"
     write_whole(path, data)
-    about["sha256"] = hashlib.sha256(data).hexdigest()
+    about |= {"progress": asdict(checkpoint.progress), "sha256": hashlib.sha256(data).hexdigest()}
+    about["sidecar_sha256"] = _seal(about)
     try:
         write_whole(path.with_suffix(".json"), (json.dumps(about, indent=2, sort_keys=True) + "\n").encode())
     except OSError:
         path.unlink(missing_ok=True)  # nobody vouches for it, and it takes room
         raise
     return path
+
+
+def _seal(about: dict[str, Any]) -> str:
+    """Return the checksum of a sidecar's own contents."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def read(path: Path) -> Checkpoint:
@@ -112,7 +127,7 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"Checkpoint {path} is not whole: there is no {error.filename}. {_WAY_OUT}") from None
     except (ValueError, OSError) as error:
         raise CheckpointError(f"The sidecar of checkpoint {path} can't be read: {error}. {_WAY_OUT}") from error
-    if not isinstance(about, dict) or hashlib.sha256(data).hexdigest() != about.pop("sha256", None):
+    if not isinstance(about, dict) or hashlib.sha256(data).hexdigest() != about.get("sha256"):
         raise CheckpointError(
             f"Checkpoint {path} is damaged: its {len(data):,} bytes are not those that its sidecar vouches for. "
             f"{_WAY_OUT}"
@@ -121,19 +136,26 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"Checkpoint {path} has format {about.get('format')}, expected {FORMAT}. Use the rapa-dist that wrote it."
         )
+    if about.pop("sidecar_sha256", None) != _seal(about):
+        raise CheckpointError(f"The sidecar of checkpoint {path} is damaged: it was changed or cut. {_WAY_OUT}")
     try:
+        progress = Progress(**about.pop("progress"))
+        del about["sha256"]
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         if json.loads(header["__metadata__"]["rapa_dist"]) != about:
             raise CheckpointError(f"Checkpoint {path}: sidecar and tensors tell different things. {_WAY_OUT}")
         tensors = load(data)
         config = TrainConfig.from_dict(about["config"])
-        _check_shapes(tensors, config, about["classes"], path)
+        classes = tuple(about["classes"])
+        if not all(isinstance(name, str) for name in classes):
+            raise TypeError(f"classes are names; got {classes}")
+        _check_shapes(tensors, config, len(classes), path)
         return Checkpoint(
             config=config,
             data_fingerprint=about["data_fingerprint"],
             data_mean=about["data_mean"],
-            classes=about["classes"],
-            progress=Progress(**about["progress"]),
+            classes=classes,
+            progress=progress,
             kernels=[tensors.pop(f"layers.{i}.tiles") for i in range(len(config.tiles))],
             digital=tensors,
         )

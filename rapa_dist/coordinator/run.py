@@ -20,8 +20,9 @@ from rapa_dist.coordinator.saving import PATIENCE_S, Saver
 from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.coordinator.telemetry import RayMetrics
 from rapa_dist.coordinator.trainer import SNAPSHOT_EVERY, Trainer
+from rapa_dist.coordinator.weights import weights_sha256
 from rapa_dist.data import DataSet
-from rapa_dist.errors import ClusterError, NodeLostError
+from rapa_dist.errors import CheckpointError, ClusterError, NodeLostError
 from rapa_dist.fabric.lookout import RESTARTS
 from rapa_dist.footprint import images_per_batch
 from rapa_dist.interrupts import asked_to_stop
@@ -63,6 +64,7 @@ class RunResult:
         return {
             "run_dir": str(self.directory.path),
             "checkpoint": self.checkpoint,
+            "weights_sha256": self._weights_sha256(),
             "finished": self.finished,
             "epochs": len(metrics),
             "test_error_percent": last.get("test_error_percent"),
@@ -73,10 +75,19 @@ class RunResult:
             "train_s": round(sum(line["wall"]["train_s"] for line in metrics), 3),
         }
 
+    def _weights_sha256(self) -> str | None:
+        """Return the hash of the newest checkpoint's weights; None where somebody has taken it away meanwhile."""
+        with suppress(CheckpointError):
+            folder = self.directory.checkpoint_folder
+            return weights_sha256(checkpoints.read(folder / f"{self.checkpoint}.safetensors").weights)
+        return None
+
     def summary(self) -> str:
         """Return the result in a few lines."""
         values = self.as_dict()
         lines = [f"run          {values['run_dir']}", f"checkpoint   {values['checkpoint']}"]
+        if values["weights_sha256"]:
+            lines.append(f"weights      sha256 {values['weights_sha256']}")
         if values["epochs"]:
             lines.append(
                 f"test error   {values['test_error_percent']:.2f} % after "

@@ -81,9 +81,9 @@ class Trained:
             limit_train=config.limit_train if dataset is None else 1,  # none is used
             limit_test=limit_test if limit_test is not None or dataset is not None else config.limit_test,
         )
-        if len(data.classes) != trained.classes:
+        if len(data.classes) != len(trained.classes):
             raise DataError(
-                f"The network knows {trained.classes} classes, {data.name} has {len(data.classes)}. "
+                f"The network knows {len(trained.classes)} classes, {data.name} has {len(data.classes)}. "
                 "Give a --dataset with the same classes."
             )
         if dataset is None and limit_test is None and data.fingerprint != trained.data_fingerprint:

@@ -20,9 +20,10 @@ from rapa_dist.coordinator.evaluation import Score, evaluate
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.saving import Saver
+from rapa_dist.coordinator.weights import named, weights_sha256
 from rapa_dist.data import Batches, DataSet
 from rapa_dist.errors import DivergedError
-from rapa_dist.fabric.base import Tiles
+from rapa_dist.fabric.base import Kernels, Tiles
 from rapa_dist.hardware import CycleTimes, training_epoch_s
 from rapa_dist.network.draws import pooling_draws
 from rapa_dist.network.learner import Learner, build
@@ -60,15 +61,15 @@ class Outcome:
 
 def initial_checkpoint(config: TrainConfig, data: DataSet) -> Checkpoint:
     """Return a run that has not trained a step yet."""
-    machine, classes = config.machine, len(data.classes)
+    machine = config.machine
     return Checkpoint(
         config=config,
         data_fingerprint=data.fingerprint,
         data_mean=data.mean.tolist(),
-        classes=classes,
+        classes=data.classes,
         progress=Progress(),
         kernels=initial_kernels(machine, config.seed),
-        digital=initial_digital(machine, classes, config.seed, config.pooling),
+        digital=initial_digital(machine, len(data.classes), config.seed, config.pooling),
     )
 
 
@@ -249,7 +250,7 @@ class Trainer:
         )
 
     def _finish_epoch(self, score: Score, wall: dict[str, Any]) -> None:
-        progress = self.progress
+        progress, kernels = self.progress, self._fabric.all_kernels()
         metrics = {
             "epoch": progress.epoch + 1,
             "step": progress.step,
@@ -259,7 +260,8 @@ class Trainer:
             "test_loss": score.loss,
             "test_error_percent": score.error_percent,
             "device_time_s": self._device_time_s,
-            "similarity": self._similarity(),
+            "similarity": self._similarity(kernels),
+            "weights_sha256": weights_sha256(named(kernels, self._network.digital_arrays())),
             "wall": wall,
         }
         progress.metrics_bytes = self._saver.append(metrics)
@@ -270,9 +272,9 @@ class Trainer:
         self._directory.log(f"epoch {progress.epoch} done: {metrics}")
         self._display.finished_epoch(metrics)
 
-    def _similarity(self) -> list[float | None]:
+    def _similarity(self, kernels: Kernels) -> list[float | None]:
         """Return S of every layer (Fig. 3); None with fewer than two tiles, or where it is no finite number."""
-        found = map(similarity, self._fabric.all_kernels())
+        found = map(similarity, kernels)
         return [value if value is not None and math.isfinite(value) else None for value in found]
 
     def _wall(self, steps: int, train_s: float, test_s: float, networks: int) -> dict[str, Any]:
