@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rapa_dist.machine import KERNEL_SIDE, POOL_SIDE, POOL_STRIDE
 from rapa_dist.network.normalisation import ALPHA, BETA, SIZE
-from rapa_dist.network.pooling import MIXTURE_SLOPE
+from rapa_dist.network.pooling import MIXTURE_SLOPE, relu_first
 
 
 class UntiledNetwork(nn.Module):
@@ -32,7 +32,7 @@ class UntiledNetwork(nn.Module):
         for number, c_out in enumerate(channels, 1):
             self.add_module(f"conv{number}", nn.Conv2d(c_in, c_out, KERNEL_SIDE, padding=KERNEL_SIDE // 2))
             method = pooling if number < len(channels) else "average"
-            self.add_module(f"pool{number}", _Pool(method, c_out))
+            self.add_module(f"pool{number}", _Pool(method, c_out, relu_first=relu_first(method, number - 1)))
             c_in = c_out
         self.fc = nn.Linear(features, classes)
 
@@ -40,7 +40,7 @@ class UntiledNetwork(nn.Module):
         """Return scores (images, classes) of planes (images, 3, 32, 32)."""
         for number in range(1, self.n_layers + 1):
             convolution, pool = self.get_submodule(f"conv{number}"), self.get_submodule(f"pool{number}")
-            planes = pool(convolution(planes).relu())
+            planes = pool(convolution(planes))
             scale = 1 + ALPHA * nn.functional.avg_pool2d(planes * planes, SIZE, 1, SIZE // 2)
             planes = planes * scale**-BETA
         scores: Tensor = self.fc(planes.flatten(1))
@@ -48,24 +48,27 @@ class UntiledNetwork(nn.Module):
 
 
 class _Pool(nn.Module):
-    """Pooling 3×3 with stride 2, as in a test; activations are not below 0."""
+    """ReLU, and pooling 3×3 with stride 2 as in a test."""
 
-    def __init__(self, method: str, channels: int) -> None:
+    def __init__(self, method: str, channels: int, *, relu_first: bool) -> None:
         super().__init__()
-        self.method = method
+        self.method, self.relu_first = method, relu_first
         if method == "mixed":
             self.beta = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, active: Tensor) -> Tensor:
+    def forward(self, planes: Tensor) -> Tensor:
+        return self._pool(planes.relu()) if self.relu_first else self._pool(planes).relu()
+
+    def _pool(self, planes: Tensor) -> Tensor:
         window: Any = {"kernel_size": POOL_SIDE, "stride": POOL_STRIDE, "ceil_mode": True}
-        largest: Tensor = nn.functional.max_pool2d(active, **window)
+        largest: Tensor = nn.functional.max_pool2d(planes, **window)
         if self.method == "max":
             return largest
-        mean: Tensor = nn.functional.avg_pool2d(active, **window)
+        mean: Tensor = nn.functional.avg_pool2d(planes, **window)
         if self.method == "average":
             return mean
         if self.method == "mixed":
             alpha = torch.sigmoid(-MIXTURE_SLOPE * self.beta)[:, None, None]
             return largest + alpha * (mean - largest)
-        squares: Tensor = nn.functional.avg_pool2d(active * active, **window)
+        squares: Tensor = nn.functional.avg_pool2d(planes * planes, **window)
         return torch.where(mean > 0, squares / mean, 0)  # stochastic: Σ a² / Σ a

@@ -23,9 +23,8 @@ from rapa_dist.fabric.batched import BatchedFabric
 from rapa_dist.machine import KERNEL_SIDE, Layer
 from rapa_dist.network.patches import Geometry
 from rapa_dist.network.pipeline import Result, Routing, Step
-from rapa_dist.network.pooling import AveragePooling, make_pooling
 from rapa_dist.network.slots import Slots, lay_out
-from rapa_dist.network.stage import Stage
+from rapa_dist.network.stage import make_stages
 from rapa_dist.tile import Matrix
 
 _PAD = KERNEL_SIDE // 2
@@ -167,8 +166,7 @@ class BatchedNetwork:
 
     def _build(self) -> None:
         """Build what computes with the parameters that are there."""
-        poolings = [make_pooling(self._pooling, layer.index, self._digital) for layer in self._layers[:-1]]
-        self._stages = [*map(Stage, poolings), Stage(AveragePooling())]
+        self._stages = make_stages(self._layers, self._pooling, self._digital)
         self._convolutions: dict[int, list[_Convolution]] = {}
         self._last_slots: dict[tuple[int, int], tuple[Sequence[Assignment], Slots]] = {}
         self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}

@@ -11,16 +11,17 @@ from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.machine import Machine
 from rapa_dist.network.convolution import TiledConvolution
 from rapa_dist.network.pipeline import Result, Routing, Step, classify, train
-from rapa_dist.network.pooling import MIXTURE_START, AveragePooling, make_pooling
-from rapa_dist.network.stage import Head, Stage
+from rapa_dist.network.pooling import MIXTURE_START
+from rapa_dist.network.stage import Head, make_stages
 from rapa_dist.streams import Purpose, stream
 from rapa_dist.tile import Matrix, Update
 
 
 class Network:
-    """Convolution → ReLU → pooling → normalisation for every layer, then a fully connected layer.
+    """Convolution, ReLU and pooling, normalisation for every layer, then a fully connected layer.
 
-    The kernels are the fabric's; the digital parameters are here.
+    In the first layer pooling comes before ReLU; see `pooling.relu_first`. The kernels are the fabric's; the digital
+    parameters are here.
     """
 
     cuts = True
@@ -38,8 +39,7 @@ class Network:
         layers = fabric.machine.layers
         self.convolutions = [TiledConvolution(layer, fabric) for layer in layers]
         self.digital = {name: torch.from_numpy(np.array(value)).requires_grad_() for name, value in digital.items()}
-        self.stages = [Stage(make_pooling(pooling, layer.index, self.digital)) for layer in layers[:-1]]
-        self.stages.append(Stage(AveragePooling()))
+        self.stages = make_stages(layers, pooling, self.digital)
         self.head = Head(self.digital["head.weight"], self.digital["head.bias"])
 
     def __call__(self, images: Tensor, assignments: Sequence[Assignment], update: Update | None) -> Tensor:

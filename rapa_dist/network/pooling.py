@@ -1,4 +1,4 @@
-"""ReLU, and pooling over 3×3 windows with stride 2, the output size rounded up as Caffe does.
+"""Pooling over 3×3 windows with stride 2, the output size rounded up as Caffe does; and where ReLU stands.
 
 Each method is a pair: forward, and backward from what the forward pass left for it. Written out, they take
 half the time that autograd needs to find its way through planes as small as these.
@@ -25,7 +25,7 @@ MIXTURE_START = 2 / MIXTURE_SLOPE
 
 
 class Pooling(Protocol):
-    """ReLU and pooling: (images, side, side, channels) → (images, ⌈(side − 1) / 2⌉, …, channels)."""
+    """Pooling: (images, side, side, channels) → (images, ⌈(side − 1) / 2⌉, …, channels)."""
 
     def forward(self, planes: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Any]:
         """Return the smaller planes, and what `backward` needs.
@@ -40,74 +40,68 @@ class Pooling(Protocol):
 
 
 class MaxPooling:
-    """The largest activation of every window.
-
-    ReLU comes behind the maximum instead of before, which is the same and has a quarter of the planes.
-    """
+    """The largest value of every window."""
 
     def forward(self, planes: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Any]:
-        """Return the largest activations, and where they were."""
+        """Return the largest values, and where they were."""
         channels_first = planes.permute(0, 3, 1, 2)
         largest, places = _aten.max_pool2d_with_indices(channels_first, *_WINDOW, [1, 1], _CEIL)
-        largest.relu_()
-        return largest.permute(0, 2, 3, 1), (channels_first, largest, places)
+        return largest.permute(0, 2, 3, 1), (channels_first, places)
 
     def backward(self, saved: Any, errors: Tensor) -> Tensor:
-        """Give each error to the activation that was the largest, if it was above 0."""
-        channels_first, largest, places = saved
-        through = _aten.threshold_backward(errors.permute(0, 3, 1, 2), largest, 0)
-        back: Tensor = _aten.max_pool2d_with_indices_backward(through, channels_first, *_WINDOW, [1, 1], _CEIL, places)
+        """Give each error to the value that was the largest."""
+        channels_first, places = saved
+        at_largest = errors.permute(0, 3, 1, 2)
+        back: Tensor = _aten.max_pool2d_with_indices_backward(
+            at_largest, channels_first, *_WINDOW, [1, 1], _CEIL, places
+        )
         return back.permute(0, 2, 3, 1)
 
 
 class AveragePooling:
-    """The mean activation of every window; windows that hang over the edge average what is inside."""
+    """The mean of every window; windows that hang over the edge average what is inside."""
 
     def forward(self, planes: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Any]:
-        """Return the mean activations, and all activations."""
-        active = planes.permute(0, 3, 1, 2).relu()
-        return _aten.avg_pool2d(active, *_WINDOW, _CEIL, True, None).permute(0, 2, 3, 1), active
+        """Return the means, and the planes for their shape."""
+        channels_first = planes.permute(0, 3, 1, 2)
+        return _aten.avg_pool2d(channels_first, *_WINDOW, _CEIL, True, None).permute(0, 2, 3, 1), channels_first
 
     def backward(self, saved: Any, errors: Tensor) -> Tensor:
-        """Spread each error evenly over its window, to the activations above 0."""
-        active = saved
-        spread = _aten.avg_pool2d_backward(errors.permute(0, 3, 1, 2), active, *_WINDOW, _CEIL, True, None)
-        back: Tensor = _aten.threshold_backward(spread, active, 0)
-        return back.permute(0, 2, 3, 1)
+        """Spread each error evenly over its window."""
+        spread: Tensor = _aten.avg_pool2d_backward(errors.permute(0, 3, 1, 2), saved, *_WINDOW, _CEIL, True, None)
+        return spread.permute(0, 2, 3, 1)
 
 
 class StochasticPooling:
     """In training an activation drawn from every window, with a probability in proportion to it.
 
     In a test the mean of all, weighted by these probabilities (Zeiler & Fergus 2013). A window without activation
-    gives 0.
+    gives 0. The planes are activations, none below 0.
     """
 
     def forward(self, planes: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Any]:
         """Return what was drawn, by the inverse of the distribution function, or the weighted means."""
-        active = planes.relu()
-        windows = _windows(active)
+        windows = _windows(planes)
         total = sum(windows[1:], start=windows[0])
         if draws is None:
             squares = sum((window * window for window in windows[1:]), start=windows[0] * windows[0])
             mean = torch.where(total > 0, squares / total, 0)
-            return mean, (active, total, mean, None)
+            return mean, (planes, total, mean, None)
         threshold, passed, before = draws * total, [], torch.zeros_like(total)
         for window in windows:
             after = before + window
             passed.append((before <= threshold) & (threshold < after))
             before = after
         drawn = sum((window * chosen for window, chosen in zip(windows, passed, strict=True)), torch.zeros_like(total))
-        return drawn, (active, total, drawn, passed)
+        return drawn, (planes, total, drawn, passed)
 
     def backward(self, saved: Any, errors: Tensor) -> Tensor:
         """Give each error to the activation that was drawn; in a test, differentiate Σ a² / Σ a."""
-        active, total, pooled, passed = saved
+        planes, total, pooled, passed = saved
         if passed is not None:
-            return _spread([errors * chosen for chosen in passed], active.shape)
+            return _spread([errors * chosen for chosen in passed], planes.shape)
         share = torch.where(total > 0, errors / total, 0)
-        back = _spread([share * (2 * window - pooled) for window in _windows(active)], active.shape)
-        return back.mul_(active > 0)
+        return _spread([share * (2 * window - pooled) for window in _windows(planes)], planes.shape)
 
 
 class MixedPooling:
@@ -143,6 +137,17 @@ class MixedPooling:
 
 POOLINGS = ("max", "average", "stochastic", "mixed")
 """What can follow the convolution of all layers but the last, which always averages."""
+
+
+def relu_first(method: str, layer: int) -> bool:
+    """Return whether ReLU stands before the pooling of a layer, or behind it.
+
+    Caffe's "Full" network pools its first layer before ReLU, the others behind it. So with average pooling all tiles
+    that contribute to a window of the first layer receive the same error, which a ReLU in between would hide from
+    some of them. Stochastic pooling draws in proportion to activations, and needs ReLU first. For the maximum both
+    are the same, and behind it ReLU has a quarter of the planes.
+    """
+    return method == "stochastic" or (method != "max" and layer > 0)
 
 
 def make_pooling(method: str, layer: int, parameters: Mapping[str, Tensor]) -> Pooling:

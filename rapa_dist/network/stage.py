@@ -1,30 +1,42 @@
 """What the digital side computes: behind each convolution a stage, and behind the last one the head."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rapa_dist.machine import Layer
 from rapa_dist.network.normalisation import normalise, normalise_backward
-from rapa_dist.network.pooling import Pooling
+from rapa_dist.network.pooling import Pooling, make_pooling, relu_first
+
+_aten: Any = torch.ops.aten
 
 
 class Stage:
-    """ReLU, pooling, normalisation: (images, side, side, channels) → smaller planes."""
+    """ReLU and pooling, in either order, then normalisation: (images, side, side, channels) → smaller planes."""
 
-    def __init__(self, pooling: Pooling) -> None:
-        self.pooling = pooling
+    def __init__(self, pooling: Pooling, *, relu_first: bool) -> None:
+        """Make one; for `relu_first`, see `pooling.relu_first`."""
+        self.pooling, self.relu_first = pooling, relu_first
 
     def forward(self, outputs: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Any]:
         """Return the planes for the next layer, and what `backward` needs; for `draws`, see `Pooling.forward`."""
-        pooled, for_pooling = self.pooling.forward(outputs, draws)
-        planes, for_normalisation = normalise(pooled)
-        return planes, (for_pooling, for_normalisation)
+        planes = outputs.relu() if self.relu_first else outputs
+        pooled, for_pooling = self.pooling.forward(planes, draws)
+        active = planes if self.relu_first else pooled.relu_()
+        normalised, for_normalisation = normalise(pooled)
+        return normalised, (active, for_pooling, for_normalisation)
 
     def backward(self, saved: Any, errors: Tensor) -> Tensor:
         """Return the errors of the tiles' outputs, given those of the planes."""
-        for_pooling, for_normalisation = saved
-        return self.pooling.backward(for_pooling, normalise_backward(for_normalisation, errors))
+        active, for_pooling, for_normalisation = saved
+        errors = normalise_backward(for_normalisation, errors)
+        if not self.relu_first:
+            return self.pooling.backward(for_pooling, _aten.threshold_backward(errors, active, 0))
+        errors = self.pooling.backward(for_pooling, errors)
+        through: Tensor = _aten.threshold_backward(errors, active, 0)
+        return through
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """Do the same, as in a test, as an operation that autograd can go back through."""
@@ -42,6 +54,21 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, errors: Tensor) -> tuple[Tensor, None]:
         return ctx.stage.backward(ctx.saved, errors), None
+
+
+def make_stages(layers: Sequence[Layer], method: str, parameters: Mapping[str, Tensor]) -> list[Stage]:
+    """Return what follows the convolutions of a network.
+
+    Args:
+        layers: all its layers.
+        method: pooling of all but the last, one of `POOLINGS`; the last always averages.
+        parameters: the digital parameters; see `make_pooling`.
+    """
+    methods = [method] * (len(layers) - 1) + ["average"]
+    return [
+        Stage(make_pooling(of_layer, layer.index, parameters), relu_first=relu_first(of_layer, layer.index))
+        for layer, of_layer in zip(layers, methods, strict=True)
+    ]
 
 
 class Head:

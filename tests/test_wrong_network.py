@@ -1,0 +1,186 @@
+"""The network is the paper's: against `oracle`, which is written from its page; and rows that are shared out fairly."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import SCHEMES, Oracle, map_of
+
+from rapa_dist.config import POOLING_NAMES, resolve
+from rapa_dist.coordinator.assigner import Assigner
+from rapa_dist.coordinator.session import one_digital_thread
+from rapa_dist.fabric.batched import BatchedFabric
+from rapa_dist.fabric.serial import SerialFabric
+from rapa_dist.machine import Layer, Machine
+from rapa_dist.network.batched import BatchedNetwork
+from rapa_dist.network.draws import pooling_draws
+from rapa_dist.network.model import Network, initial_digital, initial_kernels
+from rapa_dist.network.pipeline import Step
+from rapa_dist.tile import Update
+
+CLASSES, IMAGES, STEPS = 5, 3, 20
+RATE, DECAY = 0.02, 0.1
+SIDES = {"small": (14, 7, 3), "paper": (32, 16, 8)}
+"""Of the small network all three layers have edges that hang over, and rows that the tiles do not divide."""
+TILES = {
+    "none": (1, 1, 1),
+    "enlarged": (1, 1, 1),
+    "random": (6, 3, 2),
+    "random-fixed": (6, 3, 2),
+    "perforated": (6, 3, 2),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with one_digital_thread():
+        yield
+
+
+def machine_of(scheme, size="small"):
+    """A network of few channels, but for `enlarged` with the paper's, which are all there is to that scheme."""
+    channels = resolve(scheme=scheme, pooling="max", **REST).channels if scheme == "enlarged" else (3, 4, 5)
+    tiles, c_ins = TILES.get(scheme, SQUARES), (3, *channels)
+    perforated = scheme == "perforated"
+    return Machine(
+        tuple(
+            Layer(
+                index=index,
+                side=SIDES[size][index],
+                c_in=c_ins[index],
+                c_out=channels[index],
+                n_tiles=1 if perforated else tiles[index],
+                perforation=tiles[index] if perforated else 1,
+            )
+            for index in range(3)
+        )
+    )
+
+
+REST = {
+    "dataset": None,
+    "limit_train": None,
+    "limit_test": None,
+    "epochs": 1,
+    "batch_size": 10,
+    "lr_decay_every": 1,
+    "warmup_epochs": 0,
+    "weight_decay": 0.0,
+    "augment": False,
+    "seed": 0,
+}
+
+
+def tiles_of(assignment, n_tiles):
+    tiles = np.full(assignment.n_patches, -1)
+    tiles[assignment.order] = np.repeat(np.arange(n_tiles), np.diff(assignment.offsets))
+    return tiles
+
+
+class Paper:
+    """The oracle beside a run's own draws; schemes without any follow the paper's rule."""
+
+    def __init__(self, scheme, pooling, size="small"):
+        self.pooling, self.machine = pooling, machine_of(scheme, size)
+        self.scheme = "none" if scheme == "enlarged" else scheme
+        self.kernels, self.digital = (
+            initial_kernels(self.machine, 0),
+            initial_digital(self.machine, CLASSES, 0, pooling),
+        )
+        rng = np.random.default_rng(1)
+        for of_layer in self.kernels:
+            of_layer[:, -1] = rng.uniform(-0.1, 0.1, of_layer[:, -1].shape)  # a lost bias is seen
+        self.assigner = Assigner(self.machine, self.scheme, 0)
+        self.oracle = Oracle(self.scheme, pooling, self.kernels, self.digital)
+
+    def batch(self, number):
+        rng = np.random.default_rng((3, number))
+        side = self.machine.layers[0].side
+        pixels = rng.normal(scale=0.5, size=(IMAGES, side, side, 3)).astype(np.float32)
+        return torch.from_numpy(pixels), torch.from_numpy(rng.integers(0, CLASSES, IMAGES))
+
+    def step(self, number, parts=1):
+        draws = pooling_draws(self.machine, self.pooling, 0, number, IMAGES)
+        routing = self.assigner.route_training(number, IMAGES, parts)
+        return Step(*self.batch(number), routing, Update(RATE, DECAY), draws)
+
+    def tiles(self, assignments):
+        if self.scheme in ("none", "alternate", "image-overlap", "image-pad"):
+            layers = self.machine.layers
+            return [np.tile(map_of(self.scheme, layer.n_tiles, layer.side), IMAGES) for layer in layers]
+        return [tiles_of(one, layer.n_tiles) for one, layer in zip(assignments, self.machine.layers, strict=True)]
+
+    def train_oracle(self):
+        losses = []
+        for number in range(STEPS):
+            step = self.step(number)
+            tiles = self.tiles(self.assigner.for_training(number, IMAGES))
+            losses.append(self.oracle.train(step.images, step.labels, tiles, step.draws, RATE, DECAY))
+        return losses
+
+    def test_of_oracle(self):
+        """Scores in a test, and the gradient of the loss with respect to the images that an attack goes by."""
+        images, labels = self.batch(99)
+        images.requires_grad_()
+        scores = self.oracle.scores(images, self.tiles(self.assigner.for_test(STEPS, 0, IMAGES)))
+        F.cross_entropy(scores, labels).backward()
+        return scores.detach().numpy(), images.grad.numpy()
+
+    def on_serial(self, parts):
+        with SerialFabric(self.machine, IMAGES, self.kernels) as fabric:
+            network = Network(fabric, pooling=self.pooling, digital=self.digital)
+            losses = [result.loss for result in network.train(self.step(n, parts) for n in range(STEPS))]
+            images, labels = self.batch(99)
+            scores = network.classify(images, self.assigner.route_test(STEPS, 0, IMAGES, 0, parts)).numpy()
+            images.requires_grad_()
+            through = network(images, self.assigner.for_test(STEPS, 0, IMAGES), None)
+            F.cross_entropy(through, labels).backward()
+            return Ended(losses, kernels_of(fabric) | network.digital_arrays(), scores, images.grad.numpy())
+
+    def on_batched(self):
+        fabric = BatchedFabric(self.machine, IMAGES, [self.kernels])
+        network = BatchedNetwork(fabric, pooling=self.pooling, digital=[self.digital])
+        losses = [result.loss for result in network.train(map(self.step, range(STEPS)))]
+        scores = network.classify(self.batch(99)[0], self.assigner.route_test(STEPS, 0, IMAGES, 0, 1)).numpy()
+        return Ended(losses, kernels_of(fabric) | network.digital_arrays(), scores, None)
+
+
+class Ended:
+    def __init__(self, losses, weights, scores, gradient):
+        self.losses, self.weights, self.scores, self.gradient = losses, weights, scores, gradient
+
+
+def kernels_of(fabric):
+    return {f"layer {layer.index}": fabric.kernels(layer) for layer in fabric.machine.layers}
+
+
+def assert_followed(paper, ended, losses):
+    np.testing.assert_allclose(ended.losses, losses, rtol=1e-4)
+    expected, start = paper.oracle.weights(), {f"layer {i}": kernels for i, kernels in enumerate(paper.kernels)}
+    assert ended.weights.keys() == expected.keys()
+    for name, weight in (start | paper.digital).items():
+        learnt = abs(expected[name] - weight).max()
+        assert learnt > 1e-3, name
+        np.testing.assert_allclose(ended.weights[name], expected[name], atol=1e-3 * learnt, err_msg=name)
+    scores, gradient = paper.test_of_oracle()
+    np.testing.assert_allclose(ended.scores, scores, atol=1e-4)
+    if ended.gradient is not None:
+        np.testing.assert_allclose(ended.gradient, gradient, atol=1e-3 * abs(gradient).max())
+
+
+@pytest.mark.parametrize("pooling", POOLING_NAMES)
+@pytest.mark.parametrize("scheme", [*SCHEMES, "enlarged"])
+def test_every_fabric_trains_the_network_of_the_paper_for_twenty_steps(scheme, pooling):
+    """Training in parts and as a whole, in a test, and back to the images."""
+    paper = Paper(scheme, pooling)
+    losses = paper.train_oracle()
+    assert_followed(paper, paper.on_serial(parts=2), losses)
+    assert_followed(paper, paper.on_batched(), losses)
+
+
+@pytest.mark.parametrize("pooling", POOLING_NAMES)
+def test_the_same_with_planes_as_large_as_the_papers(pooling):
+    paper = Paper("random", pooling, "paper")
+    losses = paper.train_oracle()
+    assert_followed(paper, paper.on_serial(parts=1), losses)
+    assert_followed(paper, paper.on_batched(), losses)
