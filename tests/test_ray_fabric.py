@@ -289,7 +289,7 @@ def some_steps(fabric: Fabric, micro_batches: int, seed: int) -> list[np.ndarray
     """Train a network for some steps, cut into parts, and return the kernels."""
     torch.set_num_threads(1)
     machine = fabric.machine
-    network = Network(fabric, pooling="max", digital=initial_digital(machine, 10, seed))
+    network = Network(fabric, pooling="average", digital=initial_digital(machine, 10, seed))
     assigner, rng = Assigner(machine, "random", seed), np.random.default_rng(seed)
 
     def steps() -> Iterable[Step]:

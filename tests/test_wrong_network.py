@@ -6,9 +6,13 @@ import torch
 import torch.nn.functional as F
 from oracle import SCHEMES, Oracle, map_of
 
+from rapa_dist.analysis.reduction import count_wins, untiled
 from rapa_dist.config import POOLING_NAMES, resolve
 from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.coordinator.session import one_digital_thread
+from rapa_dist.coordinator.trained import Trained
+from rapa_dist.coordinator.trainer import initial_checkpoint
+from rapa_dist.data import evaluation_batches, load_dataset
 from rapa_dist.fabric.batched import BatchedFabric
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.machine import Layer, Machine
@@ -22,13 +26,8 @@ CLASSES, IMAGES, STEPS = 5, 3, 20
 RATE, DECAY = 0.02, 0.1
 SIDES = {"small": (14, 7, 3), "paper": (32, 16, 8)}
 """Of the small network all three layers have edges that hang over, and rows that the tiles do not divide."""
-TILES = {
-    "none": (1, 1, 1),
-    "enlarged": (1, 1, 1),
-    "random": (6, 3, 2),
-    "random-fixed": (6, 3, 2),
-    "perforated": (6, 3, 2),
-}
+ONE, UNEVEN, SQUARES = (1, 1, 1), (6, 3, 2), (9, 4, 1)
+TILES = {"none": ONE, "enlarged": ONE, "random": UNEVEN, "random-fixed": UNEVEN, "perforated": UNEVEN}
 
 
 @pytest.fixture(autouse=True)
@@ -184,3 +183,49 @@ def test_the_same_with_planes_as_large_as_the_papers(pooling):
     losses = paper.train_oracle()
     assert_followed(paper, paper.on_serial(parts=1), losses)
     assert_followed(paper, paper.on_batched(), losses)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_dataset("builtin", data_dir=None, limit_train=30, limit_test=10)
+
+
+def trained_of(data, pooling, **settings):
+    config = resolve(pooling=pooling, channels=(3, 4, 5), **REST | settings)
+    checkpoint = initial_checkpoint(config, data)
+    for kernels in checkpoint.kernels:
+        kernels *= 3  # so that scores differ
+    trained = Trained(path=None, name="start", checkpoint=checkpoint, data=data)
+    return trained, Oracle(config.scheme, pooling, checkpoint.kernels, checkpoint.digital)
+
+
+@pytest.mark.parametrize("pooling", POOLING_NAMES)
+def test_the_untiled_network_that_a_run_is_reduced_to_is_the_papers(data, pooling):
+    trained, oracle = trained_of(data, pooling, scheme="none")
+    pixels, _ = next(evaluation_batches(data.test, trained.mean, 10))
+    tiles = [np.zeros(10 * layer.n_patches, int) for layer in trained.config.machine.layers]
+    network = untiled(trained, [of_layer[0] for of_layer in trained.checkpoint.kernels])
+    with torch.no_grad():
+        scores = network(torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy()
+        expected = oracle.scores(torch.from_numpy(pixels), tiles).numpy()
+    assert expected.std(axis=0).min() > 1e-3
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["average", "stochastic"])
+def test_wins_are_counted_in_the_papers_network(data, pooling):
+    """Which window is won in the second layer depends on what stands behind the first convolution."""
+    trained, oracle = trained_of(data, pooling, tiles=(4, 3, 2))
+    pixels, _ = next(evaluation_batches(data.train.sample(30), trained.mean, 30))
+    planes = torch.from_numpy(pixels).double().permute(0, 3, 1, 2)
+    found = count_wins(trained, 30)
+    assignments = trained.assigner().for_training(0, 30)
+    for layer, assignment in zip(trained.config.machine.layers, assignments, strict=True):
+        tiles = tiles_of(assignment, layer.n_tiles)
+        with torch.no_grad():
+            outputs = oracle.convolve(planes, layer.index, tiles)
+            planes = oracle.behind_convolution(outputs, layer.index)
+        largest, places = F.max_pool2d(outputs, 3, 2, ceil_mode=True, return_indices=True)
+        winners = tiles.reshape(30, -1)[np.arange(30)[:, None, None, None], places.numpy()]
+        expected = [((winners == tile) & (largest.numpy() > 0)).sum(axis=(0, 2, 3)) for tile in range(layer.n_tiles)]
+        assert abs(found[layer.index] - np.array(expected)).max() <= 1  # rounding may settle a tie
