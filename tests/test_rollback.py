@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from rapa_dist.config import resolve
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator import rollback as rollbacks
 from rapa_dist.coordinator import saving
+from rapa_dist.coordinator import trainer as trainers
 from rapa_dist.coordinator.checkpoint import Checkpoint, name_of
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.rollback import Rollback
@@ -192,6 +194,26 @@ def test_a_node_that_is_lost_takes_no_line_and_no_bit_along(run, undisturbed, di
     run.fabric.rescue = lambda: disk.update(full=False)
     assert run().finished
     assert_same_run(run, undisturbed)
+
+
+def test_the_wall_time_of_an_epoch_has_that_of_its_lost_steps_and_of_the_wait(run, monkeypatch):
+    """All that takes time is to look whether to stop: 10 s, for each of four steps, two of them twice, and in between.
+
+    The node is lost in the fourth step, behind the snapshot after the second.
+    """
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(trainers, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    run.snapshot_every = 2
+    run.fabric.failures = [(3, lost())]
+
+    def look() -> bool:
+        clock.now += 10
+        return False
+
+    assert run(look).finished
+    first, *others = (line["wall"] for line in run.directory.metrics())
+    assert (first["train_s"], first["steps"]) == (10 * (4 + 1 + 2), 4)
+    assert all((wall["train_s"], wall["steps"]) == (40, 4) for wall in others)
 
 
 def test_a_checkpoint_that_could_not_be_written_is_not_forgotten_with_the_node(run, undisturbed, disk):

@@ -3,14 +3,27 @@
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
 from rapa_dist.cli import COMMANDS, main, types
+from rapa_dist.config import TrainConfig, resolve
+from rapa_dist.coordinator import checkpoint as checkpoints
+from rapa_dist.coordinator import trainer as trainers
+from rapa_dist.coordinator.recoveries import Recoveries
+from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.coordinator.session import one_digital_thread
+from rapa_dist.coordinator.trainer import Trainer, initial_checkpoint
+from rapa_dist.data import DataSet, load_dataset
+from rapa_dist.fabric.lookout import Restart
+from rapa_dist.fabric.serial import SerialFabric
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--dataset", "builtin", "--limit-train", 20, "--limit-test", 10, "--channels", "2,2,2", "--tiles", "4,1,1"]
@@ -172,3 +185,82 @@ def test_in_a_file_settings_go_by_their_fields(run):
     assert "config.toml" in said
     assert "lr_decay_every needs at least 1; it is 0" in said
     assert "--lr" not in said
+
+
+# --- wall time and device time of an epoch
+
+
+CONFIG = resolve(
+    tiles=(4, 1, 1),
+    channels=(2, 2, 2),
+    pooling="max",
+    dataset="builtin",
+    limit_train=40,
+    limit_test=10,
+    epochs=1,
+    batch_size=10,
+    lr_decay_every=10,
+    warmup_epochs=1,
+    weight_decay=1e-4,
+    augment=True,
+    seed=0,
+)
+CYCLE_S = 80e-9
+
+
+class Sessions:
+    """A run in sessions, each of which is asked to stop at its n-th look; a look is all that takes time, 10 s."""
+
+    def __init__(self, folder: Path, config: TrainConfig, data: DataSet, clock: SimpleNamespace) -> None:
+        self.data, self.clock = data, clock
+        self.directory = RunDirectory.create(folder, config, None)
+        self.state = initial_checkpoint(config, data)
+        checkpoints.write(self.directory.checkpoint_folder, checkpoints.name_of(0, 0), self.state)
+
+    def train(self, looks: int) -> None:
+        asked = 0
+
+        def stop() -> bool:
+            nonlocal asked
+            asked += 1
+            self.clock.now += 10
+            return asked >= looks
+
+        with one_digital_thread(), SerialFabric(self.state.config.machine, 10, self.state.kernels) as fabric:
+            recoveries = Recoveries(self.directory)
+            recoveries.restarted(Restart(f"L0/T{looks:03}", False, 1.0))
+            Trainer(self.state, self.data, fabric, self.directory, Silent(), recoveries).run(stop)
+        self.state = checkpoints.read(checkpoints.latest(self.directory.checkpoint_folder))
+
+
+class Silent:
+    def trained(self, *arguments: Any) -> None: ...
+    def tested(self, *arguments: Any) -> None: ...
+    def finished_epoch(self, *arguments: Any) -> None: ...
+
+
+@pytest.fixture
+def sessions(tmp_path, monkeypatch) -> Iterator[Sessions]:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(trainers, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    made = Sessions(tmp_path / "sessions", CONFIG, load_dataset("builtin", limit_train=40, limit_test=10), clock)
+    yield made
+    made.directory.release()
+
+
+def test_an_epoch_in_three_sessions_has_the_wall_time_of_all(sessions):
+    """It stops in front of the third of four steps, then in the test, which is at last made in a session of its own."""
+    sessions.train(looks=3)
+    assert (sessions.state.progress.step, sessions.state.progress.train_s) == (2, 30)
+    sessions.train(looks=4)
+    assert (sessions.state.progress.step, sessions.state.progress.train_s) == (4, 50)
+    sessions.train(looks=99)
+    (line,) = sessions.directory.metrics()
+    wall = line["wall"]
+    assert (wall["train_s"], wall["steps"], wall["step_ms"]) == (50, 4, 12_500)
+    assert wall["train_s"] + wall["test_s"] == sessions.clock.now
+    assert [recovery["what"] for recovery in wall["recoveries"]] == ["L0/T003", "L0/T004", "L0/T099"]
+    assert line["device_time_s"] == pytest.approx(40 * (256 * 2 + 256 * 3 + 64 * 3) * CYCLE_S)
+    assert line["test_device_time_s"] == pytest.approx(10 * (256 + 256 + 64) * CYCLE_S)
+    state = sessions.state.progress
+    assert (state.train_s, state.test_s, state.recoveries) == (0, 0, [])

@@ -54,9 +54,16 @@ class Assigner:
 
     def loads(self, images: int) -> tuple[Load, ...]:
         """Return the rows that every tile has in a training step of `images` images; all steps are alike."""
+        return self._loads(self.for_training(0, images), images)
+
+    def test_loads(self, images: int) -> tuple[Load, ...]:
+        """Return the same of a test of `images` images."""
+        return self._loads(self.for_test(0, 0, images), images)
+
+    def _loads(self, assignments: list[Assignment], images: int) -> tuple[Load, ...]:
         return tuple(
             Load(rows=tuple(np.diff(assignment.offsets).tolist()), images=images, input_error=layer.index > 0)
-            for layer, assignment in zip(self._machine.layers, self.for_training(0, images), strict=True)
+            for layer, assignment in zip(self._machine.layers, assignments, strict=True)
         )
 
     def _route(self, images: int, micro_batches: int, purpose: Purpose, *place: int) -> Routing:

@@ -50,6 +50,12 @@ class Progress:
     """Images of the epoch under way that were classified wrongly."""
     seen: int = 0
     """Images trained in the epoch under way."""
+    train_s: float = 0.0
+    """Wall time of training in the epoch under way, in seconds, in all the sessions that it has had."""
+    test_s: float = 0.0
+    """The same of its tests that were broken off."""
+    recoveries: list[dict[str, Any]] = field(default_factory=list)
+    """What the sessions of the epoch under way that have ended got over."""
     metrics_bytes: int = 0
     """Length of metrics.jsonl at this point."""
     best_epoch: int = 0

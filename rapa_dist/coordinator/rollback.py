@@ -72,7 +72,7 @@ class Rollback:
                 if not self._replace(lost, trainer, stop):
                     return Outcome(False, self._save(trainer))
                 self._saver.rewind(snapshot.progress.metrics_bytes)
-                trainer = train(snapshot)
+                trainer = train(trainer.start_again())
                 self._note(lost, snapshot.progress.step, reached, time.monotonic() - noticed, at)
             except ClusterError:
                 self._say(self._rescue(trainer))

@@ -116,10 +116,10 @@ class _Member:
         with self._ended_by_an_error():
             self._trainer.take(result)
 
-    def end_epoch(self, steps: int, train_s: float, stop: Callable[[], bool], networks: int) -> None:
+    def end_epoch(self, train_s: float, stop: Callable[[], bool], networks: int) -> None:
         """Test and save, or save alone."""
         with self._ended_by_an_error():
-            self._trainer.end_epoch(steps, train_s, stop, networks=networks)
+            self._trainer.end_epoch(train_s, stop, networks=networks)
             self.checkpoint = self._trainer.snapshot
 
     def close(self, stop: Callable[[], bool]) -> RunResult | RapaError:
@@ -176,17 +176,16 @@ class _Cohort:
 
     def _train_epoch(self, network: BatchedNetwork, members: Sequence[_Member], stop: Callable[[], bool]) -> None:
         """Train what is left of an epoch, and test."""
-        started, steps = time.perf_counter(), 0
+        started = time.perf_counter()
         with closing(network.train_together(_side_by_side(members, stop))) as results:
             for of_members in results:
-                steps += 1
                 for member, result in zip(members, of_members, strict=True):
                     if member.error is None:
                         member.take(result)
         train_s = time.perf_counter() - started
         for member in members:
             if member.error is None:
-                member.end_epoch(steps, train_s, stop, len(members))
+                member.end_epoch(train_s, stop, len(members))
 
 
 def _side_by_side(members: Sequence[_Member], stop: Callable[[], bool]) -> Iterator[tuple[Step, ...]]:

@@ -24,7 +24,8 @@ from rapa_dist.coordinator.weights import named, weights_sha256
 from rapa_dist.data import Batches, DataSet
 from rapa_dist.errors import DivergedError
 from rapa_dist.fabric.base import Kernels, Tiles
-from rapa_dist.hardware import CycleTimes, training_epoch_s
+from rapa_dist.footprint import TEST_IMAGES
+from rapa_dist.hardware import CycleTimes, testing_s, training_epoch_s
 from rapa_dist.network.draws import pooling_draws
 from rapa_dist.network.learner import Learner, build
 from rapa_dist.network.model import initial_digital, initial_kernels
@@ -127,6 +128,9 @@ class Trainer:
         """What to go back to if a node is lost: the newest snapshot or checkpoint."""
         images = len(data.train.labels)
         self._device_time_s = training_epoch_s(self._assigner.loads, images, config.batch_size, CycleTimes())
+        tested = len(data.test.labels)
+        self._test_device_time_s = testing_s(self._assigner.test_loads, tested, TEST_IMAGES, CycleTimes())
+        self._counted_until = time.perf_counter()
 
     @property
     def newest(self) -> str:
@@ -146,11 +150,11 @@ class Trainer:
             CheckpointError: nothing could be saved for too long.
         """
         while not self.at_end:
-            started, first = time.perf_counter(), self.progress.step
+            self._counted_until = time.perf_counter()
             with closing(self._network.train(self.steps(stop))) as results:
                 for result in results:
                     self.take(result)
-            if not self.end_epoch(self.progress.step - first, time.perf_counter() - started, stop):
+            if not self.end_epoch(self._uncounted(), stop):
                 return self.end(stop, finished=False)
         return self.end(stop, finished=True)
 
@@ -202,14 +206,22 @@ class Trainer:
         progress.seen += result.images
         self._display.trained(progress, len(self._batches), result.loss)
         if self._fabric.spread and self.snapshot_every and progress.step % self.snapshot_every == 0:
+            progress.train_s += self._uncounted()
             self.snapshot = self._look()
 
-    def end_epoch(self, steps: int, train_s: float, stop: Callable[[], bool], *, networks: int = 1) -> bool:
+    def start_again(self) -> Checkpoint:
+        """Return the newest snapshot, to train on from, with all the wall time that its epoch has taken so far."""
+        progress, snapshot = self.progress, self.snapshot
+        if progress.epoch != snapshot.progress.epoch:
+            return snapshot
+        train_s = progress.train_s + self._uncounted()
+        return replace(snapshot, progress=replace(snapshot.progress, train_s=train_s))
+
+    def end_epoch(self, train_s: float, stop: Callable[[], bool], *, networks: int = 1) -> bool:
         """Test, record the epoch and save; or, if `stop` says so, save what there is of it.
 
         Args:
-            steps: how many were trained now.
-            train_s: wall time that they took, in seconds.
+            train_s: wall time of its training that is not in `progress` yet, in seconds.
             stop: asked for now and then.
             networks: how many were trained in this time.
 
@@ -219,12 +231,15 @@ class Trainer:
         Raises:
             DivergedError, CheckpointError: as `run` does.
         """
-        started = time.perf_counter()
+        progress, started = self.progress, time.perf_counter()
+        progress.train_s += train_s
         score = None if stop() else self._test(stop)
         if score is not None and not math.isfinite(score.loss):
             raise self._diverged(f"the test loss is {score.loss}")
+        progress.test_s += time.perf_counter() - started
+        progress.recoveries = [*progress.recoveries, *self._recoveries.take()]
         if score is not None:
-            self._finish_epoch(score, self._wall(steps, train_s, time.perf_counter() - started, networks))
+            self._finish_epoch(score, self._wall(networks))
         self._save()
         return score is not None and (self.at_end or not stop())
 
@@ -260,6 +275,7 @@ class Trainer:
             "test_loss": score.loss,
             "test_error_percent": score.error_percent,
             "device_time_s": self._device_time_s,
+            "test_device_time_s": self._test_device_time_s,
             "similarity": self._similarity(kernels),
             "weights_sha256": weights_sha256(named(kernels, self._network.digital_arrays())),
             "wall": wall,
@@ -269,6 +285,7 @@ class Trainer:
         if progress.best_epoch == 0 or score.error_percent < progress.best_test_error_percent:
             progress.best_epoch, progress.best_test_error_percent = progress.epoch, score.error_percent
         progress.step_in_epoch, progress.loss_sum, progress.wrong, progress.seen = 0, 0.0, 0, 0
+        progress.train_s, progress.test_s, progress.recoveries = 0.0, 0.0, []
         self._directory.log(f"epoch {progress.epoch} done: {metrics}")
         self._display.finished_epoch(metrics)
 
@@ -277,17 +294,23 @@ class Trainer:
         found = map(similarity, kernels)
         return [value if value is not None and math.isfinite(value) else None for value in found]
 
-    def _wall(self, steps: int, train_s: float, test_s: float, networks: int) -> dict[str, Any]:
-        """Return the part of a line of metrics that no two runs have in common."""
+    def _wall(self, networks: int) -> dict[str, Any]:
+        """Return the part of a line of metrics that no two runs have in common: of all sessions of the epoch."""
+        progress = self.progress
         return {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "train_s": round(train_s, 3),
-            "test_s": round(test_s, 3),
-            "steps": steps,
-            "step_ms": round(1e3 * train_s / steps, 3) if steps else None,
+            "train_s": round(progress.train_s, 3),
+            "test_s": round(progress.test_s, 3),
+            "steps": progress.step_in_epoch,
+            "step_ms": round(1e3 * progress.train_s / progress.step_in_epoch, 3),
             **({"networks": networks} if networks > 1 else {}),
-            "recoveries": self._recoveries.take(),
+            "recoveries": progress.recoveries,
         }
+
+    def _uncounted(self) -> float:
+        """Return the wall time since it was asked for last, or since the epoch was begun or resumed, in seconds."""
+        since, self._counted_until = self._counted_until, time.perf_counter()
+        return self._counted_until - since
 
     def _diverged(self, what: str) -> DivergedError:
         step, epoch = self._last
