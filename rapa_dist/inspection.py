@@ -150,16 +150,34 @@ class RunStats:
     total: TotalStats
     silent: tuple[str, ...] = ()
     """Tiles that nobody on their node answered for."""
+    tiles_of_run: int
+    """How many the run has: these, the silent ones, and those of layers that were left out."""
 
     @classmethod
-    def of(cls, run: str, tiles: Iterable[TileStats], silent: Iterable[str] = ()) -> "RunStats":
-        """Sum up the tiles of a run, layer by layer; they stay in the order of their names."""
-        ordered = tuple(sorted(tiles, key=_place))
+    def of(
+        cls, run: str, tiles: Iterable[TileStats], silent: Iterable[str] = (), tiles_of_run: int | None = None
+    ) -> "RunStats":
+        """Sum up the tiles of a run, layer by layer; they stay in the order of their names.
+
+        Args:
+            run: its name.
+            tiles: what is known of its tiles.
+            silent: the names of those that nobody answered for.
+            tiles_of_run: how many there are; None: no more than these.
+        """
+        ordered, silent = tuple(sorted(tiles, key=_place)), tuple(silent)
         layers = tuple(
             _total(index, [tile for tile in ordered if tile.layer == index])
             for index in sorted({tile.layer for tile in ordered})
         )
-        return cls(run=run, tiles=ordered, layers=layers, total=_whole(ordered, layers), silent=tuple(silent))
+        return cls(
+            run=run,
+            tiles=ordered,
+            layers=layers,
+            total=_whole(ordered, layers),
+            silent=silent,
+            tiles_of_run=len(ordered) + len(silent) if tiles_of_run is None else tiles_of_run,
+        )
 
     def only(self, layer: int | None) -> "RunStats":
         """Return the part of one layer; all of it for None.
@@ -174,7 +192,10 @@ class RunStats:
             raise UsageError(
                 f"--layer is one of {', '.join(map(str, known))} (the tiles of layer 0 are L0/…); it is {layer}."
             )
-        return RunStats.of(self.run, [tile for tile in self.tiles if tile.layer == layer])
+        silent = [name for name in self.silent if name.startswith(f"L{layer}/")]
+        return RunStats.of(
+            self.run, [tile for tile in self.tiles if tile.layer == layer], silent, tiles_of_run=self.tiles_of_run
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
@@ -184,6 +205,7 @@ class RunStats:
             "layers": [layer.as_dict() for layer in self.layers],
             "total": self.total.as_dict(),
             "silent": list(self.silent),
+            "tiles_of_run": self.tiles_of_run,
         }
 
 

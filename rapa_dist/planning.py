@@ -203,17 +203,18 @@ def describe(
             raise UsageError(f"{option} needs at least 1; it is {value:,}.")
     loads = even_loads(machine, batch_size)
     training, inference = training_time(loads, cycles), inference_time(loads, cycles)
-    pace = max(load.slowest for load in loads)
     return {
         "tiles": len(machine.tiles),
         "tiles_per_layer": [layer.n_tiles for layer in machine.layers],
         "weights": machine.n_weights,
         "weights_untiled": sum(layer.n_weights // layer.n_tiles for layer in machine.layers),
         "layers": [
-            _describe_layer(layer, load, pace, crossbar)
+            _describe_layer(layer, load, crossbar)
             | {
                 "device_time_training_us_per_image": training.layers_ns[layer.index] / 1e3,
                 "device_time_inference_us_per_image": inference.layers_ns[layer.index] / 1e3,
+                "busy_percent_training": 100 * training.layers_ns[layer.index] / training.pipelined_ns,
+                "busy_percent_inference": 100 * inference.layers_ns[layer.index] / inference.pipelined_ns,
             }
             for layer, load in zip(machine.layers, loads, strict=True)
         ],
@@ -230,7 +231,7 @@ def describe(
     }
 
 
-def _describe_layer(layer: Layer, load: Load, pace: int, crossbar: Crossbar) -> dict[str, Any]:
+def _describe_layer(layer: Layer, load: Load, crossbar: Crossbar) -> dict[str, Any]:
     return {
         "layer": layer.index,
         "out_side": layer.side,
@@ -247,7 +248,6 @@ def _describe_layer(layer: Layer, load: Load, pace: int, crossbar: Crossbar) -> 
         "rows_per_tile_and_image": load.mean / load.images,
         "slowest_tile_rows_per_image": load.slowest / load.images,
         "load_imbalance": load.imbalance,
-        "busy_percent_of_slowest_layer": 100 * load.slowest / pace,
     }
 
 

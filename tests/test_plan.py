@@ -137,7 +137,7 @@ def test_alexnet():
     assert got["tiles_per_layer"] == [17, 4, 1, 1, 1]
     assert got["weights_untiled"] == 3_747_200  # torch's count of these five convolutions
     assert [layer["kernel_shape"] for layer in got["layers"]][:2] == [[364, 96], [2401, 256]]
-    busy = [layer["busy_percent_of_slowest_layer"] for layer in got["layers"]]
+    busy = [layer["busy_percent_inference"] for layer in got["layers"]]
     assert busy[1] == 100
     assert min(busy) > 90
 

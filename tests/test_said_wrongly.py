@@ -1,5 +1,6 @@
 """What the program says of a run, of its tiles, of time and of the user's own words is so."""
 
+import json
 import re
 import shutil
 import sys
@@ -20,10 +21,12 @@ from rapa_dist.coordinator import trainer as trainers
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.session import one_digital_thread
+from rapa_dist.coordinator.tiles_table import tiles_table
 from rapa_dist.coordinator.trainer import Trainer, initial_checkpoint
 from rapa_dist.data import DataSet, load_dataset
 from rapa_dist.fabric.lookout import Restart
 from rapa_dist.fabric.serial import SerialFabric
+from rapa_dist.inspection import RunStats, TileStats
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--dataset", "builtin", "--limit-train", 20, "--limit-test", 10, "--channels", "2,2,2", "--tiles", "4,1,1"]
@@ -264,3 +267,61 @@ def test_an_epoch_in_three_sessions_has_the_wall_time_of_all(sessions):
     assert line["test_device_time_s"] == pytest.approx(10 * (256 + 256 + 64) * CYCLE_S)
     state = sessions.state.progress
     assert (state.train_s, state.test_s, state.recoveries) == (0, 0, [])
+
+
+# --- what tiles and layers do
+
+
+def tile_stats(name: str, layer: int) -> TileStats:
+    counts = dict.fromkeys(("rows_forward", "rows_backward", "rows_update", "updates", "bytes_in", "bytes_out"), 7)
+    times = dict.fromkeys(("busy_s", "waiting_s", "device_time_s", "utilisation", "kernel_norm"), 0.5)
+    return TileStats(
+        tile=name,
+        layer=layer,
+        node="",
+        pid=1,
+        state="idle",
+        restarts=0,
+        last_step=1,
+        resident_bytes=1,
+        **counts,
+        **times,
+    )
+
+
+def stats_of_a_run(silent: tuple[str, ...] = ()) -> RunStats:
+    names = [(f"L{layer}/T{tile:03}", layer) for layer, n in enumerate((16, 4, 1)) for tile in range(n)]
+    return RunStats.of("r", [tile_stats(*name) for name in names if name[0] not in silent], silent)
+
+
+def test_the_heading_of_one_layer_says_how_many_tiles_the_run_has():
+    headings = [str(tiles_table(stats_of_a_run().only(layer))).partition("\n")[0] for layer in (None, 0, 1, 2)]
+    assert headings == [
+        "r: 21 tiles on 1 node",
+        "r: layer 0, 16 of 21 tiles on 1 node",
+        "r: layer 1, 4 of 21 tiles on 1 node",
+        "r: layer 2, 1 of 21 tiles on 1 node",
+    ]
+    assert stats_of_a_run().only(1).as_dict()["tiles_of_run"] == 21
+
+
+def test_tiles_that_do_not_answer_are_tiles_of_the_run_and_of_their_layer():
+    stats = stats_of_a_run(silent=("L0/T003", "L1/T002"))
+    assert str(tiles_table(stats)).startswith("r: 19 of 21 tiles on 1 node")
+    one = str(tiles_table(stats.only(1)))
+    assert one.startswith("r: layer 1, 3 of 21 tiles on 1 node")
+    assert "no answer for L1/T002" in one
+    assert "L0/T003" not in one
+
+
+def test_a_layer_is_as_busy_as_its_device_time_says():
+    result = invoke("plan", "--json")
+    layers = json.loads(result.stdout)["layers"]
+    for busy, time in (
+        ("busy_percent_training", "device_time_training_us_per_image"),
+        ("busy_percent_inference", "device_time_inference_us_per_image"),
+    ):
+        times = [layer[time] for layer in layers]
+        assert [layer[busy] for layer in layers] == pytest.approx([100 * value / max(times) for value in times])
+    assert [round(layer["busy_percent_training"]) for layer in layers] == [67, 100, 100]
+    assert re.search(r"^L0 .* 10\.24 µs +67 %$", invoke("plan").stdout, re.MULTILINE)

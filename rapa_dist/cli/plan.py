@@ -95,7 +95,8 @@ def _show(described: dict[str, Any]) -> None:
     stdout.print(_layers_table(described))
     crossbar, emulation = described["crossbar"], described["emulation"]
     stdout.print(
-        "n_p: patches per image; used: cells of the crossbars; busy: of the slowest layer's time, every row alike"
+        "n_p: patches per image; used: cells of the crossbars; device time: per image in training; busy: that of the "
+        "slowest layer, which sets the pace of a pipeline, is 100 %"
     )
     stdout.print(
         f"{described['tiles']:,} tiles ({','.join(map(str, described['tiles_per_layer']))}) on "
@@ -116,7 +117,7 @@ def _layers_table(described: dict[str, Any]) -> Any:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
-    for name in ("", "n_p", "kernel", "tiles", "weights", "crossbars", "used", "rows/tile", "busy", "device time"):
+    for name in ("", "n_p", "kernel", "tiles", "weights", "crossbars", "used", "rows/tile", "device time", "busy"):
         table.add_column(name, justify="right", no_wrap=True)
     for layer in described["layers"]:
         table.add_row(
@@ -128,8 +129,8 @@ def _layers_table(described: dict[str, Any]) -> Any:
             f"{layer['crossbars']:,}",
             f"{layer['crossbar_utilisation_percent']:.1f} %",
             f"{layer['slowest_tile_rows_per_image']:,.5g}",
-            f"{layer['busy_percent_of_slowest_layer']:.0f} %",
             f"{layer['device_time_training_us_per_image']:,.4g} µs",
+            f"{layer['busy_percent_training']:.0f} %",
         )
     return table
 

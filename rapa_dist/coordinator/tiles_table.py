@@ -56,7 +56,7 @@ def tiles_table(stats: RunStats, *, sort: str = "tile", width: int | None = None
     """
     tiles = sort_tiles(stats.tiles, sort)
     totals = [*stats.layers, stats.total] if len(stats.layers) > 1 else list(stats.layers)
-    heading = f"{stats.run}: {counted(len(tiles), 'tile')} on {counted(len({tile.node for tile in tiles}), 'node')}"
+    heading = f"{stats.run}: {_which(stats)} on {counted(len({tile.node for tile in tiles}), 'node')}"
     notes = [f"no answer for {', '.join(stats.silent[:5])}{' …' * (len(stats.silent) > 5)}"] if stats.silent else []
     shown = tiles
     if height is not None:
@@ -78,6 +78,15 @@ def tiles_table(stats: RunStats, *, sort: str = "tile", width: int | None = None
         table.append(note[:width] + "\n", style="yellow")
     table.rstrip()
     return table
+
+
+def _which(stats: RunStats) -> str:
+    """Return which tiles of the run these are: "21 tiles", "layer 1, 4 of 21 tiles"."""
+    if len(stats.tiles) == stats.tiles_of_run:
+        return counted(stats.tiles_of_run, "tile")
+    layers = {tile.layer for tile in stats.tiles}
+    layer = f"layer {layers.pop()}, " if len(layers) == 1 else ""
+    return f"{layer}{len(stats.tiles):,} of {counted(stats.tiles_of_run, 'tile')}"
 
 
 def _fit(rows: Sequence[Sequence[str]], width: int | None) -> tuple[list[int], list[int]]:
