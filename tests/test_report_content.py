@@ -168,7 +168,7 @@ def test_statistics_of_the_training_that_ended_last_are_shown(run):
     content = gather(run)
     assert content.missing == []
     assert len(content.tiles.tiles) == 2
-    assert "Since the run was last started or resumed" in render(content)
+    assert "since the run was last started or resumed" in render(content)
 
 
 def test_statistics_of_the_training_before_are_not_those_of_the_one_under_way(run):

@@ -5,12 +5,14 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -27,6 +29,7 @@ from rapa_dist.data import DataSet, load_dataset
 from rapa_dist.fabric.lookout import Restart
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.inspection import RunStats, TileStats
+from rapa_dist.network.model import initial_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--dataset", "builtin", "--limit-train", 20, "--limit-test", 10, "--channels", "2,2,2", "--tiles", "4,1,1"]
@@ -325,3 +328,48 @@ def test_a_layer_is_as_busy_as_its_device_time_says():
         assert [layer[busy] for layer in layers] == pytest.approx([100 * value / max(times) for value in times])
     assert [round(layer["busy_percent_training"]) for layer in layers] == [67, 100, 100]
     assert re.search(r"^L0 .* 10\.24 µs +67 %$", invoke("plan").stdout, re.MULTILINE)
+
+
+# --- the report
+
+
+def facts_of(page: str) -> dict[str, str]:
+    return dict(re.findall(r'<tr><th scope="row">([^<]*)</th><td>([^<]*)</td></tr>', page))
+
+
+def seconds(text: str) -> float:
+    number, unit = text.split()
+    return float(number) * {"s": 1, "min": 60, "h": 3600}[unit]
+
+
+def test_device_times_of_the_report_add_up(run):
+    """Those of training and tests to that of both, and this to that of the tiles, which count the rows of both."""
+    assert invoke("report", run).exit_code == 0
+    page = (run / "report.html").read_text()
+    facts = facts_of(page)
+    trained, tested, both = (seconds(facts[f"Device time of {what}"]) for what in ("all training", "all tests", "both"))
+    assert trained == pytest.approx(2 * 20 * (256 * 2 + 256 * 3 + 64 * 3) * CYCLE_S, rel=1e-2)
+    assert tested == pytest.approx(2 * 10 * (256 + 256 + 64) * CYCLE_S, rel=1e-2)
+    assert both == pytest.approx(trained + tested, rel=1e-2)
+    (of_tiles,) = re.findall(r'<th scope="row">all</th><td>6</td>(?:<td>[^<]*</td>){3}<td>([^<]*)</td>', page)
+    assert float(of_tiles) == pytest.approx(both, rel=1e-2)
+    assert "Training and tests together" in page
+
+
+def test_the_report_tells_the_similarity_of_what_was_learnt_from_that_of_the_start(run):
+    """Tiles that have learnt the very same thing, on top of their starts."""
+    path = checkpoints.latest(run / "checkpoints")
+    state = checkpoints.read(path)
+    start = initial_kernels(state.config.machine, state.config.seed)
+    common = np.random.default_rng(0).normal(size=start[0].shape[1:]).astype(np.float32)
+    kernels = [start[0] + 0.02 * common, *start[1:]]
+    checkpoints.write(path.parent, path.stem, replace(state, kernels=kernels))
+    assert invoke("report", run).exit_code == 0
+    page = (run / "report.html").read_text()
+    section = page[page.index('<section id="similarity"') :]
+    (row,) = re.findall(r'<th scope="row">1</th><td>([^<]*)</td><td>([^<]*)</td><td>([^<]*)</td></tr>', section)
+    raw, left, learnt = float(row[0]), row[1], float(row[2])
+    assert raw < 0.2
+    assert left == "100 %"
+    assert learnt > 0.99
+    assert "nothing in common" not in page

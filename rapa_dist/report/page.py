@@ -1,6 +1,5 @@
 """The page: sections, tables and figures put together, in one file that needs no other."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -11,12 +10,13 @@ from rapa_dist.analysis.similarity import similarity
 from rapa_dist.console import counted
 from rapa_dist.coordinator.checkpoint import write_whole
 from rapa_dist.errors import RunDirectoryError, UsageError
-from rapa_dist.installing import no_matplotlib
 from rapa_dist.machine import IMAGE_CHANNELS
 from rapa_dist.report import figures
 from rapa_dist.report.content import Content, gather
 from rapa_dist.report.elements import data_table, duration, escaped, fact_table, folded, known_sum, or_dash
 from rapa_dist.report.filters import filter_norms, filter_row
+from rapa_dist.report.frame import framed
+from rapa_dist.report.likeness import similarity_section
 from rapa_dist.report.style import SHEET
 
 NAME = "report.html"
@@ -69,7 +69,7 @@ def render(content: Content) -> str:
         ("time", "Device time and wall time", _time(content)),
         ("tiles", "Tiles and their load", _tiles(content)),
         ("filters", "Filters per tile", _filters(content)),
-        ("similarity", "Similarity over time", _similarity(content)),
+        ("similarity", "Similarity over time", similarity_section(content)),
         ("scaling", "Scaling", _scaling(content)),
         ("configuration", "Configuration", _configuration(content)),
         ("environment", "Environment", _environment(content)),
@@ -164,7 +164,7 @@ def _curves(content: Content) -> str:
         "Train error and loss are those of the augmented training images while the network learnt from them, test "
         "error and loss those after the epoch. Point at a curve for its values."
     )
-    return _figure(content, lambda: figures.curves(content), caption) + folded(
+    return framed(content, lambda: figures.curves(content), caption) + folded(
         f"{counted(len(lines), 'epoch')} as a table", data_table("Every epoch", head, rows)
     )
 
@@ -175,12 +175,16 @@ def _time(content: Content) -> str:
         return ""
     walls = [line["wall"] for line in lines]
     steps = [wall["step_ms"] for wall in walls if wall.get("step_ms")]
-    device = [line.get("device_time_s") for line in lines]
+    device, tests = ([line.get(key) for line in lines] for key in ("device_time_s", "test_device_time_s"))
+    trained_s, tested_s = (known_sum(wall.get(key) for wall in walls) for key in ("train_s", "test_s"))
     facts = [
-        ("Device time of an epoch’s training", duration(device[-1])),
-        ("Device time of all epochs", duration(known_sum(device))),
-        ("Wall time of all training", duration(known_sum(wall.get("train_s") for wall in walls))),
-        ("Wall time of all tests", duration(known_sum(wall.get("test_s") for wall in walls))),
+        ("Device time of an epoch’s training, and of its test", f"{duration(device[-1])}, {duration(tests[-1])}"),
+        ("Device time of all training", duration(known_sum(device))),
+        ("Device time of all tests", duration(known_sum(tests))),
+        ("Device time of both", duration(known_sum(device) + known_sum(tests))),
+        ("Wall time of all training", duration(trained_s)),
+        ("Wall time of all tests", duration(tested_s)),
+        ("Wall time of both", duration(trained_s + tested_s)),
         ("Wall time of a step, median of the epochs", f"{median(steps):.2f} ms" if steps else "–"),
     ]
     others = max(wall.get("networks", 1) for wall in walls) - 1
@@ -189,7 +193,7 @@ def _time(content: Content) -> str:
     chart = ""
     if steps:
         caption = "Wall time depends on the machine and on what else it does; device time only on rows and tiles."
-        chart = _figure(content, lambda: figures.step_times(content), caption)
+        chart = framed(content, lambda: figures.step_times(content), caption)
     return fact_table(facts) + chart
 
 
@@ -201,7 +205,7 @@ def _tiles(content: Content) -> str:
     head = ("layer", "tiles", "rows forward", "rows backward", "updates", "device s", "busy s", "util %", "imbalance")
     layers = [
         (
-            f"{(total.layer or 0) + 1}",
+            "all" if total.layer is None else f"{total.layer + 1}",
             f"{total.tiles:,}",
             f"{total.rows_forward:,}",
             f"{total.rows_backward:,}",
@@ -211,7 +215,7 @@ def _tiles(content: Content) -> str:
             or_dash(100 * total.utilisation if timed else None, ".1f"),
             or_dash(total.load_imbalance, ".4f"),
         )
-        for total in stats.layers
+        for total in (*stats.layers, stats.total)
     ]
     tile_head = ("tile", "rows forward", "rows backward", "updates", "device s", "busy s", "util %", "restarts", "‖K‖")
     tiles = [
@@ -233,11 +237,12 @@ def _tiles(content: Content) -> str:
         f"the mean. {_TIMED if timed else _NOT_TIMED} Point at a bar for its tile."
     )
     summary = (
-        "Since the run was last started or resumed. Device time of a layer is that of its slowest tile; busy is "
-        "processor time; no rows go backward in layer 1, as nobody needs the error of the input."
+        "Training and tests together, since the run was last started or resumed. Device time of a layer is that of its "
+        "slowest tile, and of the machine the sum over its layers; busy is processor time; no rows go backward in "
+        "layer 1, as nobody needs the error of the input."
     )
     return (
-        _figure(content, lambda: figures.load(stats), caption)
+        framed(content, lambda: figures.load(stats), caption)
         + data_table(summary, head, layers)
         + folded(f"{counted(len(tiles), 'tile')} as a table", data_table("Every tile", tile_head, tiles))
     )
@@ -297,23 +302,7 @@ def _likeness(content: Content, index: int, kernels: Any) -> str:
         if len(kernels) > 1
         else "The norm of every filter, bias left out. With one tile there is nothing to be similar to."
     )
-    return _figure(content, lambda: figures.likeness(index, kernels), caption)
-
-
-def _similarity(content: Content) -> str:
-    layers = [layer for layer in content.config.machine.layers if content.similarity(layer.index)[0]]
-    if not layers:
-        return ""
-    lines = [line for line in content.metrics if line.get("similarity")]
-    head = ("epoch", *(f"layer {layer.index + 1}, {counted(layer.n_tiles, 'tile')}" for layer in layers))
-    rows = [(line["epoch"], *(or_dash(line["similarity"][layer.index], ".4f") for layer in layers)) for line in lines]
-    caption = (
-        "S: per output channel, the mean correlation coefficient between the filters of all pairs of tiles, averaged "
-        "over channels. 1: all tiles have learnt the same; 0: nothing in common. Layers with one tile have none."
-    )
-    return _figure(content, lambda: figures.similarities(content), caption) + folded(
-        f"S after {counted(len(rows), 'epoch')} as a table", data_table("Similarity S", head, rows)
-    )
+    return framed(content, lambda: figures.likeness(index, kernels), caption)
 
 
 def _scaling(content: Content) -> str:
@@ -345,7 +334,7 @@ def _scaling(content: Content) -> str:
         source = figures.scaling(measured)
         return f'<img class="plate" src="{source}" alt="{caption} The numbers are in the table.">'
 
-    return _figure(content, draw, caption) + data_table("Wall times, medians", head, rows)
+    return framed(content, draw, caption) + data_table("Wall times, medians", head, rows)
 
 
 def _configuration(content: Content) -> str:
@@ -369,15 +358,3 @@ def _environment(content: Content) -> str:
             case _:
                 facts.append((key, "–" if value is None else str(value)))
     return fact_table(facts)
-
-
-def _figure(content: Content, draw: Callable[[], str], caption: str) -> str:
-    """Return a figure with its caption; nothing, and a note, where there is no matplotlib."""
-    try:
-        picture = draw()
-    except ImportError:
-        note = no_matplotlib("Figures can't be drawn")
-        if note not in content.missing:
-            content.missing.append(note)
-        return ""
-    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
