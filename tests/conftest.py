@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from rapa_dist.fabric.cluster import answers
+from rapa_dist.fabric.address import answers
 
 _PATIENCE_S = 60.0  # for Ray's processes to end after their driver has; its agents look for it only now and then
 _LONG = ("test_nodes", "test_cluster_files", "test_runs", "test_stats_runs")  # first, so that both halves end together

@@ -24,7 +24,8 @@ from rapa_dist import footprint
 from rapa_dist.cli import main
 from rapa_dist.coordinator.checkpoint import FORMAT
 from rapa_dist.data import builtin, cache, download, official
-from rapa_dist.fabric import cluster, scratch
+from rapa_dist.fabric import address as address_module
+from rapa_dist.fabric import scratch
 
 CLASSES = ("cat", "dog", "newt")
 SMALL = ["--limit-train", 20, "--limit-test", 10, "--channels", "2,2,2", "--tiles", "4,1,1"]
@@ -553,7 +554,7 @@ def running_cluster(monkeypatch):
         for name, address, tiles in (("a", "10.0.0.1", 3.0), ("b", "10.0.0.2", 3.0))
     ]
     left = []
-    monkeypatch.setattr(cluster, "answers", lambda address: address == "10.0.0.1:6379")
+    monkeypatch.setattr(address_module, "answers", lambda address: address == "10.0.0.1:6379")
     monkeypatch.setattr("ray.init", lambda **options: None)
     monkeypatch.setattr("ray.nodes", lambda: nodes)
     free = {"a": {"analog_tile": 2.0}, "b": {"analog_tile": 3.0}}

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from rapa_dist.errors import ClusterError
+from rapa_dist.fabric import address
 from rapa_dist.fabric import cluster as module
-from rapa_dist.fabric.cluster import Cluster, heard
+from rapa_dist.fabric.address import heard
+from rapa_dist.fabric.cluster import Cluster
 
 ADDRESS = "10.0.0.1:6379"
 SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
@@ -58,7 +60,7 @@ class Network:
 @pytest.fixture
 def network(monkeypatch):
     made = Network()
-    monkeypatch.setattr(module, "socket", SimpleNamespace(create_connection=made.create_connection))
+    monkeypatch.setattr(address, "socket", SimpleNamespace(create_connection=made.create_connection))
     monkeypatch.setattr(module, "time", made)
     return made
 

@@ -89,7 +89,7 @@ def test_a_cluster_that_is_too_small(refused, monkeypatch):
     """More than the cluster of test_bad_input.py offers; what it is short of is said before a tile starts."""
     nodes = [{"NodeID": "a", "Alive": True, "NodeManagerAddress": "10.0.0.1", "Resources": {"analog_tile": 5.0}}]
     left = []
-    monkeypatch.setattr("rapa_dist.fabric.cluster.answers", lambda address: True)
+    monkeypatch.setattr("rapa_dist.fabric.address.answers", lambda address: True)
     monkeypatch.setattr("ray.init", lambda **options: None)
     monkeypatch.setattr("ray.shutdown", lambda: left.append(True))
     monkeypatch.setattr("ray.nodes", lambda: nodes)

@@ -146,6 +146,7 @@ def register(tmp_path):
             run=run,
             address=address,
             auth_mode=mode,
+            token_path=None,
             pid=os.getpid(),
             run_dir=f"/runs/{run}",
             started="2026-01-01T00:00:00+00:00",
@@ -168,13 +169,16 @@ def test_a_registered_run_is_found(register, tmp_path):
     assert (written.folder / "run.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_run_registers_with_the_mode_that_its_cluster_has(register, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("token", "path"), [({"RAY_AUTH_TOKEN_PATH": "/t"}, "/t"), ({"RAY_AUTH_TOKEN": "t"}, None)])
+def test_a_run_registers_with_the_mode_that_its_cluster_has(tmp_path, monkeypatch, token, path):
     scratch = Scratch(tmp_path)
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    for name, value in ({"RAY_AUTH_MODE": "token"} | token).items():
+        monkeypatch.setenv(name, value)
     facts = {"run": "r", "address": "h:1", "run_dir": Path("there"), "folder": scratch.path}
     Registration.of_this_process(**facts).write()
     (found,) = registrations(tmp_path)
-    assert (found.auth_mode, found.pid, found.run_dir) == ("token", os.getpid(), str(Path("there").absolute()))
+    assert (found.auth_mode, found.token_path) == ("token", path)
+    assert (found.pid, found.run_dir) == (os.getpid(), str(Path("there").absolute()))
     scratch.remove()
 
 
@@ -268,13 +272,13 @@ def joined(monkeypatch, tmp_path):
 def test_the_only_run_needs_no_name(register, joined):
     register("some-run")
     found = find_run(None, None, never)
-    assert (found.run, joined) == ("some-run", [("10.0.0.1:1000", "token")])
+    assert (found.run, joined) == ("some-run", [("10.0.0.1:1000", {"RAY_AUTH_MODE": "token"})])
 
 
 def test_a_cluster_without_a_token_is_joined_without_one(register, joined):
     register("some-run", mode=None)
     find_run(None, None, never)
-    assert joined == [("10.0.0.1:1000", "disabled")]
+    assert joined == [("10.0.0.1:1000", {"RAY_AUTH_MODE": "disabled"})]
 
 
 def test_one_of_several_runs_has_to_be_named(register, joined):
@@ -284,7 +288,7 @@ def test_one_of_several_runs_has_to_be_named(register, joined):
         find_run(None, None, never)
     assert not joined
     assert find_run("b", None, never).run == "b"
-    assert joined == [("10.0.0.1:2000", "token")]
+    assert joined == [("10.0.0.1:2000", {"RAY_AUTH_MODE": "token"})]
 
 
 def test_a_run_that_is_not_there_is_refused_with_those_that_are(register, joined):
@@ -335,7 +339,7 @@ def test_a_cluster_that_is_named_may_be_that_of_a_run_here(register, joined, mon
     register("b")
     found = find_run(None, address, never)
     assert (found.run, found._registration) == ("a", here)
-    assert joined == [(address, "token")]
+    assert joined == [(address, {"RAY_AUTH_MODE": "token"})]
 
 
 # --- losing it

@@ -58,7 +58,7 @@ class RunDirectory:
         directory = cls(path if path is not None else _fresh_path(config))
         is_new = not directory.path.exists()
         try:
-            directory.path.mkdir(parents=True, exist_ok=True)
+            directory.path.mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever may read it is its owner's to say
             directory._refuse_if_used()
             directory.take()
             directory.checkpoint_folder.mkdir(exist_ok=True)

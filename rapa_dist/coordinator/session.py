@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from rapa_dist.console import stderr, work
+from rapa_dist.fabric.address import find_address
 from rapa_dist.fabric.base import Kernels, Tiles
 from rapa_dist.fabric.chip import check_room
-from rapa_dist.fabric.cluster import Cluster, connect_to, find_address
+from rapa_dist.fabric.cluster import Cluster, connect_to
 from rapa_dist.fabric.lookout import RESTARTS, Restart
 from rapa_dist.fabric.nodes import find_rooms, node_here, placed, reachable
 from rapa_dist.fabric.placement import Room

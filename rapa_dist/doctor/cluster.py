@@ -12,7 +12,7 @@ _ACTOR_TIMEOUT_S = 60.0
 
 def check_cluster() -> Check:
     """Look which cluster a run would join, without joining it."""
-    from rapa_dist.fabric.cluster import find_address
+    from rapa_dist.fabric.address import find_address
 
     name = "Ray cluster"
     try:

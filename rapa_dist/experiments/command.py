@@ -16,7 +16,7 @@ from rapa_dist.experiments.cells import EXPERIMENTS, Protocol, cells_of
 from rapa_dist.experiments.claims import claims, rows_of
 from rapa_dist.experiments.runner import carry_out, jobs_of, missing
 from rapa_dist.experiments.store import Store
-from rapa_dist.fabric.cluster import find_address
+from rapa_dist.fabric.address import find_address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

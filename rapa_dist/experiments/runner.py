@@ -14,7 +14,8 @@ from rapa_dist.errors import ClusterError
 from rapa_dist.experiments.cells import Cell, analyses_of
 from rapa_dist.experiments.jobs import TRAIN, do
 from rapa_dist.experiments.store import Store
-from rapa_dist.fabric.cluster import connect_to, find_address
+from rapa_dist.fabric.address import find_address
+from rapa_dist.fabric.cluster import connect_to
 from rapa_dist.interrupts import asked_to_stop, uninterrupted
 
 _POLL_S = 0.25

@@ -65,8 +65,9 @@ class Store:
             RapaError: it can't be written to, or another process works in it.
         """
         try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (self.path / "runs", self.path / "results"):
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(exist_ok=True)
             lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from rapa_dist.fabric import access
 from rapa_dist.fabric.scratch import LOCK, open_file, own_folders
 
 _FILE = "run.json"
@@ -28,6 +29,8 @@ class Registration:
     """host:port of its Ray cluster."""
     auth_mode: str | None
     """RAY_AUTH_MODE as the coordinator had it when it joined or started the cluster."""
+    token_path: str | None
+    """The file with the cluster's token, if it is in one."""
     pid: int
     """The coordinator's process."""
     run_dir: str
@@ -41,10 +44,12 @@ class Registration:
     @classmethod
     def of_this_process(cls, *, run: str, address: str, run_dir: Path, folder: Path) -> Self:
         """Return the registration of a run that this process is about to train."""
+        auth_mode, token_path = access.to_record()
         return cls(
             run=run,
             address=address,
-            auth_mode=os.environ.get("RAY_AUTH_MODE"),
+            auth_mode=auth_mode,
+            token_path=token_path,
             pid=os.getpid(),
             run_dir=str(run_dir.absolute()),
             started=datetime.now(UTC).isoformat(timespec="seconds"),

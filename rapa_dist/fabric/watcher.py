@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from rapa_dist.errors import ClusterError, UsageError
-from rapa_dist.fabric.cluster import NAMESPACE, Cluster, answers, attach, find_address
+from rapa_dist.fabric import access
+from rapa_dist.fabric.address import answers, find_address
+from rapa_dist.fabric.cluster import NAMESPACE, Cluster, attach
 from rapa_dist.fabric.registry import Registration, registrations
 from rapa_dist.fabric.scratch import shared_memory_root
 from rapa_dist.inspection import RunStats, TileStats
@@ -19,7 +21,6 @@ _NEXT_S = 0.5  # after which another tile is asked beside one that does not answ
 _PATIENCE_S = 15.0  # for tiles to answer at all
 _PAUSE_S = 0.1
 _STUCK_S = 3.0  # in which Ray has answered, where there is somebody to ask
-_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 class RunEndedError(Exception):
@@ -184,7 +185,7 @@ def find_run(run: str | None, address: str | None, leave: Leave) -> Watcher:
         chosen = _choose_registered(run, here)
         if chosen is not None:
             with _unless_gone(lambda: _what_is_gone(chosen.run, chosen.address, chosen), leave):
-                cluster = attach((chosen.address, f"of the run {chosen.run}"), _mode(chosen))
+                cluster = attach((chosen.address, f"of the run {chosen.run}"), _access(chosen))
             return Watcher(chosen.run, cluster, chosen, leave)
     found = _find_cluster(address)
     if found is None:
@@ -196,7 +197,7 @@ def find_run(run: str | None, address: str | None, leave: Leave) -> Watcher:
         )
     registered = [entry for entry in here if _is_at(entry, found[0])]
     with _unless_gone(lambda: _what_is_gone(run, found[0], None), leave):
-        cluster = attach(found, _mode(registered[0]) if registered else None)
+        cluster = attach(found, _access(registered[0]) if registered else None)
         try:
             names = runs_here()
             if run is None and len(names) == 1:
@@ -212,7 +213,9 @@ def find_run(run: str | None, address: str | None, leave: Leave) -> Watcher:
 def _is_at(registration: Registration, address: str) -> bool:
     """Return whether a run is on the cluster at an address as a user wrote it; Ray has another one for 127.0.0.1."""
     host, _, port = address.rpartition(":")
-    return registration.address == address or (host in _LOOPBACK and registration.address.rpartition(":")[2] == port)
+    return registration.address == address or (
+        host.strip("[]") in access.LOOPBACK_NAMES and registration.address.rpartition(":")[2] == port
+    )
 
 
 def _find_cluster(address: str | None) -> tuple[str, str] | None:
@@ -246,8 +249,8 @@ def _unknown(run: str | None, names: list[str], where: str) -> ClusterError | Us
     return UsageError(f"No run named {run} trains {where}, but:{listed}")
 
 
-def _mode(registration: Registration) -> str:
-    return registration.auth_mode or "disabled"
+def _access(registration: Registration) -> dict[str, str]:
+    return access.recorded(registration.auth_mode, registration.token_path)
 
 
 def runs_here() -> list[str]:
