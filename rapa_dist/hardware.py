@@ -9,6 +9,7 @@ its input. What this program itself takes is wall time, and is measured elsewher
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from fractions import Fraction
 
 from rapa_dist.errors import UsageError
 from rapa_dist.machine import Layer, Machine
@@ -233,7 +234,7 @@ class Acceleration:
         training, training_single = training_time(loads, cycles), training_time(single, cycles)
         inference, inference_single = inference_time(loads, cycles), inference_time(single, cycles)
         return cls(
-            paper=_slowest_rows(single) / _slowest_rows(loads),
+            paper=float(_slowest_rows(single) / _slowest_rows(loads)),  # rounded once: 80 asked for is not 79.99…
             training_pipelined=training_single.pipelined_ns / training.pipelined_ns,
             training_layer_by_layer=training_single.layer_by_layer_ns / training.layer_by_layer_ns,
             inference_pipelined=inference_single.pipelined_ns / inference.pipelined_ns,
@@ -241,6 +242,6 @@ class Acceleration:
         )
 
 
-def _slowest_rows(loads: Loads) -> float:
+def _slowest_rows(loads: Loads) -> Fraction:
     """Return the rows per image of the slowest tile of all."""
-    return max(load.slowest / load.images for load in loads)
+    return max(Fraction(load.slowest, load.images) for load in loads)

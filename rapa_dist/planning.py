@@ -128,11 +128,16 @@ def balanced_tiles(patches: Sequence[int], last_tiles: int = 1) -> tuple[int, ..
     return (*(ceil(n_patches / pace) for n_patches in patches[:-1]), last_tiles)
 
 
-def tiles_for_acceleration(patches: Sequence[int], acceleration: float) -> tuple[int, ...]:
+def tiles_for_acceleration(patches: Sequence[int], acceleration: float, images: int) -> tuple[int, ...]:
     """Return the fewest n_t with which the network is `acceleration` times faster than untiled, as the paper counts.
 
-    No layer may have more rows per tile than max n_p / acceleration, in the mean over its tiles. Where n_t
-    doesn't divide a mini-batch's rows some tiles have one row more, and the factor falls short by that.
+    No tile of any layer may have more rows of a mini-batch than images · max n_p / acceleration. Where n_t doesn't
+    divide the rows some tiles have one row more than others, and these count.
+
+    Args:
+        patches: n_p of every layer.
+        acceleration: how many times faster.
+        images: images in a mini-batch.
 
     Raises:
         UsageError: no number of tiles gives this acceleration.
@@ -143,12 +148,20 @@ def tiles_for_acceleration(patches: Sequence[int], acceleration: float) -> tuple
             f"--acceleration needs a factor from 1 to {most:,}, the patches of the largest layer; "
             f"it is {acceleration:g}."
         )
-    rows = Fraction(most) / Fraction(str(acceleration))
-    return tuple(ceil(n_patches / rows) for n_patches in patches)
+    rows = floor(images * most / Fraction(str(acceleration)))  # at least one of every image, as acceleration ≤ most
+    return tuple(ceil(Fraction(images * n_patches, rows)) for n_patches in patches)
 
 
-def lay_out(network: Network, *, last_tiles: int | None = None, acceleration: float | None = None) -> Machine:
+def lay_out(
+    network: Network, *, last_tiles: int | None = None, acceleration: float | None = None, images: int
+) -> Machine:
     """Return the machine for a wished number of tiles of the last layer (by default 1), or a wished acceleration.
+
+    Args:
+        network: its convolutions.
+        last_tiles: n_t of the last layer.
+        acceleration: how many times faster than untiled; it excludes `last_tiles`.
+        images: images in a mini-batch, whose rows the tiles of a layer share.
 
     Raises:
         UsageError: both are given, or what is wished can't be had.
@@ -157,7 +170,8 @@ def lay_out(network: Network, *, last_tiles: int | None = None, acceleration: fl
         raise UsageError("--last-tiles and --acceleration exclude each other: each gives all numbers of tiles.")
     patches = [layer.n_patches for layer in network]
     if acceleration is not None:
-        tiles = tiles_for_acceleration(patches, acceleration)
+        _check_at_least_one("--batch-size", images)
+        tiles = tiles_for_acceleration(patches, acceleration, images)
     else:
         tiles = balanced_tiles(patches, 1 if last_tiles is None else last_tiles)
     if sum(tiles) > _MOST_TILES:
@@ -198,9 +212,8 @@ def describe(
     Raises:
         UsageError: `images` or `batch_size` is below 1.
     """
-    for option, value in (("--images", images), ("--batch-size", batch_size)):
-        if value < 1:
-            raise UsageError(f"{option} needs at least 1; it is {value:,}.")
+    _check_at_least_one("--images", images)
+    _check_at_least_one("--batch-size", batch_size)
     loads = even_loads(machine, batch_size)
     training, inference = training_time(loads, cycles), inference_time(loads, cycles)
     return {
@@ -281,3 +294,8 @@ def _describe_emulation(machine: Machine, batch_size: int, fabric: str) -> dict[
 
 def _product(grid: tuple[int, int]) -> int:
     return grid[0] * grid[1]
+
+
+def _check_at_least_one(option: str, value: int) -> None:
+    if value < 1:
+        raise UsageError(f"{option} needs at least 1; it is {value:,}.")

@@ -1,12 +1,18 @@
 """The network is the paper's: against `oracle`, which is written from its page; and rows that are shared out fairly."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracle import SCHEMES, Oracle, map_of
 
 from rapa_dist.analysis.reduction import count_wins, untiled
+from rapa_dist.cli import main
 from rapa_dist.config import POOLING_NAMES, resolve
 from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.coordinator.session import one_digital_thread
@@ -15,11 +21,13 @@ from rapa_dist.coordinator.trainer import initial_checkpoint
 from rapa_dist.data import evaluation_batches, load_dataset
 from rapa_dist.fabric.batched import BatchedFabric
 from rapa_dist.fabric.serial import SerialFabric
+from rapa_dist.hardware import Acceleration, CycleTimes, even_loads
 from rapa_dist.machine import Layer, Machine
 from rapa_dist.network.batched import BatchedNetwork
 from rapa_dist.network.draws import pooling_draws
 from rapa_dist.network.model import Network, initial_digital, initial_kernels
 from rapa_dist.network.pipeline import Step
+from rapa_dist.planning import lay_out
 from rapa_dist.tile import Update
 
 CLASSES, IMAGES, STEPS = 5, 3, 20
@@ -229,3 +237,21 @@ def test_wins_are_counted_in_the_papers_network(data, pooling):
         winners = tiles.reshape(30, -1)[np.arange(30)[:, None, None, None], places.numpy()]
         expected = [((winners == tile) & (largest.numpy() > 0)).sum(axis=(0, 2, 3)) for tile in range(layer.n_tiles)]
         assert abs(found[layer.index] - np.array(expected)).max() <= 1  # rounding may settle a tie
+
+
+# --- a plan reaches the acceleration that was asked for
+
+
+def test_eighty_times_faster_is_eighty_times_faster():
+    """With 80 tiles some would have 13 of ten images' rows: 76.9 times."""
+    asked = ("plan", "--json", "--layer", "10,3,8,3", "--acceleration", "80")
+    assert json.loads(CliRunner().invoke(main, asked).stdout)["acceleration"]["paper"] >= 80
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=5), st.floats(0, 1), st.integers(1, 64))
+def test_no_plan_falls_short_of_the_acceleration_that_was_asked_for(sides, place, images):
+    network = [Layer(index=i, side=side, c_in=3, c_out=4, n_tiles=1) for i, side in enumerate(sides)]
+    asked = 1 + place * (max(sides) ** 2 - 1)
+    machine = lay_out(network, acceleration=asked, images=images)
+    assert Acceleration.of(even_loads(machine, images), CycleTimes()).paper >= asked

@@ -20,7 +20,10 @@ from rapa_dist.errors import UsageError
 )
 @click.option("--last-tiles", type=int, metavar="N", help="Tiles n_t of the last layer.  [default: 1]")
 @click.option(
-    "--acceleration", type=float, metavar="F", help="Instead: how much faster than untiled, as the paper counts."
+    "--acceleration",
+    type=float,
+    metavar="F",
+    help="Instead: how much faster than untiled at least, as the paper counts.",
 )
 @click.option("--crossbar", default="512x512", show_default=True, metavar="ROWSxCOLUMNS", help="Physical array.")
 @click.option("--forward-ns", type=float, default=80.0, show_default=True, help="Device time of a forward cycle.")
@@ -74,7 +77,7 @@ def plan(
     cycles = CycleTimes(forward_ns=forward_ns, backward_ns=backward_ns, update_ns=update_ns, digital_ns=digital_ns)
     name = "given" if layers else network or "paper"
     convolutions = parse_layers(layers) if layers else find_network(name)
-    machine = lay_out(convolutions, last_tiles=last_tiles, acceleration=acceleration)
+    machine = lay_out(convolutions, last_tiles=last_tiles, acceleration=acceleration, images=batch_size)
     described = {"network": name} | describe(
         machine,
         crossbar=Crossbar.parse(crossbar),
