@@ -116,8 +116,8 @@ def assign_fixed(
 def assign_random(n_tiles: int, n_patches: int, images: int, rng: np.random.Generator) -> Assignment:
     """Partition the patches of every image anew and at random into equal parts ("random").
 
-    Parts differ by at most one row, within an image and over the mini-batch: where n_t does not divide
-    n_p, the tiles take turns with the extra rows.
+    Parts differ by at most one row, within an image and over the mini-batch. Where n_t does not divide the rows, the
+    tiles that have one more are drawn at random: none has more than others in the long run.
 
     Args:
         n_tiles: n_t.
@@ -139,11 +139,14 @@ def assign_random_in_parts(
     if n_tiles == 1:
         return [_one_tile(n_patches * size) for size in images]
     pixels = rng.permuted(_pixels_of_images(n_patches, sum(images)), axis=1)  # shuffled within each image
+    turns = rng.permutation(n_tiles) if n_patches % n_tiles else None
     parts, first = [], 0
     for size in images:
-        slots = _random_slots(n_tiles, n_patches, first, size)
+        dealt = _dealt(n_tiles, n_patches, first, size)
+        if turns is not None:
+            dealt = _in_other_turns(dealt, turns)
         patches = (pixels[first : first + size] + _first_patches(n_patches, size)).ravel()
-        parts.append(Assignment(patches[slots.order], slots.offsets, size * n_patches))
+        parts.append(Assignment(patches[dealt.order], dealt.offsets, size * n_patches))
         first += size
     return parts
 
@@ -151,7 +154,10 @@ def assign_random_in_parts(
 def assign_perforated_in_parts(
     perforation: int, n_patches: int, images: tuple[int, ...], rng: np.random.Generator
 ) -> list[Assignment]:
-    """Have one tile compute a random ⌊n_p / perforation⌋ of every image's patches; drop the others ("perforated").
+    """Have one tile compute a random n_p / perforation of every image's patches; drop the others ("perforated").
+
+    It is what one of so many tiles would get of `assign_random_in_parts`: where the patches can't be divided, one
+    more of some images than of others, drawn at random, and as many as that in the mean.
 
     Args:
         perforation: how many times fewer patches are computed, what n_t is to the other schemes.
@@ -164,21 +170,37 @@ def assign_perforated_in_parts(
     """
     if perforation == 1:
         return [_one_tile(n_patches * size) for size in images]
-    kept = n_patches // perforation
-    pixels = rng.permuted(_pixels_of_images(n_patches, sum(images)), axis=1)[:, :kept]
+    pixels = rng.permuted(_pixels_of_images(n_patches, sum(images)), axis=1)
+    turn = int(rng.integers(perforation)) if n_patches % perforation else 0
+    first_place = np.arange(sum(images) + 1) * n_patches  # of an image, if those of all are dealt one by one
+    n_kept = np.diff(-((turn - first_place) // perforation))  # (images,) patches dealt to the tile whose turn it is
+    kept = np.arange(n_patches) < n_kept[:, None]  # (images, n_p)
     parts, first = [], 0
     for size in images:
-        patches = (pixels[first : first + size] + _first_patches(n_patches, size)).ravel()
+        of_part = slice(first, first + size)
+        patches = (pixels[of_part] + _first_patches(n_patches, size))[kept[of_part]]
         parts.append(Assignment(patches, np.array([0, patches.size]), size * n_patches))
         first += size
     return parts
 
 
 @lru_cache(maxsize=256)
-def _random_slots(n_tiles: int, n_patches: int, first: int, images: int) -> Assignment:
-    """Return which places of the shuffled patches, from image `first` on, go to which tile: dealt in turn."""
+def _dealt(n_tiles: int, n_patches: int, first: int, images: int) -> Assignment:
+    """Return which places of the shuffled patches, from image `first` on, go to which tile: dealt one by one.
+
+    Where n_t does not divide the patches, the first tiles are dealt one more, over the mini-batch and in its first
+    image; those behind them in the second.
+    """
     place = first * n_patches + np.arange(images * n_patches)
     return _by_tile(place % n_tiles, n_tiles)
+
+
+def _in_other_turns(dealt: Assignment, turns: Indices) -> Assignment:
+    """Return the same with tile j in the place of tile turns[j]."""
+    sizes = np.diff(dealt.offsets)[turns]
+    offsets = np.concatenate(([0], np.cumsum(sizes)))
+    from_row = np.repeat(dealt.offsets[turns] - offsets[:-1], sizes) + np.arange(dealt.rows)
+    return Assignment(dealt.order[from_row], offsets, dealt.n_patches)
 
 
 @lru_cache(maxsize=64)

@@ -252,10 +252,8 @@ def many_draws(n_tiles, n_patches, images):
 def test_every_patch_is_equally_likely_on_every_place_of_every_tile(n_tiles, n_patches):
     images = 3
     drawn = many_draws(n_tiles, n_patches, images)
-    limit = chi2.ppf(1 - 1e-6, df=n_tiles - 1)
+    expected, limit = N_DRAWS / n_tiles, chi2.ppf(1 - 1e-6, df=n_tiles - 1)
     for image in range(images):
-        places = np.array(part_sizes(drawn[0, image], n_tiles))  # the same in every draw
-        expected = N_DRAWS * places / n_patches
         for pixel in range(n_patches):
             counts = np.bincount(drawn[:, image, pixel], minlength=n_tiles)
             assert np.sum((counts - expected) ** 2 / expected) < limit, (image, pixel, counts)
@@ -327,7 +325,7 @@ def test_two_assigners_of_one_seed_agree_whatever_they_were_asked_before(scheme)
 
 
 @pytest.mark.parametrize("tiles", [(16, 4, 1), (3, 5, 7)])
-def test_perforated_keeps_exactly_its_share_of_every_image_in_training_and_all_in_a_test(tiles):
+def test_perforated_keeps_its_share_of_every_image_in_training_and_all_in_a_test(tiles):
     machine = Machine.build(channels=(4, 4, 4), tiles=tiles, perforated=True)
     here, images = Assigner(machine, "perforated", 0), 3
     assert [layer.n_tiles for layer in machine.layers] == [1, 1, 1]
@@ -335,7 +333,8 @@ def test_perforated_keeps_exactly_its_share_of_every_image_in_training_and_all_i
         machine.layers, tiles, here.for_training(2, images), here.for_test(2, 0, images), strict=True
     ):
         kept = tile_of_patch(of_training).reshape(images, layer.n_patches) == 0
-        assert kept.sum(axis=1).tolist() == [layer.n_patches // n_tiles] * images
+        assert abs(kept.sum(axis=1) - layer.n_patches / n_tiles).max() < 1
+        assert abs(kept.sum() - images * layer.n_patches / n_tiles) < 1
         assert of_training.n_patches == images * layer.n_patches
         assert of_test.rows == of_test.n_patches == images * layer.n_patches
 

@@ -10,8 +10,10 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import SCHEMES, Oracle, map_of
+from scipy.stats import chi2
 
 from rapa_dist.analysis.reduction import count_wins, untiled
+from rapa_dist.assignment import assign_perforated_in_parts, assign_random_in_parts
 from rapa_dist.cli import main
 from rapa_dist.config import POOLING_NAMES, resolve
 from rapa_dist.coordinator.assigner import Assigner
@@ -28,6 +30,7 @@ from rapa_dist.network.draws import pooling_draws
 from rapa_dist.network.model import Network, initial_digital, initial_kernels
 from rapa_dist.network.pipeline import Step
 from rapa_dist.planning import lay_out
+from rapa_dist.streams import Purpose, stream
 from rapa_dist.tile import Update
 
 CLASSES, IMAGES, STEPS = 5, 3, 20
@@ -255,3 +258,107 @@ def test_no_plan_falls_short_of_the_acceleration_that_was_asked_for(sides, place
     asked = 1 + place * (max(sides) ** 2 - 1)
     machine = lay_out(network, acceleration=asked, images=images)
     assert Acceleration.of(even_loads(machine, images), CycleTimes()).paper >= asked
+
+
+# --- extra rows are dealt in turn
+
+N_STEPS = 400
+any_case = settings(max_examples=60, deadline=None)
+
+
+def sizes_of(n_tiles, n_patches, images, step, purpose=Purpose.ASSIGN_TRAIN):
+    """Rows of every tile in every part of a mini-batch, (parts, n_tiles)."""
+    parts = assign_random_in_parts(n_tiles, n_patches, images, stream(0, purpose, 2, step))
+    return np.array([np.diff(part.offsets) for part in parts])
+
+
+@pytest.mark.parametrize("purpose", [Purpose.ASSIGN_TRAIN, Purpose.ASSIGN_TEST])
+@pytest.mark.parametrize(("n_tiles", "n_patches"), [(48, 64), (1000, 1024), (3, 256)])
+@pytest.mark.parametrize("images", [(10,), (4, 3, 3)])
+def test_every_tile_gets_the_extra_rows_equally_often(n_tiles, n_patches, images, purpose):
+    """In each of 400 steps of ten images; with 48 tiles the first 16 once had 14 rows in each, the others 13."""
+    rows = np.array([sizes_of(n_tiles, n_patches, images, step, purpose) for step in range(N_STEPS)]).sum(axis=1)
+    share, extra = divmod(10 * n_patches, n_tiles)
+    assert set(np.unique(rows)) == {share, share + 1}
+    assert set((rows > share).sum(axis=1)) == {extra}
+    assert_uniform((rows > share).sum(axis=0), N_STEPS, extra / n_tiles)
+
+
+def assert_uniform(times, steps, probability):
+    """Tiles that are drawn without putting back: χ² of their counts, and no two steps alike on purpose."""
+    spread = steps * probability * (1 - probability)
+    statistic = ((times - steps * probability) ** 2).sum() / spread * (len(times) - 1) / len(times)
+    low, high = chi2.ppf([1e-6, 1 - 1e-6], df=len(times) - 1)
+    assert low < statistic < high
+
+
+@pytest.mark.parametrize(("n_tiles", "n_patches"), [(48, 64), (1000, 1024)])
+@pytest.mark.parametrize("image", [0, 9])
+def test_every_tile_gets_the_extra_rows_of_an_image_equally_often(n_tiles, n_patches, image):
+    one_by_one = (1,) * 10
+    rows = np.array([sizes_of(n_tiles, n_patches, one_by_one, step)[image] for step in range(N_STEPS)])
+    share, extra = divmod(n_patches, n_tiles)
+    assert_uniform((rows > share).sum(axis=0), N_STEPS, extra / n_tiles)
+
+
+@any_case
+@given(st.integers(1, 80), st.integers(1, 80), st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(0, 999))
+def test_parts_of_an_image_and_of_a_mini_batch_differ_by_one_row_at_most_however_it_is_cut(tiles, more, images, step):
+    n_patches = tiles + more
+    one_by_one = sizes_of(tiles, n_patches, (1,) * sum(images), step)
+    assert np.ptp(one_by_one, axis=1).max() <= 1
+    assert np.ptp(one_by_one.sum(axis=0)) <= 1
+    assert np.array_equal(sizes_of(tiles, n_patches, tuple(images), step).sum(axis=0), one_by_one.sum(axis=0))
+
+
+@any_case
+@given(st.integers(1, 80), st.integers(1, 80), st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(0, 999))
+def test_perforated_keeps_as_many_patches_as_a_tile_would_get(times, more, images, step):
+    n_patches = times + more
+
+    def kept(images):
+        rng = stream(0, Purpose.ASSIGN_TRAIN, 2, step)
+        return [part.rows for part in assign_perforated_in_parts(times, n_patches, images, rng)]
+
+    one_by_one = kept((1,) * sum(images))
+    assert abs(np.array(one_by_one) - n_patches / times).max() < 1
+    assert abs(sum(one_by_one) - sum(images) * n_patches / times) < 1
+    assert sum(kept(tuple(images))) == sum(one_by_one)
+
+
+def test_perforated_keeps_its_share_in_the_mean_over_steps():
+    """64 / 48 patches of an image: rounded down, a quarter of them would never be trained on."""
+    rows = [
+        assign_perforated_in_parts(48, 64, (1,), stream(0, Purpose.ASSIGN_TRAIN, 2, step))[0].rows
+        for step in range(N_STEPS)
+    ]
+    assert set(rows) == {1, 2}
+    assert abs(np.mean(rows) - 64 / 48) < 5 * np.sqrt(1 / 3 * 2 / 3 / N_STEPS)
+
+
+def test_where_the_tiles_divide_the_rows_nothing_is_drawn_beside_the_partition():
+    """Such runs, all of the paper's among them, have the bits that they had before extra rows took turns."""
+    one, other = stream(0, Purpose.ASSIGN_TRAIN, 0, 7), stream(0, Purpose.ASSIGN_TRAIN, 0, 7)
+    (assignment,) = assign_random_in_parts(16, 1024, (2,), one)
+    pixels = other.permuted(np.tile(np.arange(1024, dtype=np.int32), (2, 1)), axis=1)
+    for tile in range(16):
+        expected = [image * 1024 + pixels[image, place] for image in (0, 1) for place in range(tile, 1024, 16)]
+        assert assignment.order[assignment.offsets[tile] : assignment.offsets[tile + 1]].tolist() == expected
+    assert one.random() == other.random()
+
+
+def test_networks_whose_slots_are_all_full_share_no_graph_with_those_that_have_empty_ones():
+    """Two perforated networks: as many slots, whether one of them or both have an extra row."""
+    machine = Machine((Layer(index=0, side=3, c_in=3, c_out=2, n_tiles=1, perforation=2),))
+    fabric = BatchedFabric(machine, 1, [initial_kernels(machine, seed) for seed in (0, 1)])
+    digital = [initial_digital(machine, CLASSES, seed) for seed in (0, 1)]
+    network = BatchedNetwork(fabric, pooling="max", digital=digital)
+    image, label = torch.zeros(1, 3, 3, 3), torch.zeros(1, dtype=torch.int64)
+    shapes = {}
+    for number in range(20):
+        routes = [Assigner(machine, "perforated", seed).route_training(number, 1, 1) for seed in (0, 1)]
+        inputs = network._inputs([Step(image, label, route, Update(RATE, DECAY)) for route in routes])
+        shapes.setdefault(tuple(sorted(route.whole.rows for route in routes)), set()).add(inputs.shape)
+    assert set(shapes) == {(4, 4), (4, 5), (5, 5)}
+    assert all(len(of_rows) == 1 for of_rows in shapes.values())
+    assert len(set.union(*shapes.values())) == 3

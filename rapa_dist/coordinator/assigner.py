@@ -53,7 +53,11 @@ class Assigner:
         return self._route(images, micro_batches, Purpose.ASSIGN_TEST, step, first_image, vote)
 
     def loads(self, images: int) -> tuple[Load, ...]:
-        """Return the rows that every tile has in a training step of `images` images; all steps are alike."""
+        """Return the rows of every tile in the first training step, of `images` images.
+
+        In all other steps as many tiles have as many rows, and with scheme "random" take turns with the extra ones. The
+        one tile of "perforated" may have one row more or less where it can't have an equal share.
+        """
         return self._loads(self.for_training(0, images), images)
 
     def test_loads(self, images: int) -> tuple[Load, ...]:

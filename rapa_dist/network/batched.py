@@ -135,9 +135,9 @@ class _Inputs:
         return (self.images, self.labels, self.rate, self.keep, *of_slots, *self.draws)
 
     @property
-    def shape(self) -> tuple[torch.Size, ...]:
-        """Return the shapes; steps of one shape can share a graph."""
-        return tuple(tensor.shape for tensor in self.tensors())
+    def shape(self) -> tuple[tuple[torch.Size, ...], tuple[bool, ...]]:
+        """Return the shapes, and in which layers slots are empty; steps that have both alike can share a graph."""
+        return tuple(tensor.shape for tensor in self.tensors()), tuple(slots.some_empty for slots in self.slots)
 
 
 class BatchedNetwork:
@@ -169,7 +169,7 @@ class BatchedNetwork:
         self._stages = make_stages(self._layers, self._pooling, self._digital)
         self._convolutions: dict[int, list[_Convolution]] = {}
         self._last_slots: dict[tuple[int, int], tuple[Sequence[Assignment], Slots]] = {}
-        self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
+        self._graphs: dict[Any, _Graph] = {}  # by `_Inputs.shape`
 
     def alone(self, network: int) -> Self:
         """Return one of the networks. Its parameters are those of this one: what is learnt here shows there."""
