@@ -120,7 +120,12 @@ class TotalStats:
     """Sum over the tiles, as all that follow unless they say otherwise."""
     waiting_s: float
     device_time_s: float
-    """Of a layer: that of its slowest tile, as its tiles work at once. Of the machine: the sum over its layers."""
+    """Of a layer: that of its slowest tile, as its tiles work at once. Of the machine: the sum over its layers.
+
+    It is made of sums over all mini-batches. Where tiles take turns with extra rows (scheme "random", rows that n_t
+    does not divide), a layer waits for another tile in each: up to a row per mini-batch longer than this. The
+    device times of epochs count that.
+    """
     utilisation: float
     """busy / (busy + waiting) of all tiles together."""
     bytes_in: int

@@ -238,8 +238,9 @@ def _tiles(content: Content) -> str:
     )
     summary = (
         "Training and tests together, since the run was last started or resumed. Device time of a layer is that of its "
-        "slowest tile, and of the machine the sum over its layers; busy is processor time; no rows go backward in "
-        "layer 1, as nobody needs the error of the input."
+        "slowest tile over all mini-batches (where tiles take turns with extra rows, it waits up to a row per "
+        "mini-batch longer), and of the machine the sum over its layers; busy is processor time; no rows go backward "
+        "in layer 1, as nobody needs the error of the input."
     )
     return (
         framed(content, lambda: figures.load(stats), caption)
