@@ -15,6 +15,7 @@ from typing import Any, get_args
 from rapa_dist.assignment import SCHEMES, SQUARE_SCHEMES
 from rapa_dist.errors import UsageError
 from rapa_dist.fabric import FABRICS
+from rapa_dist.fields import shown
 from rapa_dist.machine import Layer, Machine
 
 POOLING_NAMES = ("max", "average", "stochastic", "mixed")
@@ -30,6 +31,7 @@ _FEW_TILES = 8
 WARMUP_FACTOR = 50
 """λ is divided by this in the warm-up epochs (§3)."""
 _LARGEST_FLOAT32 = 3.4e38
+_LARGEST_INTEGER = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +143,7 @@ class TrainConfig:
         plain = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         for name, value in plain.items():
             if not _fits(kind[name], value):
-                raise UsageError(f"In the configuration, {name} is {value!r}; expected {kind[name]}.")
+                raise UsageError(f"In the configuration, {name} is {shown(value)}; expected {_name_of(kind[name])}.")
         try:
             return cls(**{name: plain.get(name) for name in known})  # type: ignore[arg-type]
         except UsageError as error:  # nobody gave an option: in a file, settings go by the names of their fields
@@ -235,9 +237,11 @@ def difference(old: TrainConfig, new: TrainConfig) -> list[str]:
 
 
 def _fits(kind: Any, value: Any) -> bool:
-    """Return whether a value from a file has the type of its field; True is no integer here."""
+    """Return whether a value from a file has the type of its field; True is no integer here, nor what no file needs."""
+    if type(value) is int and abs(value) > _LARGEST_INTEGER:
+        return False
     if kind == tuple[int, ...]:
-        return isinstance(value, tuple) and all(type(item) is int for item in value)
+        return isinstance(value, tuple) and all(_fits(int, item) for item in value)
     return type(value) in ((int, float) if kind is float else get_args(kind) or (kind,))
 
 
@@ -269,6 +273,11 @@ def _check_weight_decay(lr: float, weight_decay: float, given: Collection[str]) 
         f"--lr {lr:g} and --weight-decay {weight_decay:g} need a product below 1; it is {lr * weight_decay:g}: {why}. "
         "Use a smaller one of the two."
     )
+
+
+def _name_of(kind: Any) -> str:
+    """Return a type as people write it: "int", "int | None"."""
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
 
 
 def _check_tiles(scheme: str, layer: Layer, n_tiles: int, n_layers: int) -> None:

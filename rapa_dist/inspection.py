@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rapa_dist.errors import UsageError
+from rapa_dist.fields import POSITIVE, TEXT, check, whole
 from rapa_dist.hardware import CycleTimes
 from rapa_dist.tile import Cells, Matrix, State, Word
 
@@ -83,10 +84,15 @@ class TileStats:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TileStats":
-        """Return the stats that `as_dict` made values of."""
-        return cls(**values)
+        """Return the stats that `as_dict` made values of.
+
+        Raises:
+            ValueError: a field is unknown or missing, or holds what it can't.
+        """
+        return cls(**check(values, _KINDS, exact=True))
 
 
+_KINDS = {field.name: {int: whole(), float: POSITIVE, str: TEXT}[field.type] for field in fields(TileStats)}  # type: ignore[index]
 _SUMMED = (
     "restarts",
     "hangs",

@@ -10,8 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 from rapa_dist.config import resolve
 from rapa_dist.coordinator import checkpoint as checkpoints
-from rapa_dist.coordinator.checkpoint import Checkpoint, Progress, latest, name_of, prune, read, write, write_whole
+from rapa_dist.coordinator.checkpoint import Checkpoint, Progress, latest, name_of, prune, read, write
 from rapa_dist.errors import CheckpointError
+from rapa_dist.files import write_whole
 from rapa_dist.network.model import initial_digital, initial_kernels
 
 CONFIG = resolve(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rapa_dist import files
 from rapa_dist.config import resolve
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator import rollback as rollbacks
@@ -170,7 +171,7 @@ def disk(monkeypatch):
         return it
 
     for name in ("write_whole", "append_whole"):
-        monkeypatch.setattr(checkpoints, name, write(getattr(checkpoints, name)))
+        monkeypatch.setattr(files, name, write(getattr(files, name)))
     return state
 
 

@@ -153,7 +153,7 @@ def test_a_run_that_another_process_trains_can_not_be_taken(directory):
     output, _ = process.communicate(timeout=60)
     assert str(directory.path) in output
     assert "in use by another process" in output
-    assert "--run-dir" in output
+    assert "Wait for it" in output
 
 
 def test_a_run_can_be_taken_after_its_process_was_killed(directory):
@@ -223,8 +223,16 @@ def test_more_epochs_are_recorded(directory):
 # --- metrics and log
 
 
+def epoch(number):
+    """Return a line of metrics."""
+    numbers = dict.fromkeys(
+        ("learning_rate", "train_loss", "train_error_percent", "test_loss", "test_error_percent"), 0.5
+    )
+    return {"epoch": number} | numbers | {"wall": {"train_s": 1.0, "test_s": 1.0}}
+
+
 def test_metrics_are_lines_appended_one_after_the_other(directory):
-    lines = [{"epoch": 1, "test_error_percent": 33.25}, {"epoch": 2, "test_error_percent": 1 / 3}]
+    lines = [epoch(1) | {"test_error_percent": 33.25}, epoch(2) | {"test_error_percent": 1 / 3}]
     lengths = [directory.append_metrics(line) for line in lines]
     assert directory.metrics() == lines
     assert lengths[1] == (directory.path / "metrics.jsonl").stat().st_size
@@ -237,14 +245,15 @@ def test_a_run_without_metrics_has_none(directory):
 
 
 def test_metrics_after_a_checkpoint_are_cut_off(directory):
-    length = directory.append_metrics({"epoch": 1})
-    directory.append_metrics({"epoch": 2})
+    length = directory.append_metrics(epoch(1))
+    directory.append_metrics(epoch(2))
     with (directory.path / "metrics.jsonl").open("a") as file:
         file.write('{"epo')  # a line of which a killed process wrote half
+    assert directory.metrics() == [epoch(1), epoch(2)]
     directory.cut_metrics(length)
-    assert directory.metrics() == [{"epoch": 1}]
-    assert directory.append_metrics({"epoch": 2}) == 2 * length
-    assert directory.metrics() == [{"epoch": 1}, {"epoch": 2}]
+    assert directory.metrics() == [epoch(1)]
+    assert directory.append_metrics(epoch(2)) == 2 * length
+    assert directory.metrics() == [epoch(1), epoch(2)]
 
 
 def test_metrics_that_are_shorter_than_they_were_are_damaged(directory):

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from rapa_dist.analysis.untiled import UntiledNetwork
 from rapa_dist.console import work
-from rapa_dist.coordinator.checkpoint import check_target, write_whole
 from rapa_dist.coordinator.evaluation import evaluate
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.trained import Trained
 from rapa_dist.data import evaluation_batches
 from rapa_dist.errors import UsageError
+from rapa_dist.files import check_target, write_whole
 from rapa_dist.footprint import TEST_IMAGES
 from rapa_dist.machine import KERNEL_SIDE, POOL_SIDE, POOL_STRIDE, pooled_side
 from rapa_dist.tile import Matrix

@@ -306,7 +306,7 @@ def _say_plot(path: Path) -> None:
 
 def _check_plot(path: Path | None) -> None:
     from rapa_dist.analysis.plots import check_can_plot
-    from rapa_dist.coordinator.checkpoint import check_target
+    from rapa_dist.files import check_target
 
     check_target("--plot", path)
     if path is not None:

@@ -8,14 +8,12 @@ The safetensors file holds nothing that two equal runs don't have in common, so 
 run has come stands in the sidecar alone: the length of the metrics, say, depends on times.
 """
 
-import errno
 import hashlib
 import json
-import os
+import math
 import re
-import secrets
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +21,29 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from rapa_dist import files
 from rapa_dist.config import TrainConfig
 from rapa_dist.coordinator.weights import named, weights_sha256
 from rapa_dist.errors import CheckpointError, UsageError
 from rapa_dist.fabric.base import Kernels
+from rapa_dist.fields import NUMBER, OBJECT, TEXT, check, listing, shown, whole
+from rapa_dist.files import cause, parse_json, read_file
+from rapa_dist.machine import IMAGE_CHANNELS
 from rapa_dist.tile import Matrix
 
 FORMAT = 2
 _KEEP = 3
+_MOST_SIDECAR = 1 << 20  # bytes; the tensors' own header is as long
+_NAME = re.compile(r"step-(\d{9,18})-epoch-(\d{5,18})\.json")
+_FIELDS = {
+    "config": OBJECT,
+    "data_fingerprint": TEXT,
+    "data_mean": listing(NUMBER, IMAGE_CHANNELS),
+    "classes": listing(TEXT),
+    "weights_sha256": TEXT,
+    "progress": OBJECT,
+    "sha256": TEXT,
+}
 _WAY_OUT = "Delete it with its other file to go on from the checkpoint before."
 
 
@@ -62,6 +75,19 @@ class Progress:
     """Epoch with the lowest test error so far, from 1; 0: none."""
     best_test_error_percent: float = 100.0
     """Its test error."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Progress":
+        """Return the progress that `asdict` made values of.
+
+        Raises:
+            ValueError: a field is unknown or missing, or holds what it can't.
+        """
+        check(values, {each.name: whole() if each.type is int else NUMBER for each in fields(cls)}, exact=True)
+        found = cls(**values)
+        if found.wrong > found.seen or found.step_in_epoch > found.step or found.best_epoch > found.epoch:
+            raise ValueError(f"no run can be as far as {found}")
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,11 +130,11 @@ def write(folder: Path, name: str, checkpoint: Checkpoint) -> Path:
     }
     data = save(weights, metadata={"rapa_dist": json.dumps(about, sort_keys=True)})
     path = folder / f"{name}.safetensors"
-    write_whole(path, data)
+    files.write_whole(path, data)
     about |= {"progress": asdict(checkpoint.progress), "sha256": hashlib.sha256(data).hexdigest()}
     about["sidecar_sha256"] = _seal(about)
     try:
-        write_whole(path.with_suffix(".json"), (json.dumps(about, indent=2, sort_keys=True) + "\n").encode())
+        files.write_whole(path.with_suffix(".json"), (json.dumps(about, indent=2, sort_keys=True) + "\n").encode())
     except OSError:
         path.unlink(missing_ok=True)  # nobody vouches for it, and it takes room
         raise
@@ -126,47 +152,64 @@ def read(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: it is missing, truncated, tampered with, or of another version.
     """
+    about = _read_sidecar(path)
     try:
-        data = path.read_bytes()
-        about = json.loads(path.with_suffix(".json").read_bytes())
+        check(about, _FIELDS)
+        config, progress = TrainConfig.from_dict(about["config"]), Progress.from_dict(about.pop("progress"))
+        shapes = _shapes(config, len(about["classes"]))
+        data = _read_tensors(path, shapes, about.pop("sha256"))
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        if parse_json(header["__metadata__"]["rapa_dist"].encode()) != about:
+            raise CheckpointError(f"Checkpoint {path}: sidecar and tensors tell different things. {_WAY_OUT}")
+        tensors = load(data)
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError, UsageError) as error:
+        raise CheckpointError(f"Checkpoint {path} can't be understood: {cause(error)}. {_WAY_OUT}") from error
+    _check_tensors(tensors, shapes, path)
+    return Checkpoint(
+        config=config,
+        data_fingerprint=about["data_fingerprint"],
+        data_mean=about["data_mean"],
+        classes=tuple(about["classes"]),
+        progress=progress,
+        kernels=[tensors.pop(f"layers.{i}.tiles") for i in range(len(config.tiles))],
+        digital=tensors,
+    )
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    try:
+        about = parse_json(read_file(path.with_suffix(".json"), _MOST_SIDECAR))
+        if not isinstance(about, dict):
+            raise ValueError(f"an object is expected, not {shown(about)}")
+        sealed = about.pop("sidecar_sha256", None) == _seal(about)
     except FileNotFoundError as error:
         raise CheckpointError(f"Checkpoint {path} is not whole: there is no {error.filename}. {_WAY_OUT}") from None
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"The sidecar of checkpoint {path} can't be read: {error}. {_WAY_OUT}") from error
-    if not isinstance(about, dict) or hashlib.sha256(data).hexdigest() != about.get("sha256"):
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"The sidecar of checkpoint {path} can't be read: {cause(error)}. {_WAY_OUT}") from error
+    if about.get("format") != FORMAT:
+        raise CheckpointError(
+            f"Checkpoint {path} has format {shown(about.get('format'))}, expected {FORMAT}. "
+            "Use the rapa-dist that wrote it."
+        )
+    if not sealed:
+        raise CheckpointError(f"The sidecar of checkpoint {path} is damaged: it was changed or cut. {_WAY_OUT}")
+    return about
+
+
+def _read_tensors(path: Path, shapes: dict[str, tuple[int, ...]], sha256: str) -> bytes:
+    """Return the contents of a safetensors file that the sidecar vouches for."""
+    try:
+        data = read_file(path, 4 * sum(map(math.prod, shapes.values())) + 2 * _MOST_SIDECAR)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"Checkpoint {path} is not whole: there is no {error.filename}. {_WAY_OUT}") from None
+    except OSError as error:
+        raise CheckpointError(f"Checkpoint {path} can't be read: {cause(error)}. {_WAY_OUT}") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
         raise CheckpointError(
             f"Checkpoint {path} is damaged: its {len(data):,} bytes are not those that its sidecar vouches for. "
             f"{_WAY_OUT}"
         )
-    if about.get("format") != FORMAT:
-        raise CheckpointError(
-            f"Checkpoint {path} has format {about.get('format')}, expected {FORMAT}. Use the rapa-dist that wrote it."
-        )
-    if about.pop("sidecar_sha256", None) != _seal(about):
-        raise CheckpointError(f"The sidecar of checkpoint {path} is damaged: it was changed or cut. {_WAY_OUT}")
-    try:
-        progress = Progress(**about.pop("progress"))
-        del about["sha256"]
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        if json.loads(header["__metadata__"]["rapa_dist"]) != about:
-            raise CheckpointError(f"Checkpoint {path}: sidecar and tensors tell different things. {_WAY_OUT}")
-        tensors = load(data)
-        config = TrainConfig.from_dict(about["config"])
-        classes = tuple(about["classes"])
-        if not all(isinstance(name, str) for name in classes):
-            raise TypeError(f"classes are names; got {classes}")
-        _check_shapes(tensors, config, len(classes), path)
-        return Checkpoint(
-            config=config,
-            data_fingerprint=about["data_fingerprint"],
-            data_mean=about["data_mean"],
-            classes=classes,
-            progress=progress,
-            kernels=[tensors.pop(f"layers.{i}.tiles") for i in range(len(config.tiles))],
-            digital=tensors,
-        )
-    except (SafetensorError, KeyError, TypeError, ValueError, UsageError) as error:
-        raise CheckpointError(f"Checkpoint {path} can't be understood: {error!r}. {_WAY_OUT}") from error
+    return data
 
 
 def latest(folder: Path) -> Path:
@@ -185,7 +228,9 @@ def latest(folder: Path) -> Path:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the safetensors files of all complete checkpoints, oldest first (their names count steps)."""
-    return sorted(p.with_suffix(".safetensors") for p in folder.glob("step-*.json"))
+    found = ((_NAME.fullmatch(path.name), path) for path in folder.glob("step-*.json"))
+    dated = ((int(name[1]), int(name[2]), path.with_suffix(".safetensors")) for name, path in found if name)
+    return [path for _, _, path in sorted(dated)]
 
 
 def name_of(step: int, epoch: int) -> str:
@@ -198,107 +243,41 @@ def name_of(step: int, epoch: int) -> str:
 
 
 def prune(folder: Path, best: str | None) -> None:
-    """Remove all checkpoints but the newest three and the best one, and what a killed writer left."""
+    """Remove all checkpoints but the newest three and the best one, and what a killed writer left.
+
+    What can't be removed stays, and no link to another folder is followed: the files there are another run's.
+    """
+    if folder.is_symlink():
+        return
     for path in checkpoints(folder)[:-_KEEP]:
         if path.stem != best:
-            path.with_suffix(".json").unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            _remove(path.with_suffix(".json"))
+            _remove(path)
     vouched = {path.name for path in checkpoints(folder)}
     for path in [*folder.glob("step-*.safetensors"), *folder.glob(".*.partial")]:
         if path.name not in vouched:
-            path.unlink(missing_ok=True)
+            _remove(path)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a reader finds the old contents or the new ones, whatever happens, and whoever else does."""
-    _clear_partials(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # a folder that somebody put there, say
+        path.unlink(missing_ok=True)
 
 
-def check_target(option: str, path: Path | None) -> None:
-    """Raise UsageError unless `write_whole` can write the file that was given with an option, if any; before any work.
-
-    Args:
-        option: its name.
-        path: the file.
-    """
-    if path is None:
-        return
-    folder = path.parent
-    if not folder.is_dir():
-        raise UsageError(f"{option} is {path}: there is no folder {folder}. Make it, or give another name.")
-    if path.exists() and not path.is_file():  # a device would be replaced, too
-        raise UsageError(f"{option} is a file to write, and {path} is none. Give another name.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"{option} is {path}: the folder {folder} can't be written to. "
-            "Correct its permissions, or give another name."
-        )
-
-
-def _clear_partials(path: Path) -> None:
-    """Remove what writers of a file left that were killed."""
-    with suppress(OSError):
-        for partial in path.parent.iterdir():
-            written = re.fullmatch(r"\.(.*)\.(\d{1,9})-[0-9a-f]{8}\.partial", partial.name, re.DOTALL)
-            if written is not None and written[1] == path.name and not _lives(int(written[2])):
-                partial.unlink(missing_ok=True)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        pass
-    return True
-
-
-def append_whole(path: Path, data: bytes, *, durable: bool = False) -> int:
-    """Append to a file all of `data` or nothing, and return its length then; `durable`: also if the power fails.
-
-    Raises:
-        OSError: it can't be written.
-    """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        before = os.fstat(descriptor).st_size
-        try:
-            if os.write(descriptor, data) < len(data):  # the disk took a part, and has no room for the rest
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if durable:
-                os.fsync(descriptor)  # over a network, a full disk may be noticed only here
-        except OSError:
-            os.ftruncate(descriptor, before)
-            raise
-        return before + len(data)
-    finally:
-        os.close(descriptor)
-
-
-def _check_shapes(tensors: dict[str, Any], config: TrainConfig, classes: int, path: Path) -> None:
+def _shapes(config: TrainConfig, classes: int) -> dict[str, tuple[int, ...]]:
+    """Return the tensors that a checkpoint of a configuration has, by name."""
     machine = config.machine
-    expected: dict[str, tuple[int, ...]] = {
+    of_tiles: dict[str, tuple[int, ...]] = {
         f"layers.{layer.index}.tiles": (layer.n_tiles, *layer.kernel_shape) for layer in machine.layers
     }
-    expected |= machine.digital_shapes(classes, config.pooling)
+    return of_tiles | machine.digital_shapes(classes, config.pooling)
+
+
+def _check_tensors(tensors: dict[str, Any], expected: dict[str, tuple[int, ...]], path: Path) -> None:
     found = {name: value.shape for name, value in tensors.items()}
     if found != expected or any(value.dtype != np.float32 for value in tensors.values()):
         raise CheckpointError(
             f"Checkpoint {path} holds other tensors than its configuration: {found}, expected {expected}. {_WAY_OUT}"
         )
+    if not all(np.isfinite(value).all() for value in tensors.values()):
+        raise CheckpointError(f"Checkpoint {path} holds weights that are no finite numbers. {_WAY_OUT}")

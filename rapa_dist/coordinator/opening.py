@@ -117,6 +117,11 @@ def check_progress(directory: RunDirectory, config: TrainConfig, newest: Checkpo
     """Raise an error unless a run can go on from its newest checkpoint to the epochs that are wanted."""
     progress = newest.progress if newest else Progress()
     directory.check_metrics(progress.metrics_bytes)
+    if (found := len(directory.metrics(progress.metrics_bytes))) != progress.epoch:
+        raise RunDirectoryError(
+            f"The metrics of the run in {directory.path} hold {counted(found, 'epoch')} up to its newest checkpoint, "
+            f"which has finished {progress.epoch:,}. They were damaged: restore them, or start a new run."
+        )
     if newest is None and directory.has_metrics:
         raise CheckpointError(
             f"The run in {directory.path} has trained at least one epoch, but its checkpoints are gone. "

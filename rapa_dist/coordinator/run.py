@@ -15,7 +15,7 @@ from rapa_dist.coordinator.display import RunDisplay
 from rapa_dist.coordinator.own_tiles import OwnTiles
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.rollback import NODE_PATIENCE_S, Rollback
-from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.coordinator.run_directory import RAY_LOGS, RunDirectory
 from rapa_dist.coordinator.saving import PATIENCE_S, Saver
 from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.coordinator.telemetry import RayMetrics
@@ -212,7 +212,7 @@ def _train(
                 directory.write_tiles(display.last_look().as_dict())
         except ClusterError:
             with suppress(OSError):
-                place.keep_logs(directory.path / "ray-logs")
+                place.keep_logs(directory.path / RAY_LOGS)
             raise
         finally:
             place.close()

@@ -5,13 +5,12 @@
 
 import contextlib
 import errno
-import fcntl
 import io
 import json
 import os
 import platform
 import shlex
-import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -24,13 +23,19 @@ from typing import Any
 import tomli_w
 from threadpoolctl import ThreadpoolController
 
+from rapa_dist import files
 from rapa_dist.config import TrainConfig, difference
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint
+from rapa_dist.coordinator.metrics import parse_metrics
 from rapa_dist.errors import CheckpointError, RunDirectoryError, UsageError
+from rapa_dist.fields import TEXT, shown
+from rapa_dist.locks import lock_folder
 
 _CONFIG, _ENVIRONMENT, _METRICS, _LOG, _LOCK = "config.toml", "environment.json", "metrics.jsonl", "log", ".lock"
-_CHECKPOINTS, _TILES = "checkpoints", "tiles.json"
+_CHECKPOINTS, _TILES, RAY_LOGS = "checkpoints", "tiles.json", "ray-logs"
+_OWN_FILES, _OWN_FOLDERS = (_CONFIG, _ENVIRONMENT, _METRICS, _LOG, _LOCK, _TILES), (_CHECKPOINTS, RAY_LOGS)
+_MOST, _MOST_METRICS = 1 << 24, 1 << 28  # bytes; hundreds of thousands of epochs
 _RUNS = Path("runs")
 
 
@@ -38,7 +43,18 @@ class RunDirectory:
     """The files of one run. While open, no other process can write to them."""
 
     def __init__(self, path: Path) -> None:
-        """Open the directory of an existing run; use `create` for a new one."""
+        """Open the directory of an existing run; use `create` for a new one.
+
+        Raises:
+            RunDirectoryError: its name can't be written down.
+        """
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise RunDirectoryError(
+                f"The name of the run directory {str(path)!a} is no UTF-8, so it can't be written into its files. "
+                "Rename it, or give another name."
+            ) from None
         self.path = path
         self.name = path.resolve().name
         self._lock: int | None = None
@@ -56,23 +72,26 @@ class RunDirectory:
             RunDirectoryError: it can't be made, or it has a run or other files in it.
         """
         directory = cls(path if path is not None else _fresh_path(config))
-        is_new = not directory.path.exists()
-        try:
-            directory.path.mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever may read it is its owner's to say
-            directory._refuse_if_used()
-            directory.take()
-            directory.checkpoint_folder.mkdir(exist_ok=True)
-            directory._write_environment(data_dir)
-            # the configuration comes last: with it the directory is one that can be resumed
-            directory.write_config(config)
-        except RunDirectoryError:
-            directory.release()
-            raise
-        except OSError as error:
-            directory.release()
-            if is_new:
-                shutil.rmtree(directory.path, ignore_errors=True)
-            raise directory._not_made(error) from error
+        with contextlib.ExitStack() as undo:
+            try:
+                for folder in reversed([directory.path, *directory.path.parents]):
+                    if not folder.is_dir():
+                        # whoever may read a run is its owner's to say
+                        folder.mkdir(mode=0o700 if folder == directory.path else 0o777)
+                        undo.callback(_remove, folder)
+                directory._refuse_if_used()
+                there = set(os.listdir(directory.path))
+                for name in {_LOCK, _ENVIRONMENT, _CHECKPOINTS} - there:
+                    undo.callback(_remove, directory.path / name)
+                directory.take()
+                undo.callback(directory.release)
+                directory.checkpoint_folder.mkdir(exist_ok=True)
+                directory._write_environment(data_dir)
+                # the configuration comes last: with it the directory is one that can be resumed
+                directory.write_config(config)
+            except OSError as error:
+                raise directory._not_made(error) from error
+            undo.pop_all()
         return directory
 
     @classmethod
@@ -104,7 +123,8 @@ class RunDirectory:
                 f"There is a run in {self.path} already. Give another --run-dir, or resume that run: "
                 f"rapa-dist train --resume {shlex.quote(str(self.path))}"
             )
-        if others := sorted(found - {_LOCK, _ENVIRONMENT, _CHECKPOINTS}):
+        leftovers = {_LOCK, _ENVIRONMENT, *([] if checkpoints.checkpoints(self.checkpoint_folder) else [_CHECKPOINTS])}
+        if others := sorted(found - leftovers):
             more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
             raise RunDirectoryError(
                 f"The folder {self.path} is not empty, and there is no run in it: it has {', '.join(others[:3])}{more}."
@@ -118,22 +138,37 @@ class RunDirectory:
         """Lock the directory until `release`.
 
         Raises:
-            RunDirectoryError: another process has it, or it can't be written to.
+            RunDirectoryError: another process has it, it can't be written to, or something in it is no file or folder
+                of its own.
         """
+        self._check_own()
         try:
-            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise RunDirectoryError(
-                f"Can't write to the run directory {self.path}: {error.strerror}. Correct its permissions, or its name."
-            ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock_folder(self.path, _LOCK)
         except BlockingIOError:
-            self.release()
             raise RunDirectoryError(
                 f"The run directory {self.path} is in use by another process, which trains in it right now. "
                 "Wait for it, or stop it."
             ) from None
+        except OSError as error:
+            raise RunDirectoryError(
+                f"Can't write to the run directory {self.path}: {error.strerror}. Correct its permissions, or its name."
+            ) from error
+
+    def _check_own(self) -> None:
+        """Raise RunDirectoryError unless what a run writes to is a file or folder in this directory, and no link."""
+        wanted = [(self.path / name, stat.S_ISREG) for name in _OWN_FILES]
+        wanted += [(self.path / name, stat.S_ISDIR) for name in _OWN_FOLDERS]
+        wanted += [(path, stat.S_ISREG) for path in self.checkpoint_folder.glob("step-*")]
+        for path, fits in wanted:
+            try:
+                mode = path.lstat().st_mode
+            except OSError:  # it is not there, or that will be said where it is read
+                continue
+            if not fits(mode):
+                raise RunDirectoryError(
+                    f"{path} is {files.kind_of(mode)}; expected {'a file' if fits is stat.S_ISREG else 'a folder'}. "
+                    "A run writes to files of its own alone: put what belongs there in its place, or move it away."
+                )
 
     def release(self) -> None:
         """Unlock the directory. Safe to call twice."""
@@ -144,7 +179,7 @@ class RunDirectory:
     @property
     def begun(self) -> bool:
         """Whether there is a run in it, which can be gone on with."""
-        return (self.path / _CONFIG).exists()
+        return os.path.exists(self.path / _CONFIG)
 
     @property
     def config(self) -> TrainConfig:
@@ -154,22 +189,21 @@ class RunDirectory:
             RunDirectoryError: this is no run directory, or its configuration can't be read.
         """
         try:
-            with (self.path / _CONFIG).open("rb") as file:
-                return TrainConfig.from_dict(tomllib.load(file))
+            return TrainConfig.from_dict(tomllib.loads(files.read_file(self.path / _CONFIG, _MOST).decode()))
         except OSError as error:
             raise RunDirectoryError(
-                f"{self.path} is no run directory: its {_CONFIG} can't be read ({error.strerror}). "
+                f"{self.path} is no run directory: its {_CONFIG} can't be read ({files.cause(error)}). "
                 f"Give one that `rapa-dist train` made, like those in {_RUNS}/."
             ) from None
-        except (ValueError, UsageError, TypeError) as error:  # no UTF-8, no TOML, or no configuration
+        except (ValueError, UsageError, RecursionError) as error:  # no UTF-8, no TOML, or no configuration
             raise RunDirectoryError(
-                f"The {_CONFIG} in {self.path} can't be understood: {error} "
+                f"The {_CONFIG} in {self.path} can't be understood: {files.cause(error)}. "
                 f"Restore it; the .json files in {_CHECKPOINTS}/ have its values, too."
             ) from error
 
     def write_config(self, config: TrainConfig) -> None:
         """Record a configuration: a new run's, or one that was changed on resuming (more epochs)."""
-        checkpoints.write_whole(self.path / _CONFIG, tomli_w.dumps(config.as_dict()).encode())
+        files.write_whole(self.path / _CONFIG, tomli_w.dumps(config.as_dict()).encode())
 
     @property
     def checkpoint_folder(self) -> Path:
@@ -184,7 +218,7 @@ class RunDirectory:
             CheckpointError: there is no such checkpoint; those there are are named.
         """
         folder = self.checkpoint_folder
-        if not folder.exists():
+        if not os.path.isdir(folder):
             _ = self.config  # what is no run directory at all is said to be none
         newest = checkpoints.latest(folder)
         if which == "newest":
@@ -211,6 +245,10 @@ class RunDirectory:
                 f"Checkpoint {path} is of another configuration than {self.path / _CONFIG}: {'; '.join(differs)}. "
                 "Restore the file that was changed."
             )
+        if (name := checkpoints.name_of(found.progress.step, found.progress.epoch)) != path.stem:
+            raise CheckpointError(
+                f"Checkpoint {path} is {name} by what it holds: it was renamed. Give it its name back, or delete it."
+            )
         return found
 
     def append_metrics(self, line: dict[str, Any]) -> int:
@@ -219,13 +257,15 @@ class RunDirectory:
         Raises:
             OSError: it can't be written.
         """
-        return checkpoints.append_whole(self.path / _METRICS, json.dumps(line).encode() + b"\n", durable=True)
+        return files.append_whole(self.path / _METRICS, json.dumps(line).encode() + b"\n", durable=True)
 
     @property
     def metrics_bytes(self) -> int:
         """Length of metrics.jsonl."""
-        path = self.path / _METRICS
-        return path.stat().st_size if path.exists() else 0
+        try:
+            return os.stat(self.path / _METRICS).st_size
+        except OSError:
+            return 0
 
     def check_metrics(self, n_bytes: int) -> None:
         """Raise RunDirectoryError if the metrics are shorter than they were when the checkpoint was written."""
@@ -243,31 +283,40 @@ class RunDirectory:
             RunDirectoryError: as `check_metrics` does.
         """
         self.check_metrics(n_bytes)
-        path = self.path / _METRICS
-        if path.exists():
-            os.truncate(path, n_bytes)
+        if self.has_metrics:
+            files.cut(self.path / _METRICS, n_bytes)
 
     @property
     def has_metrics(self) -> bool:
         """Whether an epoch has ever been finished."""
-        return (self.path / _METRICS).exists()
+        return os.path.exists(self.path / _METRICS)
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl."""
+    def metrics(self, n_bytes: int | None = None) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl, or of its first bytes.
+
+        Raises:
+            RunDirectoryError: they can't be read, or are damaged.
+        """
         path = self.path / _METRICS
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may just be written
+        try:
+            return parse_metrics(files.read_file(path, _MOST_METRICS)[:n_bytes])
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise RunDirectoryError(
+                f"{path} can't be read: {files.cause(error)}. It was damaged: restore it, or start a new run."
+            ) from error
 
     def write_tiles(self, stats: dict[str, Any]) -> None:
         """Record what the tiles did since the run was started or resumed, unless that was nothing."""
         if stats["total"]["rows_forward"]:
-            checkpoints.write_whole(self.path / _TILES, (json.dumps(stats, indent=1) + "\n").encode())
+            files.write_whole(self.path / _TILES, (json.dumps(stats, indent=1) + "\n").encode())
 
     def log(self, message: str) -> None:
         """Append a line with the time to the log; a log that can't be written stops nothing."""
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
         with contextlib.suppress(OSError):
-            checkpoints.append_whole(self.path / _LOG, f"{stamp} {message}\n".encode())
+            files.append_whole(self.path / _LOG, f"{stamp} {message}\n".encode(errors="backslashreplace"))
 
     def log_stream(self) -> io.TextIOBase:
         """Return a file that passes on to the log what others print into it."""
@@ -277,14 +326,28 @@ class RunDirectory:
     def data_dir(self) -> Path | None:
         """Where the run looked for its data; None: in the usual places."""
         try:
-            recorded = json.loads((self.path / _ENVIRONMENT).read_text()).get("data_dir")
-        except (OSError, ValueError):
+            recorded = self.environment().get("data_dir")
+        except RunDirectoryError:
             return None
-        return Path(recorded) if recorded else None
+        return Path(recorded) if recorded and TEXT.fits(recorded) else None
+
+    def environment(self) -> dict[str, Any]:
+        """Return what the run was started with.
+
+        Raises:
+            RunDirectoryError: that can't be read.
+        """
+        try:
+            found = files.parse_json(files.read_file(self.path / _ENVIRONMENT, _MOST))
+            if not isinstance(found, dict):
+                raise ValueError(f"an object is expected, not {shown(found)}")
+        except (OSError, ValueError) as error:
+            raise RunDirectoryError(f"{_ENVIRONMENT} can't be read ({files.cause(error)})") from error
+        return found
 
     def _write_environment(self, data_dir: Path | None) -> None:
         about = environment() | {"data_dir": str(data_dir.expanduser().absolute()) if data_dir else None}
-        checkpoints.write_whole(self.path / _ENVIRONMENT, (json.dumps(about, indent=2) + "\n").encode())
+        files.write_whole(self.path / _ENVIRONMENT, (json.dumps(about, indent=2) + "\n").encode())
 
 
 class _LogStream(io.TextIOBase):
@@ -295,6 +358,12 @@ class _LogStream(io.TextIOBase):
         if text.strip():
             self._directory.log(text.strip())
         return len(text)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder that is empty, if it can be."""
+    with contextlib.suppress(OSError):
+        path.rmdir() if path.is_dir() else path.unlink()
 
 
 def environment() -> dict[str, Any]:

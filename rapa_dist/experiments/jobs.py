@@ -1,6 +1,5 @@
 """One piece of work of an experiment, as it is done in a process of its own."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,7 +85,7 @@ def _result(outcome: "RunResult") -> dict[str, Any]:
         return {"stopped": True}
     metrics = outcome.directory.metrics()
     best = min(metrics, key=lambda line: line["test_error_percent"])
-    environment = json.loads((outcome.directory.path / "environment.json").read_text())
+    environment = outcome.directory.environment()
     trained = outcome.directory.config.as_dict()
     trained["dataset"] = re.sub(r"^images:.*/", "images:", trained["dataset"])  # where it lay is nobody's concern
     return {

@@ -6,7 +6,6 @@ results/<cell>-<seed>.<what>.json   what came of training, or of an analysis
 <experiment>.md, .svg, claims.md    made of the results
 """
 
-import fcntl
 import json
 import os
 import re
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from rapa_dist.config import TrainConfig, difference
-from rapa_dist.coordinator.checkpoint import write_whole
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.errors import RapaError, RunDirectoryError, UsageError
 from rapa_dist.experiments.cells import Cell, Protocol
+from rapa_dist.files import write_whole
+from rapa_dist.locks import lock_folder
 
 _PROTOCOL = "protocol.json"
 
@@ -68,9 +68,8 @@ class Store:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (self.path / "runs", self.path / "results"):
                 folder.mkdir(exist_ok=True)
-            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = lock_folder(self.path, ".lock")
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not self._bound() and self._binding:
                     self.write(_PROTOCOL, (json.dumps(self.protocol.as_dict(), indent=1) + "\n").encode())
             except BaseException:

@@ -1,6 +1,5 @@
 """What a report tells: read from a run directory, with a note on everything that is not there."""
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +10,12 @@ from rapa_dist.console import counted
 from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.errors import CheckpointError, RunDirectoryError, UsageError
+from rapa_dist.fields import OBJECT, TEXT, check, listing
+from rapa_dist.files import cause, parse_json, read_file
 from rapa_dist.inspection import RunStats, TileStats
 
-_NEEDED = ("epoch", "learning_rate", "train_loss", "train_error_percent", "test_loss", "test_error_percent", "wall")
+_MOST = 1 << 26  # bytes of a file about tiles
+_RUN_STATS = {"run": TEXT, "tiles": listing(OBJECT), "silent": listing(TEXT)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,7 @@ def gather(path: Path, *, checkpoint: str = "newest", scaling: Path | None = Non
     directory = RunDirectory(path)
     config = directory.config
     missing: list[str] = []
-    metrics = _read_metrics(path / "metrics.jsonl", len(config.tiles))
+    metrics = _read_metrics(directory, len(config.tiles))
     under_way = _is_locked(path / ".lock")
     if not metrics:
         missing.append("No epoch is finished yet: there are no curves and no errors.")
@@ -99,7 +101,7 @@ def gather(path: Path, *, checkpoint: str = "newest", scaling: Path | None = Non
         path=path,
         name=directory.name,
         config=config,
-        environment=_read_environment(path / "environment.json", missing),
+        environment=_read_environment(directory, missing),
         metrics=metrics,
         under_way=under_way,
         tiles=_read_tiles(path / "tiles.json", under_way, _last_step(metrics, found), missing),
@@ -110,20 +112,14 @@ def gather(path: Path, *, checkpoint: str = "newest", scaling: Path | None = Non
     )
 
 
-def _read_metrics(path: Path, layers: int) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text() if path.exists() else ""
-        lines = text.splitlines()
-        if text and not text.endswith("\n"):  # the training is just writing it
-            lines.pop()
-        metrics = [json.loads(line) for line in lines]
-        for line in metrics:
-            if absent := [key for key in _NEEDED if key not in line]:
-                raise ValueError(f"a line lacks {', '.join(absent)}")
-            if line.get("similarity") and len(line["similarity"]) != layers:
-                raise ValueError(f"a line has similarities of {len(line['similarity'])} layers, the run has {layers}")
-    except (OSError, ValueError, TypeError) as error:
-        raise RunDirectoryError(f"{path} can't be read: {error}. It was damaged: restore it.") from error
+def _read_metrics(directory: RunDirectory, layers: int) -> list[dict[str, Any]]:
+    metrics = directory.metrics()
+    for line in metrics:
+        if line.get("similarity") and (found := len(line["similarity"])) != layers:
+            raise RunDirectoryError(
+                f"The metrics in {directory.path} have similarities of {counted(found, 'layer')} in epoch "
+                f"{line['epoch']}, the run has {layers}. They were damaged: restore them."
+            )
     return metrics
 
 
@@ -140,15 +136,12 @@ def _read_checkpoint(
         return None, None
 
 
-def _read_environment(path: Path, missing: list[str]) -> dict[str, Any]:
+def _read_environment(directory: RunDirectory, missing: list[str]) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
-        if not isinstance(found, dict):
-            raise TypeError("it holds no object")
-    except (OSError, ValueError, TypeError) as error:
-        missing.append(f"What the run was trained with is not known: {path.name} can't be read ({_cause(error)}).")
+        return directory.environment()
+    except RunDirectoryError as error:
+        missing.append(f"What the run was trained with is not known: {error}.")
         return {}
-    return found
 
 
 def _last_step(metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> int:
@@ -164,7 +157,7 @@ def _read_tiles(path: Path, under_way: bool, last_step: int, missing: list[str])
         missing.append(f"{written}: ask this one, which is under way, with rapa-dist stats.")
         return None
     try:
-        found = json.loads(path.read_text())
+        found = check(parse_json(read_file(path, _MOST)), _RUN_STATS)
         stats = RunStats.of(found["run"], [TileStats.from_dict(tile) for tile in found["tiles"]], found["silent"])
         if stats.total.last_step >= last_step:
             return stats
@@ -174,24 +167,24 @@ def _read_tiles(path: Path, under_way: bool, last_step: int, missing: list[str])
         )
     except FileNotFoundError:
         missing.append(f"{written} (this one was killed, or never took a step): there is no {path.name}.")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        missing.append(f"Statistics of the tiles can't be shown: {path.name} can't be read ({_cause(error)}).")
+    except (OSError, ValueError) as error:
+        missing.append(f"Statistics of the tiles can't be shown: {path.name} can't be read ({cause(error)}).")
     return None
 
 
 def _read_scaling(directory: Path, given: Path | None, missing: list[str]) -> dict[str, Any] | None:
     path = given or directory / "scaling.json"
-    if given is None and not path.exists():
+    if given is None and not os.path.lexists(path):
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, Any] = parse_json(read_file(path, _MOST))
         if found["format"] != 1:
             raise ValueError(f"its format is {found['format']}, expected 1")
         for block in found["blocks"]:
             for configuration in block["configurations"]:
                 _ = configuration["tiles"], configuration["layers"][0]["cycles"]["all"]["speed_up"]
     except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
-        message = f"{path} is no scaling.json as `rapa-dist scale` writes it: {_cause(error)}."
+        message = f"{path} is no scaling.json as `rapa-dist scale` writes it: {described(error)}."
         if given is not None:
             raise UsageError(f"--scaling: {message} Give one, or leave the option out.") from error
         missing.append(f"Scaling can't be shown: {message}")
@@ -199,8 +192,9 @@ def _read_scaling(directory: Path, given: Path | None, missing: list[str]) -> di
     return found
 
 
-def _cause(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+def described(error: Exception) -> str:
+    """Return what is wrong with a file, as a part of a sentence: a missing key alone would say little."""
+    return cause(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _is_locked(path: Path) -> bool:

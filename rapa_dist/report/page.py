@@ -8,11 +8,11 @@ from typing import Any
 from rapa_dist import __version__
 from rapa_dist.analysis.similarity import similarity
 from rapa_dist.console import counted
-from rapa_dist.coordinator.checkpoint import write_whole
 from rapa_dist.errors import RunDirectoryError, UsageError
+from rapa_dist.files import write_whole
 from rapa_dist.machine import IMAGE_CHANNELS
 from rapa_dist.report import figures
-from rapa_dist.report.content import Content, gather
+from rapa_dist.report.content import Content, described, gather
 from rapa_dist.report.elements import data_table, duration, escaped, fact_table, folded, known_sum, or_dash
 from rapa_dist.report.filters import filter_norms, filter_row
 from rapa_dist.report.frame import framed
@@ -46,7 +46,7 @@ def report(
     if target.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--output needs a name that ends in .html; it is {target}.")
     content = gather(path, checkpoint=checkpoint, scaling=scaling)
-    text = render(content).encode()
+    text = render(content).encode(errors="backslashreplace")
     try:
         write_whole(target, text)
     except OSError as error:
@@ -307,9 +307,16 @@ def _likeness(content: Content, index: int, kernels: Any) -> str:
 
 
 def _scaling(content: Content) -> str:
-    measured = content.scaling
-    if measured is None:
+    if content.scaling is None:
         return ""
+    try:
+        return _measured(content, content.scaling)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # somebody else's file
+        content.missing.append(f"Scaling can't be shown: scaling.json holds what it should not: {described(error)}.")
+        return ""
+
+
+def _measured(content: Content, measured: dict[str, Any]) -> str:
     from rapa_dist.scaling.plot import block_title
 
     rows = []

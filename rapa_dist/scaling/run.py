@@ -12,12 +12,12 @@ from typing import Any
 
 from rapa_dist.config import TrainConfig
 from rapa_dist.console import stderr, work
-from rapa_dist.coordinator.checkpoint import write_whole
 from rapa_dist.coordinator.run_directory import environment
 from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.errors import ClusterError, RunDirectoryError
 from rapa_dist.fabric.lookout import Restart
 from rapa_dist.fabric.ray import RayFabric
+from rapa_dist.files import write_whole
 from rapa_dist.footprint import Footprint, memory, tiles_that_fit
 from rapa_dist.hardware import CycleTimes, Pace
 from rapa_dist.installing import no_matplotlib
