@@ -26,7 +26,7 @@ from rapa_dist.config import TrainConfig
 from rapa_dist.coordinator.weights import named, weights_sha256
 from rapa_dist.errors import CheckpointError, UsageError
 from rapa_dist.fabric.base import Kernels
-from rapa_dist.fields import NUMBER, OBJECT, TEXT, check, listing, shown, whole
+from rapa_dist.fields import NUMBER, OBJECT, POSITIVE, TEXT, Kind, check, listing, shown, whole
 from rapa_dist.files import cause, parse_json, read_file
 from rapa_dist.machine import IMAGE_CHANNELS
 from rapa_dist.tile import Matrix
@@ -83,8 +83,10 @@ class Progress:
         Raises:
             ValueError: a field is unknown or missing, or holds what it can't.
         """
-        check(values, {each.name: whole() if each.type is int else NUMBER for each in fields(cls)}, exact=True)
-        found = cls(**values)
+        kinds: dict[Any, Kind] = {int: whole(), float: POSITIVE}
+        found = cls(
+            **check(values, {each.name: kinds.get(each.type, listing(OBJECT)) for each in fields(cls)}, exact=True)
+        )
         if found.wrong > found.seen or found.step_in_epoch > found.step or found.best_epoch > found.epoch:
             raise ValueError(f"no run can be as far as {found}")
         return found

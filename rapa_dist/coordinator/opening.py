@@ -70,6 +70,25 @@ def check_data(directory: RunDirectory, data: DataSet, newest: Checkpoint | None
             f"The data set {data.name} is not the one that the run in {directory.path} was trained on: its images "
             "differ. Restore it, point --data-dir at the original one, or start a new run without --resume."
         )
+    if newest:
+        _check_steps(directory, newest, len(data.train))
+
+
+def _check_steps(directory: RunDirectory, newest: Checkpoint, images: int) -> None:
+    """Raise CheckpointError unless a run of so many images can be as far as its checkpoint says."""
+    progress, batch = newest.progress, min(newest.config.batch_size, images)
+    per_epoch = -(-images // batch)
+    if (
+        progress.step_in_epoch > per_epoch
+        or progress.step != progress.epoch * per_epoch + progress.step_in_epoch
+        or progress.seen != min(progress.step_in_epoch * batch, images)
+    ):
+        raise CheckpointError(
+            f"The newest checkpoint in {directory.checkpoint_folder} says that the run has come to step "
+            f"{progress.step:,}, by {counted(progress.epoch, 'epoch')} and {counted(progress.step_in_epoch, 'step')}; "
+            f"an epoch has {counted(per_epoch, 'step')}. It was changed: delete its two files to resume from the one "
+            "before."
+        )
 
 
 def go_on(directory: RunDirectory, config: TrainConfig, data: DataSet, newest: Checkpoint | None) -> Checkpoint:
