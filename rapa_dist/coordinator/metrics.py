@@ -14,6 +14,7 @@ _LINE = {
     "test_loss": NUMBER,
     "test_error_percent": POSITIVE,
     "device_time_s": optional(POSITIVE),
+    "test_device_time_s": optional(POSITIVE),
     "similarity": optional(listing(optional(NUMBER))),
     "wall": OBJECT,
 }
@@ -23,7 +24,7 @@ _WALL = {
     "step_ms": optional(POSITIVE),
     "networks": whole(1),
 }
-_MAY_LACK = {"step", "device_time_s", "similarity", "networks", "step_ms"}
+_MAY_LACK = {"step", "device_time_s", "test_device_time_s", "similarity", "networks", "step_ms"}
 
 
 def parse_metrics(data: bytes) -> list[dict[str, Any]]:
