@@ -8,7 +8,8 @@ RapaError                   exit code 1
 │   └── NodeLostError       a node is gone, with the tiles on it
 ├── RunDirectoryError       a run directory that is in use or not one
 ├── CheckpointError         a checkpoint that is missing, damaged or of another configuration
-└── DivergedError           the loss is no longer a finite number
+├── DivergedError           the loss is no longer a finite number
+└── OutputError             stdout does not take what a command has to say
 """
 
 
@@ -61,3 +62,20 @@ class CheckpointError(RapaError):
 
 class DivergedError(RapaError):
     """The loss is no longer a finite number."""
+
+
+class OutputError(RapaError):
+    """stdout is closed, or its disk is full."""
+
+    def __init__(self, cause: OSError, kept: str = "", exit_code: int = 1) -> None:
+        """Say why.
+
+        Args:
+            cause: what came of writing.
+            kept: a sentence on where the result is all the same.
+            exit_code: of the command.
+        """
+        super().__init__(f"stdout can't be written to: {cause.strerror}. {kept or 'What it was to show is lost.'}")
+        self.cause, self.exit_code = cause, exit_code
+        self.expected = isinstance(cause, BrokenPipeError) and not kept
+        """Whether its reader has seen enough, like `head`, and nobody waits to be told."""

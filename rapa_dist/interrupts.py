@@ -1,12 +1,17 @@
-"""Ctrl-C, SIGTERM and SIGHUP: when they stop a run, and when they have to wait."""
+"""Ctrl-C and the signals of batch systems: when they stop a run, and when they have to wait."""
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last when its terminal is closed
+NOTICES = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""That the terminal has been closed, and what batch systems send some time before they kill (Slurm, Grid Engine, LSF):
+nobody has lost patience yet, however often they come."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, *NOTICES)
+_ONE_DEED_S = 1.0  # `timeout`, a shell or a wrapper may pass on a signal that the whole group has got already
 _Handler = Callable[[int, FrameType | None], None]
 
 
@@ -14,19 +19,20 @@ _Handler = Callable[[int, FrameType | None], None]
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether somebody wants to stop.
 
-    The first signal only answers it, so that the step under way can be finished and saved; a second one
+    The first signal only answers it, so that the step under way can be finished and saved; a second Ctrl-C or SIGTERM
     raises KeyboardInterrupt at once.
     """
-    asked = False
+    asked: float | None = None
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked:
+        if asked is None:
+            asked = time.monotonic()
+        elif number not in NOTICES and time.monotonic() - asked > _ONE_DEED_S:
             raise KeyboardInterrupt
-        asked = True
 
     with _handled_by(ask):
-        yield lambda: asked
+        yield lambda: asked is not None
 
 
 @contextmanager
@@ -67,9 +73,9 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def end_like_ctrl_c() -> None:
-    """Have SIGTERM, which batch systems send, and SIGHUP end this process as Ctrl-C does: cleaned up."""
+    """Have the other signals end this process as Ctrl-C does: cleaned up."""
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGTERM, *NOTICES):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 signal.signal(number, interrupt)
 
@@ -79,7 +85,7 @@ def _handled_by(handler: _Handler) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield
         return
-    heeded = [number for number in _SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    heeded = [number for number in _SIGNALS if number not in NOTICES or signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in heeded}  # under nohup, SIGHUP is ignored
     try:
         yield

@@ -7,8 +7,6 @@ Ray, NumPy or rich.
 
 import contextlib
 import importlib
-import os
-import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,8 +15,9 @@ from typing import Any
 import click
 
 from rapa_dist import __version__
-from rapa_dist.cli.output import Output, emit_error
-from rapa_dist.errors import RapaError
+from rapa_dist.cli import standard_streams
+from rapa_dist.cli.output import Output, emit_error, tell
+from rapa_dist.errors import OutputError, RapaError
 from rapa_dist.interrupts import end_like_ctrl_c
 
 COMMANDS = {
@@ -81,20 +80,17 @@ class CommandLine(click.Group):
         arguments = list(sys.argv[1:] if args is None else args)
         self._main_shell_completion(extra, prog_name, complete_var)
         output = Output()
+        standard_streams.prepare()
         end_like_ctrl_c()
         as_json = "--json" in arguments  # as a mistake may keep click from getting so far
         try:
             with self.make_context(prog_name, arguments, obj=output, **extra) as ctx:
                 self.invoke(ctx)
             code = 0
-        except SystemExit:  # from rich, whose reader has gone
-            raise
         except click.exceptions.Exit as leave:
             code = leave.exit_code
         except BaseException as error:  # noqa: BLE001 — the one place where an error becomes an exit code
             code = _report(error, output if as_json else None)
-        if not _flush_stdout():
-            code = code or 1
         sys.exit(code)
 
 
@@ -102,49 +98,30 @@ def _report(error: BaseException, output: Output | None) -> int:
     """Say on stderr, and on a JSON output, what went wrong; return the exit code."""
     kind, message = type(error).__name__, str(error)
     match error:
+        case OutputError():
+            if not error.expected:
+                tell(f"Error: {message}")
+            return error.exit_code
         case RapaError():
             code = error.exit_code
-            click.echo(f"Error: {message}", err=True)
+            tell(f"Error: {message}")
         case click.ClickException():
             code, message = error.exit_code, error.format_message()
             error.show()
         case click.Abort() | KeyboardInterrupt():
             code, kind, message = INTERRUPTED, "Interrupted", "interrupted"
-            click.echo("\nInterrupted.", err=True)
-        case BrokenPipeError() if _stdout_is_closed():
-            return 1
+            tell("\nInterrupted.")
         case _:
             code = 1
             traceback.print_exception(error)
-            click.echo(
+            tell(
                 "This is a fault in rapa-dist. Please report it to its maintainers with the lines above, the "
-                "command line, and what `rapa-dist doctor --json` prints.",
-                err=True,
+                "command line, and what `rapa-dist doctor --json` prints."
             )
     if output is not None:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OutputError):
             emit_error(kind, message, output)
     return code
-
-
-def _stdout_is_closed() -> bool:
-    """Whether the reader of stdout has gone; a broken pipe may also be one of our own sockets."""
-    poll = select.poll()
-    try:
-        poll.register(sys.stdout, 0)
-    except (OSError, ValueError):  # stdout has no descriptor, as under a test runner
-        return False
-    return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def _flush_stdout() -> bool:
-    """Flush stdout; where its reader has gone, point it nowhere, so that Python ends without complaint."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
 
 
 @click.group(

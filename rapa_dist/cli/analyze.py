@@ -1,11 +1,13 @@
 """`rapa-dist analyze`: what a trained network is made of, and what it withstands."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rapa_dist.cli.output import emit, json_option
+from rapa_dist.cli.output import emit, json_option, show
 from rapa_dist.cli.types import path
 from rapa_dist.errors import UsageError
 
@@ -45,17 +47,19 @@ def similarity(run_dir: Path, checkpoint: str, plot: Path | None, as_json: bool)
     if all(len(of_layer) < 2 for of_layer in trained.kernels):
         raise UsageError(f"The run in {run_dir} has one tile per layer: nothing to compare. Give a tiled run.")
     result = similarities(trained.kernels, initial_kernels(trained.config.machine, trained.config.seed))
-    if as_json:
-        emit({"run_dir": str(run_dir), "checkpoint": found.stem, **result})
-    else:
-        for layer, (value, left, rest) in enumerate(zip(*result.values(), strict=True), 1):
-            shown = "one tile" if value is None else f"S = {value:.4f}"
-            if left is not None:
-                shown += f"  {100 * left:.0f} % of the random start left, S of the rest = {rest:.4f}"
-            click.echo(f"layer {layer}  {len(trained.kernels[layer - 1]):4} tiles  {shown}")
-    if plot is not None:
-        plot_similarity(plot, trained.kernels)
-        _say_plot(plot)
+
+    def draw(target: Path) -> None:
+        plot_similarity(target, trained.kernels)
+
+    with _drawn(plot, draw):
+        if as_json:
+            emit({"run_dir": str(run_dir), "checkpoint": found.stem, **result})
+        else:
+            for layer, (value, left, rest) in enumerate(zip(*result.values(), strict=True), 1):
+                shown = "one tile" if value is None else f"S = {value:.4f}"
+                if left is not None:
+                    shown += f"  {100 * left:.0f} % of the random start left, S of the rest = {rest:.4f}"
+                show(f"layer {layer}  {len(trained.kernels[layer - 1]):4} tiles  {shown}")
 
 
 @analyze.command()
@@ -74,16 +78,18 @@ def voting(
 
     _check_plot(plot)
     result = of_run(run_dir, votes=votes, checkpoint=checkpoint, limit_test=limit_test)
-    if as_json:
-        emit(result)
-    else:
-        for number, error in zip(result["votes"], result["test_error_percent"], strict=True):
-            click.echo(f"{number:3} vote{'s' if number > 1 else ' '}  test error {error:.2f} %")
-        click.echo(f"single votes, mean  {result['mean_single_test_error_percent']:.2f} %")
-    if plot is not None:
+
+    def draw(target: Path) -> None:
         curve = ("majority", result["votes"], result["test_error_percent"])
-        plot_curves(plot, [curve], x="votes", y="test error (%)", title="Voting over random assignments")
-        _say_plot(plot)
+        plot_curves(target, [curve], x="votes", y="test error (%)", title="Voting over random assignments")
+
+    with _drawn(plot, draw):
+        if as_json:
+            emit(result)
+        else:
+            for number, error in zip(result["votes"], result["test_error_percent"], strict=True):
+                show(f"{number:3} vote{'s' if number > 1 else ' '}  test error {error:.2f} %")
+            show(f"single votes, mean  {result['mean_single_test_error_percent']:.2f} %")
 
 
 @analyze.command()
@@ -116,12 +122,12 @@ def reduce(
     if as_json:
         emit(result)
         return
-    click.echo(
+    show(
         f"test error {result['tiled_test_error_percent']:.2f} % tiled, "
         f"{result['test_error_percent']:.2f} % reduced by {by}"
     )
     if output is not None:
-        click.echo(f"state dict   {output}")
+        show(f"state dict   {output}")
 
 
 @analyze.command()
@@ -195,28 +201,30 @@ def attack(
                 f"{found['chance_percent']:.1f} %: what an attack does to so few images says little.",
                 markup=False,
             )
-    if as_json:
-        emit(result)
-    else:
-        _print_attack(result)
-    if plot is not None:
+
+    def draw(target: Path) -> None:
         title, y = "Fast gradient sign method", "still correct, of what was correct before (%)"
-        plot_curves(plot, curves, x="signal-to-noise ratio (dB)", y=y, title=title)
-        _say_plot(plot)
+        plot_curves(target, curves, x="signal-to-noise ratio (dB)", y=y, title=title)
+
+    with _drawn(plot, draw):
+        if as_json:
+            emit(result)
+        else:
+            _print_attack(result)
 
 
 def _print_attack(result: dict[str, Any]) -> None:
     without = f"accuracy without attack {result['clean_accuracy_percent']:.2f} %"
     if "baseline" in result:
         without += f", of the baseline {result['baseline']['clean_accuracy_percent']:.2f} %"
-    click.echo(f"{without}; under attack, of the images that were classified correctly before:")
+    show(f"{without}; under attack, of the images that were classified correctly before:")
     for row, ratio in enumerate(result["snr_db"]):
         line = f"{ratio:6.1f} dB  accuracy {result['accuracy_percent'][row]:6.2f} %"
         if "baseline" in result:
             gap = result["gap_closed_percent"][row]
             share = "no gap" if gap is None else f"{gap:.1f} % of the gap closed"
             line += f"  baseline {result['baseline']['accuracy_percent'][row]:6.2f} %  {share}"
-        click.echo(line)
+        show(line)
 
 
 @analyze.command()
@@ -261,20 +269,22 @@ def regularizer(
         dataset=check_name(dataset),
         data_dir=data_dir,
     )
-    if as_json:
-        emit(result)
-    else:
-        errors = result["regularizer_standard_error"]
-        click.echo(f"Sums over {result['images']} images{'; R ± its standard error' if errors else ''}")
-        click.echo("epoch        ⟨L⟩      L(θ̄)         R  R, 2nd order")
-        for row, epoch in enumerate(result["epochs"]):
-            numbers = (result[name][row] for name in ("loss", "loss_of_mean", "regularizer", "taylor"))
-            spread = f"  R ± {errors[row]:.3f}" if errors else ""
-            click.echo(f"{epoch:5} {' '.join(f'{number:10.3f}' for number in numbers)}{spread}")
-    if plot is not None:
+
+    def draw(target: Path) -> None:
         curves = [(label, result["epochs"], result[name]) for name, label in _REGULARIZER_CURVES]
-        plot_curves(plot, curves, x="epoch", y="sum over images", title="The regulariser along a training run")
-        _say_plot(plot)
+        plot_curves(target, curves, x="epoch", y="sum over images", title="The regulariser along a training run")
+
+    with _drawn(plot, draw):
+        if as_json:
+            emit(result)
+        else:
+            errors = result["regularizer_standard_error"]
+            show(f"Sums over {result['images']} images{'; R ± its standard error' if errors else ''}")
+            show("epoch        ⟨L⟩      L(θ̄)         R  R, 2nd order")
+            for row, epoch in enumerate(result["epochs"]):
+                numbers = (result[name][row] for name in ("loss", "loss_of_mean", "regularizer", "taylor"))
+                spread = f"  R ± {errors[row]:.3f}" if errors else ""
+                show(f"{epoch:5} {' '.join(f'{number:10.3f}' for number in numbers)}{spread}")
 
 
 _REGULARIZER_CURVES = (
@@ -298,10 +308,17 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
     return tuple(numbers)
 
 
-def _say_plot(path: Path) -> None:
+@contextmanager
+def _drawn(plot: Path | None, draw: Callable[[Path], None]) -> Iterator[None]:
+    """Draw a plot, if one is wanted, after the numbers are shown, and also if they can't be."""
     from rapa_dist.console import stderr
 
-    stderr.print(f"wrote {path}", markup=False)
+    try:
+        yield
+    finally:
+        if plot is not None:
+            draw(plot)
+            stderr.print(f"wrote {plot}", markup=False)
 
 
 def _check_plot(path: Path | None) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from rapa_dist.cli.output import emit, json_option
+from rapa_dist.cli.output import emit, json_option, outcome
 from rapa_dist.cli.types import path, text
 from rapa_dist.errors import UsageError
 
@@ -99,12 +99,11 @@ def chaos(
     ]
     plan = Plan(options=tuple(options), kinds=wanted, kills=kills, runs=runs, seed=seed, address=address, nodes=nodes)
     report = campaign(plan, lambda line: stderr.print(line, markup=False))
-    if as_json:
-        emit(report)
-    else:
-        _show(report)
-    if report["wrong"]:
-        raise click.exceptions.Exit(1)
+    with outcome(1 if report["wrong"] else 0):
+        if as_json:
+            emit(report)
+        else:
+            _show(report)
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from rapa_dist.cli.output import emit, json_option
+from rapa_dist.cli.output import emit, json_option, show
 from rapa_dist.cli.types import path
 
 
@@ -60,7 +60,7 @@ def evaluate(
     if as_json:
         emit(result)
     else:
-        click.echo(
+        show(
             f"test error {result['test_error_percent']:.2f} % on {result['images']:,} images of "
             f"{result['dataset']}, {counted(votes, 'vote')}, checkpoint {result['checkpoint']}"
         )

@@ -1,12 +1,16 @@
-"""The `--json` option, and the one object that a command prints under it."""
+"""What a command puts on stdout: text, or under `--json` one object; and what happens where it does not get there."""
 
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import PurePath
 
 import click
+
+from rapa_dist.errors import OutputError
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else there."
@@ -21,8 +25,34 @@ class Output:
     emitted: bool = False
 
 
+def show(text: str) -> None:
+    """Print lines of data."""
+    sys.stdout.write(f"{text}\n")
+
+
+def tell(text: str) -> None:
+    """Print a message to whoever watches."""
+    sys.stderr.write(f"{text}\n")
+
+
+@contextmanager
+def outcome(exit_code: int, kept: str = "") -> Iterator[None]:
+    """Leave with an exit code once the result has been shown, and also if it can't be.
+
+    Args:
+        exit_code: what the command came to.
+        kept: a sentence on where the result is, whatever becomes of stdout.
+    """
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(error.cause, kept, exit_code or error.exit_code) from None
+    if exit_code:
+        raise click.exceptions.Exit(exit_code)
+
+
 def emit(value: Mapping[str, object]) -> None:
-    """Print the one JSON object of this command line; quantities carry their unit in the key.
+    """Print the one JSON object of this command line, in ASCII; quantities carry their unit in the key.
 
     NumPy scalars and arrays become numbers and lists, dataclasses objects, paths strings. JSON knows no
     NaN or infinity: they become null. Raises RuntimeError if an object has been printed before.
@@ -33,14 +63,14 @@ def emit(value: Mapping[str, object]) -> None:
         if output.emitted:
             raise RuntimeError("a second JSON object on one stdout: --json promises exactly one")
         output.emitted = True
-    click.echo(json.dumps(_plain(value), ensure_ascii=False))
+    show(json.dumps(_plain(value)))
 
 
 def emit_error(kind: str, message: str, output: Output) -> None:
     """Print the error as the one JSON object, unless the command has already printed its own."""
     if not output.emitted:
         output.emitted = True
-        click.echo(json.dumps({"error": {"type": kind, "message": message}}, ensure_ascii=False))
+        show(json.dumps({"error": {"type": kind, "message": message}}))
 
 
 def _plain(value: object) -> object:

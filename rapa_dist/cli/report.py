@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from rapa_dist.cli.output import emit, json_option
+from rapa_dist.cli.output import emit, json_option, outcome, show
 from rapa_dist.cli.types import path
 
 
@@ -47,7 +47,8 @@ def report(run_dir: Path, output: Path | None, checkpoint: str, scaling: Path | 
     result = write(run_dir, output=output, checkpoint=checkpoint, scaling=scaling)
     for note in result["missing"]:
         stderr.print(f"warning: {note}", markup=False)
-    if as_json:
-        emit(result)
-    else:
-        click.echo(f"{result['report']}  ({result['bytes'] / 1e6:.1f} MB, {counted(result['epochs'], 'epoch')})")
+    with outcome(0, f"The report is in {result['report']}."):
+        if as_json:
+            emit(result)
+        else:
+            show(f"{result['report']}  ({result['bytes'] / 1e6:.1f} MB, {counted(result['epochs'], 'epoch')})")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rapa_dist.cli.output import emit, json_option
+from rapa_dist.cli.output import emit, json_option, outcome
 from rapa_dist.cli.types import path, text
 from rapa_dist.errors import UsageError
 
@@ -107,11 +107,9 @@ def reproduce(
     with redirect_stdout(sys.stderr):  # Ray prints its warnings to stdout
         work = prepare(request)
         result: dict[str, Any] = work.plan() if dry_run else work.run()
-    if as_json:
-        emit(result)
-    else:
-        click.echo(result["text"], nl=False)
-    if result.get("stopped"):
-        raise click.exceptions.Exit(_INTERRUPTED)
-    if result.get("failed"):
-        raise click.exceptions.Exit(1)
+    code = _INTERRUPTED if result.get("stopped") else 1 if result.get("failed") else 0
+    with outcome(code, "" if dry_run else f"Nothing is lost: what is done is in {work.output}."):
+        if as_json:
+            emit(result)
+        else:
+            sys.stdout.write(result["text"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from rapa_dist.cli.output import emit, json_option
+from rapa_dist.cli.output import emit, json_option, outcome
 from rapa_dist.cli.types import path, text
 from rapa_dist.errors import UsageError
 
@@ -109,12 +109,11 @@ def scale(
     folder = out or Path(time.strftime("scaling-%Y%m%dT%H%M%SZ", time.gmtime()))
     with redirect_stdout(sys.stderr):  # Ray prints its warnings to stdout
         report = run(plan, folder, address)
-    if as_json:
-        emit(report)
-    else:
-        _show(report, details)
-    if not report["finished"]:
-        raise click.exceptions.Exit(130)
+    with outcome(0 if report["finished"] else 130, f"What was measured is in {report['out']}."):
+        if as_json:
+            emit(report)
+        else:
+            _show(report, details)
 
 
 def _plan(

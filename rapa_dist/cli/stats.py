@@ -3,16 +3,16 @@
 import math
 import os
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from rapa_dist.cli.output import Output, emit, emit_error, json_option
+from rapa_dist.cli.output import Output, emit, emit_error, json_option, tell
 from rapa_dist.cli.types import text
-from rapa_dist.errors import ClusterError, UsageError
+from rapa_dist.errors import ClusterError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from rapa_dist.fabric.watcher import RunEndedError, Watcher
@@ -112,11 +112,11 @@ def _leave(error: "ClusterError | RunEndedError", *, as_json: bool = False, code
         code = error.exit_code
     else:
         message = f"{message} {_LAST}"
-    stdout.show_cursor()
-    click.echo(f"Error: {message}" if code else message, err=True)
-    if as_json:
-        emit_error(ClusterError.__name__, message, Output())
-    sys.stdout.flush()
+    tell(f"Error: {message}" if code else message)
+    with suppress(OutputError):
+        stdout.show_cursor()
+        if as_json:
+            emit_error(ClusterError.__name__, message, Output())
     os._exit(code)
 
 
@@ -159,7 +159,6 @@ def _watch(watcher: "Watcher", first: "RunStats", layer: int | None, sort: str, 
             else:
                 _show(latest, sort)
                 sys.stdout.write("\n")
-                sys.stdout.flush()
             due = max(due + interval_s, time.monotonic())
             time.sleep(max(0.0, due - time.monotonic()))
             try:

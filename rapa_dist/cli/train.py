@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rapa_dist.cli.output import emit, json_option
+from rapa_dist.cli.output import emit, json_option, outcome, show
 from rapa_dist.cli.types import path, text
 from rapa_dist.errors import UsageError
 
@@ -219,12 +219,11 @@ def train(
                 live=live,
                 tolerance=tolerance,
             )
-    if as_json:
-        emit(result.as_dict())
-    else:
-        click.echo(result.summary())
-    if not result.finished:
-        raise click.exceptions.Exit(130)
+    with outcome(0 if result.finished else 130, f"Nothing is lost: the run is in {result.directory.path}."):
+        if as_json:
+            emit(result.as_dict())
+        else:
+            show(result.summary())
 
 
 def _resolve(given: dict[str, Any]) -> Any:

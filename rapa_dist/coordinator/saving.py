@@ -6,6 +6,7 @@ Training goes on meanwhile. What could not be written is kept in memory, and the
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 
@@ -47,7 +48,7 @@ class Saver:
         self.newest = newest
         """Name of the newest checkpoint on disk."""
         self._directory, self._patience_s, self._clock = directory, patience_s, clock
-        self._written = directory.metrics_bytes
+        self._written = self._counted = directory.metrics_bytes  # in all, and by the newest checkpoint
         self._lines: list[dict[str, Any]] = []
         self._checkpoint: tuple[str, Checkpoint, str | None] | None = None
         self._failing_since: float | None = None
@@ -112,7 +113,7 @@ class Saver:
             if deadline is None and stop():
                 deadline = self._clock() + _LEAVING_S
             if deadline is not None and self._clock() > deadline:
-                raise self._error()
+                raise self._give_up()
             time.sleep(_LAST_RETRY_S)
             self._try()
 
@@ -129,7 +130,7 @@ class Saver:
                     f"it is tried again; for {self._patience_s:.0f} s. The newest checkpoint is {self.newest}."
                 )
             elif self._last_try - self._failing_since > self._patience_s:
-                raise self._error() from error
+                raise self._give_up() from error
             return
         if self._failing_since is not None:
             self._failing_since = None
@@ -145,11 +146,14 @@ class Saver:
             name, checkpoint, best = self._checkpoint
             folder = self._directory.checkpoint_folder
             checkpoints.write(folder, name, checkpoint)
-            self._checkpoint, self.newest = None, name
+            self._checkpoint, self.newest, self._counted = None, name, self._written
             self._directory.log(f"checkpoint {name}")
             checkpoints.prune(folder, best)
 
-    def _error(self) -> CheckpointError:
+    def _give_up(self) -> CheckpointError:
+        """Take back the lines of epochs that are in no checkpoint, and return what to raise."""
+        with suppress(OSError):
+            self._directory.cut_metrics(self._counted)
         return CheckpointError(
             f"The run could not be saved in {self._directory.path} for too long: {self._reason}. The newest checkpoint "
             f"is {self.newest}; what was trained since is lost. Make room or correct permissions there, then go on "

@@ -26,6 +26,7 @@ from rapa_dist.errors import DivergedError
 from rapa_dist.fabric.base import Kernels, Tiles
 from rapa_dist.footprint import TEST_IMAGES
 from rapa_dist.hardware import CycleTimes, testing_s, training_epoch_s
+from rapa_dist.interrupts import uninterrupted
 from rapa_dist.network.draws import pooling_draws
 from rapa_dist.network.learner import Learner, build
 from rapa_dist.network.model import initial_digital, initial_kernels
@@ -169,8 +170,7 @@ class Trainer:
         name = checkpoints.name_of(progress.step, progress.epoch)
         if name == self.newest:
             return
-        if not all(np.isfinite(array).all() for array in (*snapshot.kernels, *snapshot.digital.values())):
-            raise self._diverged("there are weights that are no finite numbers")
+        self._check_finite(snapshot)
         best = progress.best_epoch
         self._saver.save(name, snapshot, checkpoints.name_of(best * len(self._batches), best) if best else None)
 
@@ -237,10 +237,13 @@ class Trainer:
         if score is not None and not math.isfinite(score.loss):
             raise self._diverged(f"the test loss is {score.loss}")
         progress.test_s += time.perf_counter() - started
+        unsaved = checkpoints.name_of(progress.step, progress.epoch) != self.newest
+        look = self._look() if unsaved or score is not None else None  # the tiles may fail here: nothing is written yet
         progress.recoveries = [*progress.recoveries, *self._recoveries.take()]
-        if score is not None:
-            self._finish_epoch(score, self._wall(networks))
-        self._save()
+        if look is not None and score is not None:
+            self._finish_epoch(look, score, self._wall(networks))
+        elif look is not None:
+            self._save(look)
         return score is not None and (self.at_end or not stop())
 
     def end(self, stop: Callable[[], bool], *, finished: bool) -> Outcome:
@@ -264,8 +267,10 @@ class Trainer:
             stop=stop,
         )
 
-    def _finish_epoch(self, score: Score, wall: dict[str, Any]) -> None:
-        progress, kernels = self.progress, self._fabric.all_kernels()
+    def _finish_epoch(self, look: Checkpoint, score: Score, wall: dict[str, Any]) -> None:
+        """Record an epoch and save it, and only then tell of it."""
+        self._check_finite(look)
+        progress = self.progress
         metrics = {
             "epoch": progress.epoch + 1,
             "step": progress.step,
@@ -276,23 +281,20 @@ class Trainer:
             "test_error_percent": score.error_percent,
             "device_time_s": self._device_time_s,
             "test_device_time_s": self._test_device_time_s,
-            "similarity": self._similarity(kernels),
-            "weights_sha256": weights_sha256(named(kernels, self._network.digital_arrays())),
+            "similarity": _similarities(look.kernels),
+            "weights_sha256": weights_sha256(named(look.kernels, look.digital)),
             "wall": wall,
         }
-        progress.metrics_bytes = self._saver.append(metrics)
-        progress.epoch += 1
-        if progress.best_epoch == 0 or score.error_percent < progress.best_test_error_percent:
-            progress.best_epoch, progress.best_test_error_percent = progress.epoch, score.error_percent
-        progress.step_in_epoch, progress.loss_sum, progress.wrong, progress.seen = 0, 0.0, 0, 0
-        progress.train_s, progress.test_s, progress.recoveries = 0.0, 0.0, []
+        with uninterrupted():  # an epoch that is in metrics.jsonl is in a checkpoint, too
+            progress.metrics_bytes = self._saver.append(metrics)
+            progress.epoch += 1
+            if progress.best_epoch == 0 or score.error_percent < progress.best_test_error_percent:
+                progress.best_epoch, progress.best_test_error_percent = progress.epoch, score.error_percent
+            progress.step_in_epoch, progress.loss_sum, progress.wrong, progress.seen = 0, 0.0, 0, 0
+            progress.train_s, progress.test_s, progress.recoveries = 0.0, 0.0, []
+            self._save(look)
         self._directory.log(f"epoch {progress.epoch} done: {metrics}")
         self._display.finished_epoch(metrics)
-
-    def _similarity(self, kernels: Kernels) -> list[float | None]:
-        """Return S of every layer (Fig. 3); None with fewer than two tiles, or where it is no finite number."""
-        found = map(similarity, kernels)
-        return [value if value is not None and math.isfinite(value) else None for value in found]
 
     def _wall(self, networks: int) -> dict[str, Any]:
         """Return the part of a line of metrics that no two runs have in common: of all sessions of the epoch."""
@@ -326,8 +328,16 @@ class Trainer:
         kernels, digital = self._fabric.all_kernels(), self._network.digital_arrays()
         return replace(self._start, progress=replace(self.progress), kernels=kernels, digital=digital)
 
-    def _save(self) -> None:
-        """Save the run as it stands, or try to."""
-        if checkpoints.name_of(self.progress.step, self.progress.epoch) != self.newest:
-            self.snapshot = self._look()
-            self.save_snapshot()
+    def _check_finite(self, look: Checkpoint) -> None:
+        if not all(np.isfinite(array).all() for array in (*look.kernels, *look.digital.values())):
+            raise self._diverged("there are weights that are no finite numbers")
+
+    def _save(self, look: Checkpoint) -> None:
+        """Save the run as it stands, or try to, given what the tiles hold."""
+        self.snapshot = replace(look, progress=replace(self.progress))
+        self.save_snapshot()
+
+
+def _similarities(kernels: Kernels) -> list[float | None]:
+    """Return S of every layer (Fig. 3); None with fewer than two tiles, or where it is no finite number."""
+    return [value if value is not None and math.isfinite(value) else None for value in map(similarity, kernels)]

@@ -53,6 +53,11 @@ class Work:
         seeds = range(request.seeds)
         self._adopted = {path: store.place_for(path, self._cells, seeds) for path in request.adopt}
 
+    @property
+    def output(self) -> Path:
+        """Where results are kept."""
+        return self._store.path
+
     def plan(self) -> dict[str, Any]:
         """Return what there is to do; nothing is started or written."""
         left = missing(self._store, self._jobs)
