@@ -335,6 +335,7 @@ def test_what_a_full_disk_does_not_take_is_written_later_in_its_order(saver, tmp
 
 def test_a_run_that_can_not_be_saved_for_long_stops_and_says_how_to_go_on(saver, full):
     saver.append({"epoch": 1})
+    saver.save("save-1", b"weights", None)
     for now in (50, 99):
         saver.time.now = now
         saver.retry()
@@ -346,6 +347,7 @@ def test_a_run_that_can_not_be_saved_for_long_stops_and_says_how_to_go_on(saver,
 def test_lines_of_metrics_are_taken_back_whether_they_are_written_or_not(saver, tmp_path, full):
     full["full"] = False
     one, two = saver.append({"epoch": 1}), saver.append({"epoch": 2})
+    saver.save("save-2", b"weights", None)
     full["full"] = True
     three = saver.append({"epoch": 3})
     saver.save("save-3", b"weights", None)
@@ -362,8 +364,9 @@ def test_lines_of_metrics_are_taken_back_whether_they_are_written_or_not(saver, 
         saver.retry()
     full["full"] = False
     assert saver.append({"epoch": 2}) == two
+    saver.save("again", b"weights", None)
     assert written(tmp_path) == [{"epoch": 1}, {"epoch": 2}]
-    assert saver.newest == "save-3"
+    assert saver.newest == "again"
 
 
 def test_a_line_of_metrics_for_which_there_is_no_room_only_when_it_is_flushed_is_written_once(
@@ -375,8 +378,10 @@ def test_a_line_of_metrics_for_which_there_is_no_room_only_when_it_is_flushed_is
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", no_room)
         length = saver.append({"epoch": 1})
+        saver.save("save-1", b"weights", None)
         assert not (tmp_path / "metrics.jsonl").read_bytes()
     assert saver.append({"epoch": 2}) == 2 * length
+    saver.save("save-2", b"weights", None)
     assert written(tmp_path) == [{"epoch": 1}, {"epoch": 2}]
 
 
@@ -387,6 +392,7 @@ def test_whoever_asks_a_run_to_end_that_can_not_be_saved_waits_ten_seconds(saver
 
     monkeypatch.setattr(saving.time, "sleep", sleep)
     saver.append({"epoch": 1})
+    saver.save("save-1", b"weights", None)
     with pytest.raises(CheckpointError, match="No space left"):
         saver.settle(lambda: saver.time.now >= asked_at)
     assert asked_at + 10 <= saver.time.now <= asked_at + 12

@@ -24,9 +24,10 @@ _LEAVING_S = 10.0  # for a run that was asked to stop: whoever asked is waiting
 
 
 class Saver:
-    """Writes what a run has to leave behind, in its order: a line of metrics before the checkpoint that counts it.
+    """Writes what a run has to leave behind: an epoch's line of metrics, and then the checkpoint that counts it.
 
-    A run has one, however often it goes back to a snapshot.
+    Both or none, so that no epoch is in metrics.jsonl alone. Where the process is killed between the two, resuming cuts
+    the line off, and the epoch is trained again. A run has one, however often it goes back to a snapshot.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Saver:
         self.newest = newest
         """Name of the newest checkpoint on disk."""
         self._directory, self._patience_s, self._clock = directory, patience_s, clock
-        self._written = self._counted = directory.metrics_bytes  # in all, and by the newest checkpoint
+        self._written = directory.metrics_bytes
         self._lines: list[dict[str, Any]] = []
         self._checkpoint: tuple[str, Checkpoint, str | None] | None = None
         self._failing_since: float | None = None
@@ -56,13 +57,8 @@ class Saver:
         self._reason = ""
 
     def append(self, line: dict[str, Any]) -> int:
-        """Write a line of metrics, now or later; return the length in bytes that metrics.jsonl has with it.
-
-        Raises:
-            CheckpointError: nothing could be saved for too long.
-        """
+        """Keep a line of metrics for the next checkpoint; return the length in bytes that metrics.jsonl has with it."""
         self._lines.append(line)
-        self._try()
         return self._written + sum(map(_size, self._lines))
 
     def rewind(self, n_bytes: int) -> None:
@@ -77,7 +73,7 @@ class Saver:
         self._try()
 
     def save(self, name: str, checkpoint: Checkpoint, best: str | None) -> None:
-        """Write a checkpoint, now or later; it takes the place of one that could not be written before.
+        """Write the lines of metrics and a checkpoint, now or later; in the place of one that could not be written.
 
         Args:
             name: its name.
@@ -113,7 +109,7 @@ class Saver:
             if deadline is None and stop():
                 deadline = self._clock() + _LEAVING_S
             if deadline is not None and self._clock() > deadline:
-                raise self._give_up()
+                raise self._error()
             time.sleep(_LAST_RETRY_S)
             self._try()
 
@@ -130,7 +126,7 @@ class Saver:
                     f"it is tried again; for {self._patience_s:.0f} s. The newest checkpoint is {self.newest}."
                 )
             elif self._last_try - self._failing_since > self._patience_s:
-                raise self._give_up() from error
+                raise self._error() from error
             return
         if self._failing_since is not None:
             self._failing_since = None
@@ -139,21 +135,23 @@ class Saver:
     def _write(self) -> None:
         if self._directory.metrics_bytes > self._written:
             self._directory.cut_metrics(self._written)
-        while self._lines:
-            self._written = self._directory.append_metrics(self._lines[0])
-            del self._lines[0]
-        if self._checkpoint is not None:
-            name, checkpoint, best = self._checkpoint
-            folder = self._directory.checkpoint_folder
+        if self._checkpoint is None:
+            return
+        name, checkpoint, best = self._checkpoint
+        folder, written = self._directory.checkpoint_folder, self._written
+        try:
+            for line in self._lines:
+                written = self._directory.append_metrics(line)
             checkpoints.write(folder, name, checkpoint)
-            self._checkpoint, self.newest, self._counted = None, name, self._written
-            self._directory.log(f"checkpoint {name}")
-            checkpoints.prune(folder, best)
+        except OSError:
+            with suppress(OSError):  # else the next try does it
+                self._directory.cut_metrics(self._written)
+            raise
+        self._checkpoint, self.newest, self._written, self._lines = None, name, written, []
+        self._directory.log(f"checkpoint {name}")
+        checkpoints.prune(folder, best)
 
-    def _give_up(self) -> CheckpointError:
-        """Take back the lines of epochs that are in no checkpoint, and return what to raise."""
-        with suppress(OSError):
-            self._directory.cut_metrics(self._counted)
+    def _error(self) -> CheckpointError:
         return CheckpointError(
             f"The run could not be saved in {self._directory.path} for too long: {self._reason}. The newest checkpoint "
             f"is {self.newest}; what was trained since is lost. Make room or correct permissions there, then go on "
