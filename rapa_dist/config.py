@@ -17,6 +17,7 @@ from rapa_dist.errors import UsageError
 from rapa_dist.fabric import FABRICS
 from rapa_dist.fields import shown
 from rapa_dist.machine import Layer, Machine
+from rapa_dist.revision import FIRST, check_revision, revision_of
 
 POOLING_NAMES = ("max", "average", "stochastic", "mixed")
 """The pooling methods by their names on the command line."""
@@ -114,6 +115,11 @@ class TrainConfig:
         """Whether every pass has an assignment of its own, drawn at random."""
         return self.scheme == "random" and self.machine.tiled
 
+    @property
+    def revision(self) -> int:
+        """The revision of its network; see `rapa_dist.revision`."""
+        return revision_of(self.machine, self.scheme, self.pooling)
+
     def learning_rate(self, epoch: int) -> float:
         """Return λ in force in an epoch (counted from 0)."""
         if epoch < self.warmup_epochs:
@@ -121,9 +127,9 @@ class TrainConfig:
         return float(self.lr * self.lr_decay ** (epoch // self.lr_decay_every))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values; what is None is left out."""
+        """Return the fields as plain values, and the network's revision; what is None is left out."""
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None} | {"revision": self.revision}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
@@ -131,7 +137,12 @@ class TrainConfig:
 
         Raises:
             UsageError: a field is unknown or missing, or has a value that can't work.
+            VoidError: it stood for another network when it was written.
         """
+        revision = values.get("revision", FIRST)
+        if type(revision) is not int:
+            raise UsageError(f"In the configuration, revision is {shown(revision)}; expected {_name_of(int)}.")
+        values = {name: value for name, value in values.items() if name != "revision"}
         kind = {field.name: field.type for field in fields(cls)}
         known = kind.keys()
         values = {"micro_batches": 1} | values  # in configurations from before there were any
@@ -145,9 +156,11 @@ class TrainConfig:
             if not _fits(kind[name], value):
                 raise UsageError(f"In the configuration, {name} is {shown(value)}; expected {_name_of(kind[name])}.")
         try:
-            return cls(**{name: plain.get(name) for name in known})  # type: ignore[arg-type]
+            config = cls(**{name: plain.get(name) for name in known})  # type: ignore[arg-type]
         except UsageError as error:  # nobody gave an option: in a file, settings go by the names of their fields
             raise UsageError(re.sub(r"--[a-z-]+", lambda found: _field(found[0]), str(error))) from None
+        check_revision(revision, config.machine, config.scheme, config.pooling)
+        return config
 
 
 def resolve(

@@ -2,6 +2,7 @@
 
 RapaError                   exit code 1
 ├── UsageError              a value that can't work, whatever the machine (exit code 2)
+│   └── VoidError           what an earlier version made, whose network was another one
 ├── DataError               a data set that is missing, damaged or inconsistent
 ├── ClusterError            Ray, its resources, or a node's shared memory
 │   ├── CapacityError       the cluster's nodes have too few tiles left
@@ -23,6 +24,10 @@ class UsageError(RapaError):
     """A value that can't work, whatever the machine; exit code 2."""
 
     exit_code = 2
+
+
+class VoidError(UsageError):
+    """What an earlier version made, whose network was another one."""
 
 
 class DataError(RapaError):

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from rapa_dist.cli import main
-from rapa_dist.config import PAPER_TILES, resolve
+from rapa_dist.config import PAPER_TILES
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.errors import RunDirectoryError, UsageError
 from rapa_dist.experiments import figures, paper, tables
@@ -212,9 +213,7 @@ def test_a_run_that_was_trained_elsewhere_is_adopted_if_it_fits(store, tmp_path)
     (cell,) = cells_of("table1", ["alternate"])
     config = cell.config(protocol(), 1)
     for name, seed in (("fits", 1), ("does-not", 7)):
-        RunDirectory.create(
-            tmp_path / name, resolve(**(config.as_dict() | _plain(config) | {"seed": seed})), None
-        ).release()
+        RunDirectory.create(tmp_path / name, replace(config, micro_batches=1, seed=seed), None).release()
     for _ in range(2):  # twice is once
         place = store.place_for(tmp_path / "fits", cells_of("table1"), range(2))
         assert place == store.run_dir(cell, 1)
@@ -234,15 +233,11 @@ def test_a_run_that_was_trained_elsewhere_is_adopted_if_it_fits(store, tmp_path)
 def test_a_run_that_is_trained_in_another_way_is_not_taken_for_a_cells(tmp_path):
     (cell,) = cells_of("table1", ["none"])
     config = cell.config(protocol(), 0)
-    longer = resolve(**(config.as_dict() | _plain(config) | {"epochs": 8}))
+    longer = replace(config, micro_batches=1, epochs=8)
     RunDirectory.create(tmp_path / "run", longer, None).release()
     for what in ("train", "similarity"):
         (result,) = do(what, [(str(tmp_path / "run"), config.as_dict())], None, "serial", "cpu")
         assert "in another way than it should be here: epochs: 8 → 4. Move it away" in result["error"]
-
-
-def _plain(config):
-    return {"tiles": config.tiles, "channels": config.channels, "micro_batches": 1, "limit_test": None}
 
 
 # --- tables and claims

@@ -24,7 +24,7 @@ from safetensors.numpy import load, save
 from rapa_dist import files
 from rapa_dist.config import TrainConfig
 from rapa_dist.coordinator.weights import named, weights_sha256
-from rapa_dist.errors import CheckpointError, UsageError
+from rapa_dist.errors import CheckpointError, UsageError, VoidError
 from rapa_dist.fabric.base import Kernels
 from rapa_dist.fields import NUMBER, OBJECT, POSITIVE, TEXT, Kind, check, listing, shown, whole
 from rapa_dist.files import cause, parse_json, read_file
@@ -157,6 +157,7 @@ def read(path: Path) -> Checkpoint:
     about = _read_sidecar(path)
     try:
         check(about, _FIELDS)
+        _check_not_void(about["config"], path)
         config, progress = TrainConfig.from_dict(about["config"]), Progress.from_dict(about.pop("progress"))
         shapes = _shapes(config, len(about["classes"]))
         data = _read_tensors(path, shapes, about.pop("sha256"))
@@ -189,6 +190,7 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"The sidecar of checkpoint {path} can't be read: {cause(error)}. {_WAY_OUT}") from error
     if about.get("format") != FORMAT:
+        _check_not_void(about.get("config"), path)
         raise CheckpointError(
             f"Checkpoint {path} has format {shown(about.get('format'))}, expected {FORMAT}. "
             "Use the rapa-dist that wrote it."
@@ -212,6 +214,16 @@ def _read_tensors(path: Path, shapes: dict[str, tuple[int, ...]], sha256: str) -
             f"{_WAY_OUT}"
         )
     return data
+
+
+def _check_not_void(config: Any, path: Path) -> None:
+    """Raise CheckpointError if a configuration stood for another network; whatever else is wrong with it passes."""
+    try:
+        TrainConfig.from_dict(config)
+    except VoidError as error:
+        raise CheckpointError(f"Checkpoint {path} is {error}. Train the network anew.") from None
+    except (UsageError, TypeError, ValueError, AttributeError):
+        return
 
 
 def latest(folder: Path) -> Path:

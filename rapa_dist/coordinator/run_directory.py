@@ -28,7 +28,7 @@ from rapa_dist.config import TrainConfig, difference
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.coordinator.metrics import parse_metrics
-from rapa_dist.errors import CheckpointError, RunDirectoryError, UsageError
+from rapa_dist.errors import CheckpointError, RunDirectoryError, UsageError, VoidError
 from rapa_dist.fields import TEXT, shown
 from rapa_dist.locks import lock_folder
 
@@ -194,6 +194,10 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"{self.path} is no run directory: its {_CONFIG} can't be read ({files.cause(error)}). "
                 f"Give one that `rapa-dist train` made, like those in {_RUNS}/."
+            ) from None
+        except VoidError as error:
+            raise RunDirectoryError(
+                f"The run in {self.path} is {error}. Train it anew, in another --run-dir."
             ) from None
         except (ValueError, UsageError, RecursionError) as error:  # no UTF-8, no TOML, or no configuration
             raise RunDirectoryError(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from rapa_dist.experiments import paper
 from rapa_dist.experiments.cells import Cell, cells_of
-from rapa_dist.experiments.tables import NOT_KEPT, Results, guesses, markdown, spread
+from rapa_dist.experiments.tables import NOT_KEPT, Result, Results, guesses, markdown, spread
 
 _WORSE = ("image-overlap", "image-pad", "random-fixed", "alternate", "perforated")
 _REDUCED_WITHIN = 0.75
@@ -24,15 +24,22 @@ class Row(NamedTuple):
     """None: not measured."""
     n: Sequence[int]
     """Seeds behind every number."""
+    void: bool = False
+    """Whether all there are are void results, which decide nothing."""
+
+    @property
+    def verdict(self) -> str:
+        """What is to be said of it."""
+        return "void" if self.void else {True: "holds", False: "does not hold", None: "not measured"}[self.holds]
 
 
 def claims(results: Results) -> str:
     """Return the table of claims as Markdown."""
-    held = {True: "holds", False: "does not hold", None: "not measured"}
-    rows = [[row.claim, row.numbers or "–", held[row.holds], ", ".join(map(str, row.n))] for row in rows_of(results)]
+    rows = [[row.claim, row.numbers or "–", row.verdict, ", ".join(map(str, row.n))] for row in rows_of(results)]
+    why = results.why_void([cell for name in ("table1", "table2", "figure3", "figure4") for cell in cells_of(name)])
     return (
-        f"{markdown(['claim', 'our numbers', '', 'n'], rows)}\nBest test errors in %, as in the paper; of votes and "
-        "reduction those at the end of training. n: seeds; mean ± standard deviation where there are several. "
+        f"{markdown(['claim', 'our numbers', '', 'n'], rows)}\n{why}Best test errors in %, as in the paper; of votes "
+        "and reduction those at the end of training. n: seeds; mean ± standard deviation where there are several. "
         f"Protocol: {results.protocol.describe()}.\n"
     )
 
@@ -103,47 +110,60 @@ def _voting(results: Results, cells: dict[str, Cell]) -> list[Row]:
         ("random", "voting helps random with max pooling"),
         ("random-average", "voting does nothing with average pooling"),
     ):
-        found = results.of(cells[name], "votes5")
+        found, void = results.of(cells[name], "votes5"), results.void(cells[name], "votes5")
+        if void:
+            rows.append(Row(f"{words} (a quarter of a point counts)", f"void: {_voted(void)}", None, [len(void)], True))
+            continue
         gain = [result["mean_single_test_error_percent"] - result["test_error_percent"][-1] for result in found]
-        single = [result["mean_single_test_error_percent"] for result in found]
-        voted = [result["test_error_percent"][-1] for result in found]
         helps = name == "random"
         verdict = None if not gain else (mean(gain) > 0.25) if helps else (abs(mean(gain)) <= 0.25)
-        numbers = f"{spread(single)} with 1 vote, {spread(voted)} with 5" if gain else ""
+        numbers = _voted(found) if gain else ""
         rows.append(Row(f"{words} (a quarter of a point counts)", numbers, verdict, [len(gain)]))
     return rows
+
+
+def _voted(found: list[Result]) -> str:
+    single = [result["mean_single_test_error_percent"] for result in found]
+    voted = [result["test_error_percent"][-1] for result in found]
+    return f"{spread(single)} with 1 vote, {spread(voted)} with 5"
 
 
 def _similarity(results: Results) -> list[Row]:
     """Return the claims of S, and the same of what the tiles have learnt, without the start that is left in them."""
     rest = _similarity_claims(results, "similarity_of_rest", " of what the tiles have learnt")
-    return [*_similarity_claims(results, "similarity", ""), *(row for row in rest if row.holds is not None)]
+    measured = (row for row in rest if row.holds is not None or row.void)
+    return [*_similarity_claims(results, "similarity", ""), *measured]
 
 
 def _similarity_claims(results: Results, key: str, words: str) -> list[Row]:
     cells = {cell.name: cell for cell in cells_of("figure3")}
 
-    def first_layer(name: str) -> list[float]:
-        found = (result.get(key, NOT_KEPT)[0] for result in results.of(cells[name], "similarity"))
-        return [value for value in found if value is not None]
+    def first_layer(found: list[Result]) -> list[float]:
+        return [value for result in found if (value := result.get(key, NOT_KEPT)[0]) is not None]
 
-    def above(pooling: str) -> Row:
-        values = first_layer("random" if pooling == "max" else f"random-{pooling}")
-        claim = f"S > {_ALIKE}{words} with {pooling} pooling (layer 1)"
-        return Row(claim, spread(values, 3) if values else "", mean(values) > _ALIKE if values else None, [len(values)])
+    def above(claim: str, name: str, least: float) -> Row:
+        values, void = (first_layer(found(cells[name], "similarity")) for found in (results.of, results.void))
+        if void:
+            return Row(claim, f"void: {spread(void, 3)}", None, [len(void)], True)
+        numbers, holds = (spread(values, 3), mean(values) > least) if values else ("", None)
+        return Row(claim, numbers, holds, [len(values)])
 
-    average = first_layer("random-average")
-    others = {name: first_layer(name) for name in ("random-fixed", "image-overlap", "image-pad", "alternate")}
+    schemes = ("random-fixed", "image-overlap", "image-pad", "alternate")
+    others = {name: first_layer(results.of(cells[name], "similarity")) for name in schemes}
     known = {name: values for name, values in others.items() if values}
     numbers = ", ".join(f"{name} {spread(values, 4)}" for name, values in known.items())
     return [
-        Row(
-            f"S ≈ 1{words} with average pooling (layer 1, above {_AVERAGE_IS_ONE})",
-            spread(average, 3) if average else "",
-            mean(average) > _AVERAGE_IS_ONE if average else None,
-            [len(average)],
+        above(
+            f"S ≈ 1{words} with average pooling (layer 1, above {_AVERAGE_IS_ONE})", "random-average", _AVERAGE_IS_ONE
         ),
-        *map(above, ("max", "mixed", "stochastic")),
+        *(
+            above(
+                f"S > {_ALIKE}{words} with {pooling} pooling (layer 1)",
+                "random" if pooling == "max" else f"random-{pooling}",
+                _ALIKE,
+            )
+            for pooling in ("max", "mixed", "stochastic")
+        ),
         Row(
             f"S < {_UNLIKE}{words} for other schemes (layer 1)",
             numbers,

@@ -50,6 +50,7 @@ class Work:
         self._jobs = jobs_of(request.experiment, self._cells, request.seeds)
         for job in self._jobs:
             job.cell.config(protocol, job.seed)  # what can't work is refused before anything starts
+            store.check_not_void(job.cell, job.seed, job.what)
         seeds = range(request.seeds)
         self._adopted = {path: store.place_for(path, self._cells, seeds) for path in request.adopt}
 

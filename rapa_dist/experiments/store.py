@@ -14,10 +14,11 @@ from typing import Any
 
 from rapa_dist.config import TrainConfig, difference
 from rapa_dist.coordinator.run_directory import RunDirectory
-from rapa_dist.errors import RapaError, RunDirectoryError, UsageError
+from rapa_dist.errors import RapaError, RunDirectoryError, UsageError, VoidError
 from rapa_dist.experiments.cells import Cell, Protocol
 from rapa_dist.files import write_whole
 from rapa_dist.locks import lock_folder
+from rapa_dist.revision import FIRST, check_revision
 
 _PROTOCOL = "protocol.json"
 
@@ -100,7 +101,7 @@ class Store:
         return self.path / "runs" / f"{cell.name}-{seed}"
 
     def result(self, cell: Cell, seed: int, what: str) -> dict[str, Any] | None:
-        """Return a result that is there, or None."""
+        """Return a result that is there, or None. If an earlier version's, of another network, "void" says why."""
         try:
             found: dict[str, Any] = json.loads(self._file(cell, seed, what).read_bytes())
         except FileNotFoundError:
@@ -109,10 +110,27 @@ class Store:
             raise RapaError(
                 f"{self._file(cell, seed, what)} can't be read: {error}. Delete it to have it made again."
             ) from error
+        config = cell.config(self.protocol, seed)
+        try:
+            check_revision(found.get("revision", FIRST), config.machine, config.scheme, config.pooling)
+        except VoidError as error:
+            found["void"] = str(error)
         return found
 
+    def check_not_void(self, cell: Cell, seed: int, what: str) -> None:
+        """Raise UsageError if what is there of a job is an earlier version's, of another network."""
+        run, result = RunDirectory(self.run_dir(cell, seed)), self.result(cell, seed, what)
+        if result is not None and "void" in result:
+            raise UsageError(
+                f"{self._file(cell, seed, what)} is {result['void']}. Move it and {run.path} away to have the network "
+                "trained anew, or give another --output."
+            )
+        if run.begun:
+            _ = run.config  # what is void is refused
+
     def keep(self, cell: Cell, seed: int, what: str, result: dict[str, Any]) -> None:
-        """Write a result, as a whole."""
+        """Write a result, as a whole, with the revision of the network that it is of."""
+        result = result | {"revision": cell.config(self.protocol, seed).revision}
         write_whole(self._file(cell, seed, what), (json.dumps(result, indent=1) + "\n").encode())
 
     def write(self, name: str, data: bytes) -> Path:

@@ -1,18 +1,22 @@
 """Results as Markdown: ours beside the paper's. The same results give the same bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import mean, stdev
 from typing import Any
 
 from rapa_dist.experiments import paper
 from rapa_dist.experiments.cells import LARGE, POOLINGS, Cell, Protocol, cells_of
-from rapa_dist.experiments.jobs import TRAIN
+from rapa_dist.experiments.jobs import ANALYSES, TRAIN
 from rapa_dist.experiments.store import Store
 
 Result = dict[str, Any]
 _NONE = "–"
 NOT_KEPT = (None, None)
 """In place of what results of earlier versions lack, by layer."""
+
+
+RUNNING = "Train errors are running ones: of augmented images, each as it was when it was trained on."
 
 
 class Results:
@@ -24,9 +28,27 @@ class Results:
         self._store, self._seeds = store, range(store.seeds)
 
     def of(self, cell: Cell, what: str = TRAIN) -> list[Result]:
-        """Return a cell's results of one kind, a seed each."""
+        """Return a cell's results of one kind, a seed each; none that is void."""
+        return [result for result in self._found(cell, what) if "void" not in result]
+
+    def void(self, cell: Cell, what: str = TRAIN) -> list[Result]:
+        """Return a cell's void results, where there are none that hold."""
+        found = self._found(cell, what)
+        return found if all("void" in result for result in found) else []
+
+    def _found(self, cell: Cell, what: str) -> list[Result]:
         found = (self._store.result(cell, seed, what) for seed in self._seeds)
         return [result for result in found if result is not None]
+
+    def marked(self, cell: Cell, what: str, show: Callable[[list[Result]], str]) -> str:
+        """Show a cell's results; those that are void are shown as such."""
+        void = self.void(cell, what)
+        return f"void: {show(void)}" if void else show(self.of(cell, what))
+
+    def why_void(self, cells: Sequence[Cell]) -> str:
+        """Return a sentence that says why results of these cells are void, if some are."""
+        reasons = {result["void"] for cell in cells for what in (TRAIN, *ANALYSES) for result in self.void(cell, what)}
+        return "".join(f"{reason[0].upper()}{reason[1:]}. " for reason in sorted(reasons))
 
     def values(self, cell: Cell, key: str, what: str = TRAIN) -> list[float]:
         """Return one number of every result."""
@@ -75,7 +97,7 @@ def table1(results: Results) -> str:
         "paper, test",
         "paper, train",
     ]
-    return f"{markdown(head, rows)}\n{_protocol(results)}\n"
+    return f"{markdown(head, rows)}\n{RUNNING} {_protocol(results)}\n"
 
 
 def table2(results: Results) -> str:
@@ -86,40 +108,55 @@ def table2(results: Results) -> str:
         row, count = [f"`{pooling}`"], []
         for scheme in ("none", "enlarged", "random"):
             cell = cells[scheme if pooling == "max" else f"{scheme}-{pooling}"]
-            test, train = (results.values(cell, f"best_{kind}_error_percent") for kind in ("test", "train"))
             test_paper, train_paper = paper.TABLE_2[pooling][scheme]
-            row.append(f"{spread(test)} ({spread(train)}); {test_paper:.2f} ({train_paper:.2f})")
-            count.append(str(len(test)))
-        votes = [result["test_error_percent"][-1] for result in results.of(cell, "votes5")]
-        reduced = [result["by_norm"]["test_error_percent"] for result in results.of(cell, "reduced")]
-        row += [f"{spread(votes)}; {paper.VOTES_5[pooling]:.2f}"]
-        row += [f"{spread(reduced)}; {paper.REDUCED[pooling]:.2f}", ", ".join(count)]
+            row.append(f"{results.marked(cell, TRAIN, _test_and_train)}; {test_paper:.2f} ({train_paper:.2f})")
+            count.append(str(len(results.of(cell))))
+        row += [f"{results.marked(cell, 'votes5', _votes)}; {paper.VOTES_5[pooling]:.2f}"]
+        row += [f"{results.marked(cell, 'reduced', _reduced)}; {paper.REDUCED[pooling]:.2f}", ", ".join(count)]
         rows.append(row)
     head = ["pooling", "none", "enlarged", "random", "random, 5 votes", "random, reduced to one kernel", "n"]
     return (
-        f"{markdown(head, rows)}\nBest test (train) error in %, ours; the paper’s. Votes and reduction at the end of "
-        f"training. {_protocol(results)}\n"
+        f"{markdown(head, rows)}\n{results.why_void(list(cells.values()))}Best test (train) error in %, ours; the "
+        f"paper’s. {RUNNING} Votes and reduction at the end of training. {_protocol(results)}\n"
     )
+
+
+def _test_and_train(trained: list[Result]) -> str:
+    test, train = ([result[f"best_{kind}_error_percent"] for result in trained] for kind in ("test", "train"))
+    return f"{spread(test)} ({spread(train)})"
+
+
+def _votes(voted: list[Result]) -> str:
+    return spread([result["test_error_percent"][-1] for result in voted])
+
+
+def _reduced(reduced: list[Result]) -> str:
+    return spread([result["by_norm"]["test_error_percent"] for result in reduced])
 
 
 def figure3(results: Results) -> str:
     """Return the numbers of Fig. 3: similarity of the filters of a layer's tiles."""
     rows = []
-    for cell in cells_of("figure3"):
-        found = results.of(cell, "similarity")
-        shown = []
-        for key in ("similarity", "start_left", "similarity_of_rest"):
-            for layer in (0, 1):
-                values = [value for result in found if (value := result.get(key, NOT_KEPT)[layer]) is not None]
-                fewer = f" (n = {len(values)})" if 0 < len(values) < len(found) else ""
-                shown.append(spread(values, 3) + fewer)
-        rows.append([f"`{cell.scheme}`", cell.pooling, *shown, str(len(found))])
+    cells = cells_of("figure3")
+    for cell in cells:
+        shown = [
+            results.marked(cell, "similarity", partial(_by_layer, key=key, layer=layer))
+            for key in ("similarity", "start_left", "similarity_of_rest")
+            for layer in (0, 1)
+        ]
+        rows.append([f"`{cell.scheme}`", cell.pooling, *shown, str(len(results.of(cell, "similarity")))])
     head = [f"{what}, layer {layer}" for what in ("S", "start left", "S of the rest") for layer in (1, 2)]
     return (
-        f"{markdown(['scheme', 'pooling', *head, 'n'], rows)}\nThe paper: S > 0.1 for random, about 1 with average "
-        "pooling, < 0.01 for the other schemes. Start left: the share of the tiles’ random start that is still in "
-        f"their kernels (1 before training); S of the rest: of what they have learnt. {_protocol(results)}\n"
+        f"{markdown(['scheme', 'pooling', *head, 'n'], rows)}\n{results.why_void(cells)}The paper: S > 0.1 for random, "
+        "about 1 with average pooling, < 0.01 for the other schemes. Start left: the share of the tiles’ random start "
+        "that is still in their kernels (1 before training); S of the rest: of what they have learnt. "
+        f"{_protocol(results)}\n"
     )
+
+
+def _by_layer(found: list[Result], key: str, layer: int) -> str:
+    values = [value for result in found if (value := result.get(key, NOT_KEPT)[layer]) is not None]
+    return spread(values, 3) + (f" (n = {len(values)})" if 0 < len(values) < len(found) else "")
 
 
 def figure4(results: Results) -> str:
