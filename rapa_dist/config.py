@@ -243,9 +243,14 @@ def check_fabric(name: str) -> None:
     _check_choice("--fabric", name, FABRICS)
 
 
-def difference(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """Return a line "name: old → new" for every field in which two configurations differ."""
-    pairs = ((f.name, getattr(old, f.name), getattr(new, f.name)) for f in fields(TrainConfig))
+FREE = frozenset({"epochs", "dataset"})
+"""Fields in which a run may differ from its checkpoints: how long it goes on, and where its images lie now."""
+
+
+def difference(old: TrainConfig, new: TrainConfig, but: Collection[str] = ()) -> list[str]:
+    """Return a line "name: old → new" for every field, `but` for those named, in which two configurations differ."""
+    names = (field.name for field in fields(TrainConfig) if field.name not in but)
+    pairs = ((name, getattr(old, name), getattr(new, name)) for name in names)
     return [f"{name}: {before} → {after}" for name, before, after in pairs if before != after]
 
 

@@ -16,7 +16,9 @@ from safetensors import safe_open
 
 from rapa_dist.cli import main
 from rapa_dist.coordinator.weights import weights_sha256
-from rapa_dist.data import ImageSet, load_dataset, vision
+from rapa_dist.data import ImageSet, download, load_dataset, official, vision
+from rapa_dist.data.classes import translate
+from rapa_dist.errors import DataError
 
 CLASSES = ("cat", "dog", "newt")
 
@@ -193,3 +195,186 @@ def test_the_hash_of_the_weights_is_in_summary_json_sidecar_and_metrics(twins: t
     assert json.loads(train("--resume", one, "--json").stdout)["weights_sha256"] == digest
     weights["head.bias"] = np.nextafter(weights["head.bias"], 9)
     assert weights_sha256(weights) != digest
+
+
+# --- images that moved
+
+
+@pytest.fixture
+def moved(twins: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of a run, and the folder its images are in now: they are not where it found them."""
+    run = shutil.copytree(twins[0], tmp_path / "run")
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace(str(twins[0].parent), str(tmp_path / "gone")))
+    return run, shutil.copytree(twins[0].parent / "images", tmp_path / "elsewhere")
+
+
+def _resume(run: Path, *where: object) -> Result:
+    return invoke("train", "--resume", run, "--epochs", 3, "--fabric", "serial", *where)
+
+
+def _analyze(what: str, *options: object) -> Callable[..., Result]:
+    def run_it(run: Path, *where: object) -> Result:
+        return invoke("analyze", what, run, *options, *where)
+
+    return run_it
+
+
+def _evaluate(run: Path, *where: object) -> Result:
+    return invoke("evaluate", run, *where)
+
+
+COMMANDS = {
+    "resume": _resume,
+    "evaluate": _evaluate,
+    "voting": _analyze("voting", "--votes", 2),
+    "reduce": _analyze("reduce", "--by", "wins"),
+    "attack": _analyze("attack", "--snr", 20),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_images_that_moved_are_named_by_an_option(moved: tuple[Path, Path], command: str) -> None:
+    run, images = moved
+    lost = COMMANDS[command](run)
+    assert lost.exit_code == 1
+    assert f"If the images of the run in {run} have moved, say where they are, with --dataset" in lost.stderr
+    found = COMMANDS[command](run, "--dataset", f"images:{images}", "--json")
+    assert found.exit_code == 0, found.output
+    assert "warning" not in found.stderr
+    if command == "resume":  # from here on they are known to be there
+        assert f'dataset = "images:{images}"' in (run / "config.toml").read_text()
+        assert invoke("evaluate", run).exit_code == 0
+    else:
+        assert json.loads(found.stdout)["same_images"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_other_images_are_refused_with_both_fingerprints(
+    moved: tuple[Path, Path], tmp_path: Path, command: str
+) -> None:
+    run, _ = moved
+    other = make_images(tmp_path / "other", seed=1)
+    if command == "evaluate":  # which may be told to test on others, but not find them unawares
+        (tmp_path / "gone").mkdir()
+        other = other.rename(tmp_path / "gone" / "images")
+        refused = _evaluate(run)
+    else:
+        refused = COMMANDS[command](run, "--dataset", f"images:{other}")
+    fingerprints = json.loads(newest(run).with_suffix(".json").read_text())["data_fingerprint"], fingerprint(other)
+    assert refused.exit_code == 1
+    assert all(each in refused.stderr for each in fingerprints)
+    assert f"images:{other} is not the one that the run in {run} was trained on" in refused.stderr
+    assert len(metrics(run)) == 2
+
+
+def fingerprint(images: Path) -> str:
+    return load_dataset(f"images:{images}").fingerprint
+
+
+def test_published_data_that_moved_are_found_by_their_folder(
+    twins: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(kind: str, place: Path) -> tuple[tuple[str, ...], ImageSet, ImageSet]:
+        data = load_dataset(f"images:{twins[0].parent / 'images'}")
+        return data.classes, data.train, data.test
+
+    monkeypatch.setattr(vision, "read_official", read)
+    for folder in ("before", "after"):
+        (tmp_path / folder).mkdir()
+        for part in ("train", "test"):
+            (tmp_path / folder / f"{part}_32x32.mat").touch()
+    run = tmp_path / "run"
+    assert train("--dataset", "svhn", "--data-dir", tmp_path / "before", "--run-dir", run).exit_code == 0
+    (tmp_path / "before").rename(tmp_path / "aside")
+    monkeypatch.setattr(official, "reach", _nobody)
+    assert _evaluate(run).exit_code == 1
+    assert _evaluate(run, "--data-dir", tmp_path / "after").exit_code == 0
+    assert _resume(run, "--data-dir", tmp_path / "after").exit_code == 0
+    assert _evaluate(run).exit_code == 0
+    assert _evaluate(run, "--dataset", f"images:{twins[0].parent / 'images'}", "--json").exit_code == 0
+
+
+def _nobody(url: str) -> None:
+    raise download.Unreachable("no connection")
+
+
+def test_a_run_without_a_checkpoint_takes_no_images_from_elsewhere(moved: tuple[Path, Path]) -> None:
+    run, images = moved
+    shutil.rmtree(run / "checkpoints")
+    (run / "metrics.jsonl").unlink()
+    refused = _resume(run, "--dataset", f"images:{images}")
+    assert refused.exit_code == 2
+    assert "stopped before its first checkpoint" in refused.stderr
+
+
+# --- classes
+
+
+@pytest.mark.parametrize(
+    ("found", "table", "parts"),
+    [
+        (("cat", "dog", "newt"), None, ()),
+        (("newt", "cat", "dog"), [2, 0, 1], ("matched by name", "cat, dog, newt", "newt, cat, dog")),
+        (("Katze", "Hund", "Molch"), None, ("warning", "taken in order", "cat, dog, newt", "Katze, Hund, Molch")),
+        (("cat", "dog", "owl"), None, ("warning", "other names", "cat, dog, owl")),
+    ],
+)
+def test_labels_mean_what_their_names_say(found: tuple[str, ...], table: list[int] | None, parts: tuple[str]) -> None:
+    translated, said = translate(CLASSES, found, "images:x")
+    assert (None if translated is None else translated.tolist()) == table
+    assert bool(said) == bool(parts)
+    assert all(part in said for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("found", "part"), [(("ape", "cat", "dog"), "cat, dog: in images:x not the same label"), (("cat", "dog"), "has 2")]
+)
+def test_classes_that_can_not_be_matched_are_refused_with_both_lists(found: tuple[str, ...], part: str) -> None:
+    with pytest.raises(DataError) as error:
+        translate(CLASSES, found, "images:x")
+    assert part in str(error.value)
+    assert "cat, dog, newt" in str(error.value)
+    assert ", ".join(found) in str(error.value)
+
+
+def test_evaluate_on_other_classes_says_so(twins: tuple[Path, Path], tmp_path: Path) -> None:
+    run = twins[0]
+    other = make_images(tmp_path / "other", ("ape", "bear", "cow"), seed=1)
+    tested = invoke("evaluate", run, "--dataset", f"images:{other}", "--json")
+    assert tested.exit_code == 0
+    assert "have other names than the network's" in tested.stderr
+    assert not json.loads(tested.stdout)["same_images"]
+    assert json.loads(tested.stdout)["images"] == 6
+    make_images(tmp_path / "shifted", ("ape", "cat", "dog"), seed=1)
+    assert invoke("evaluate", run, "--dataset", f"images:{tmp_path / 'shifted'}").exit_code == 1
+
+
+def test_classes_in_another_order_are_matched_by_name(
+    twins: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same pictures with the classes listed the other way round have the same error."""
+    folder = twins[0].parent / "images"
+
+    def read(kind: str, place: Path) -> tuple[tuple[str, ...], ImageSet, ImageSet]:
+        data = load_dataset(f"images:{folder}")
+        parts = (ImageSet(images=part.images, labels=2 - part.labels) for part in (data.train, data.test))
+        return data.classes[::-1], *parts
+
+    monkeypatch.setattr(vision, "read_official", read)
+    for part in ("train", "test"):
+        (tmp_path / f"{part}_32x32.mat").touch()
+    same = invoke("evaluate", twins[0], "--json")
+    other = invoke("evaluate", twins[0], "--dataset", "svhn", "--data-dir", tmp_path, "--json")
+    assert other.exit_code == 0, other.output
+    assert "they are matched by name" in other.stderr
+    assert json.loads(other.stdout)["test_loss"] == json.loads(same.stdout)["test_loss"]
+
+
+def test_classes_that_were_only_renamed_are_told_on_resuming(moved: tuple[Path, Path]) -> None:
+    run, images = moved
+    for part in ("train", "test"):
+        (images / part / "newt").rename(images / part / "owl")
+    resumed = _resume(run, "--dataset", f"images:{images}")
+    assert resumed.exit_code == 0
+    assert "its classes had other names: cat, dog, newt. They are now: cat, dog, owl" in resumed.stderr

@@ -18,6 +18,7 @@ from torch import Tensor
 from rapa_dist.console import work
 from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.coordinator.run_images import WHERE_THEY_WERE, Where
 from rapa_dist.coordinator.trained import Trained, check_reassigns
 from rapa_dist.data import evaluation_batches
 from rapa_dist.errors import UsageError
@@ -38,6 +39,7 @@ def attack(
     same_assignment: bool = False,
     checkpoint: str = "newest",
     limit_test: int | None = None,
+    where: Where = WHERE_THEY_WERE,
     clip: bool = False,
 ) -> dict[str, Any]:
     """Return the accuracy under attack on the images that were classified correctly without.
@@ -51,6 +53,7 @@ def attack(
         same_assignment: judge under the attacker's own assignment instead.
         checkpoint: "newest", "best" or a name.
         limit_test: test images to use; None: as the run did.
+        where: where the run's images are.
         clip: cut attacked pixels off at 0 and 1, which raises the ratio a little.
 
     Returns:
@@ -77,7 +80,7 @@ def attack(
         )
     if several:
         check_reassigns(path, f"all assignments of {' and '.join(several)} would be the same one")
-    trained = Trained.open(path, checkpoint=checkpoint, limit_test=limit_test)
+    trained = Trained.open(path, checkpoint=checkpoint, where=where, limit_test=limit_test)
     mean = torch.from_numpy(trained.mean)
     right = np.zeros(judge_assignments, int)
     still_right = np.zeros((len(snr_db), judge_assignments), int)

@@ -14,6 +14,7 @@ from rapa_dist.analysis.untiled import UntiledNetwork
 from rapa_dist.console import work
 from rapa_dist.coordinator.evaluation import evaluate
 from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.coordinator.run_images import WHERE_THEY_WERE, Where
 from rapa_dist.coordinator.trained import Trained
 from rapa_dist.data import evaluation_batches
 from rapa_dist.errors import UsageError
@@ -49,6 +50,7 @@ def reduce_run(
     output: Path | None = None,
     limit_train: int | None = None,
     limit_test: int | None = None,
+    where: Where = WHERE_THEY_WERE,
 ) -> dict[str, Any]:
     """Reduce a run's network to one kernel matrix per layer and test it as an ordinary PyTorch network.
 
@@ -60,6 +62,7 @@ def reduce_run(
         output: where to save the state dict of `UntiledNetwork`; None: nowhere.
         limit_train: training images for "wins"; None: 2,000, or all if there are fewer.
         limit_test: test images to use; None: as the run did.
+        where: where the run's images are.
 
     Raises:
         RapaError: with the cause, and what to do.
@@ -71,7 +74,7 @@ def reduce_run(
     check_target("--output", output)
     if not RunDirectory(path).config.machine.tiled:
         raise UsageError(f"The run in {path} has one kernel matrix per layer already. Give a tiled run.")
-    trained = Trained.open(path, checkpoint=checkpoint, limit_test=limit_test)
+    trained = Trained.open(path, checkpoint=checkpoint, where=where, limit_test=limit_test)
     kernels = trained.checkpoint.kernels
     images = 0
     if by == "norm":

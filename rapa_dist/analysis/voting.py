@@ -8,6 +8,7 @@ import torch
 
 from rapa_dist.console import work
 from rapa_dist.coordinator.evaluation import cast_vote
+from rapa_dist.coordinator.run_images import WHERE_THEY_WERE, Where
 from rapa_dist.coordinator.trained import Trained, check_reassigns
 from rapa_dist.data import evaluation_batches
 from rapa_dist.errors import UsageError
@@ -20,6 +21,7 @@ def voting(
     votes: int,
     checkpoint: str = "newest",
     limit_test: int | None = None,
+    where: Where = WHERE_THEY_WERE,
 ) -> dict[str, Any]:
     """Return the test error of the majority of the first 1, 2, … V votes, and of every vote by itself.
 
@@ -30,6 +32,7 @@ def voting(
         votes: V.
         checkpoint: "newest", "best" or a name.
         limit_test: test images to use; None: as the run did.
+        where: where the run's images are.
 
     Raises:
         RapaError: with the cause, and what to do.
@@ -37,7 +40,7 @@ def voting(
     if votes < 1:
         raise UsageError(f"--votes needs at least 1; it is {votes}.")
     check_reassigns(path, "all votes would agree")
-    trained = Trained.open(path, checkpoint=checkpoint, limit_test=limit_test)
+    trained = Trained.open(path, checkpoint=checkpoint, where=where, limit_test=limit_test)
     assigner, parts = trained.assigner(), trained.config.micro_batches
     wrong_majority, wrong_single = np.zeros(votes, int), np.zeros(votes, int)
     first, total = 0, len(trained.data.test.labels)

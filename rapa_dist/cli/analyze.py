@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from rapa_dist.cli.images import where_options
 from rapa_dist.cli.output import emit, json_option, show
 from rapa_dist.cli.types import path
 from rapa_dist.errors import UsageError
@@ -16,6 +17,7 @@ _checkpoint = click.option(
     "--checkpoint", metavar="NAME", default="newest", show_default=True, help="newest, best, or a checkpoint's name."
 )
 _limit_test = click.option("--limit-test", type=int, metavar="N", help="Use N test images only.  [default: the run's]")
+_where = where_options("Where the run's images are now.")
 _plot = click.option("--plot", type=path, metavar="FILE.svg", help="Draw it, too.")
 
 
@@ -67,17 +69,24 @@ def similarity(run_dir: Path, checkpoint: str, plot: Path | None, as_json: bool)
 @click.option("--votes", type=int, default=9, show_default=True, help="Most votes on an image.")
 @_checkpoint
 @_limit_test
+@_where
 @_plot
 @json_option
 def voting(
-    run_dir: Path, votes: int, checkpoint: str, limit_test: int | None, plot: Path | None, as_json: bool
+    run_dir: Path,
+    votes: int,
+    checkpoint: str,
+    limit_test: int | None,
+    where: Any,
+    plot: Path | None,
+    as_json: bool,
 ) -> None:
     """Print the test error by the majority of 1, 2, … random assignments."""
     from rapa_dist.analysis.plots import plot_curves
     from rapa_dist.analysis.voting import voting as of_run
 
     _check_plot(plot)
-    result = of_run(run_dir, votes=votes, checkpoint=checkpoint, limit_test=limit_test)
+    result = of_run(run_dir, votes=votes, checkpoint=checkpoint, limit_test=limit_test, where=where)
 
     def draw(target: Path) -> None:
         curve = ("majority", result["votes"], result["test_error_percent"])
@@ -99,6 +108,7 @@ def voting(
 @_checkpoint
 @click.option("--limit-train", type=int, metavar="N", help="Training images to count wins on.  [default: 2000]")
 @_limit_test
+@_where
 @json_option
 def reduce(
     run_dir: Path,
@@ -107,6 +117,7 @@ def reduce(
     checkpoint: str,
     limit_train: int | None,
     limit_test: int | None,
+    where: Any,
     as_json: bool,
 ) -> None:
     """Make one kernel matrix per layer of all tiles, and test it as an ordinary PyTorch network.
@@ -117,7 +128,13 @@ def reduce(
     from rapa_dist.analysis.reduction import reduce_run
 
     result = reduce_run(
-        run_dir, by=by, checkpoint=checkpoint, output=output, limit_train=limit_train, limit_test=limit_test
+        run_dir,
+        by=by,
+        checkpoint=checkpoint,
+        output=output,
+        limit_train=limit_train,
+        limit_test=limit_test,
+        where=where,
     )
     if as_json:
         emit(result)
@@ -152,6 +169,7 @@ def reduce(
 @click.option("--clip", is_flag=True, help="Cut attacked pixels off at 0 and 1.")
 @_checkpoint
 @_limit_test
+@_where
 @_plot
 @json_option
 def attack(
@@ -164,6 +182,7 @@ def attack(
     clip: bool,
     checkpoint: str,
     limit_test: int | None,
+    where: Any,
     plot: Path | None,
     as_json: bool,
 ) -> None:
@@ -179,7 +198,7 @@ def attack(
     if baseline is not None:
         _check_baseline(run_dir, checkpoint, baseline, of_baseline)
     settings: dict[str, Any] = {"snr_db": strengths or DEFAULT_SNR_DB, "checkpoint": checkpoint, "clip": clip}
-    settings["limit_test"] = limit_test
+    settings |= {"limit_test": limit_test, "where": where}
     result = on_run(
         run_dir,
         gradient_assignments=gradient_assignments,

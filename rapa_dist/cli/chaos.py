@@ -17,6 +17,7 @@ _KINDS = "tile-kill,tile-stop,all-tiles,coordinator-kill"
 @click.option("--tiles", metavar="N,N,N", help=f"Tiles n_t of every layer.  [default: {_TILES}]")
 @click.option("--channels", metavar="N,N,N", help="Output channels of every layer.  [default: 32,32,64]")
 @click.option("--dataset", metavar="NAME", default="builtin", show_default=True, help="As for train.")
+@click.option("--data-dir", type=path, help="As for train.")
 @click.option("--limit-train", type=int, metavar="N", default=1000, show_default=True, help="Training images.")
 @click.option("--limit-test", type=int, metavar="N", default=200, show_default=True, help="Test images.")
 @click.option("--epochs", type=int, default=3, show_default=True, help="Passes over the training images.")

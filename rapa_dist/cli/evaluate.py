@@ -1,9 +1,11 @@
 """`rapa-dist evaluate`: test error of a trained network, also by the majority of several votes."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from rapa_dist.cli.images import where_options
 from rapa_dist.cli.output import emit, json_option, show
 from rapa_dist.cli.types import path
 
@@ -24,8 +26,7 @@ from rapa_dist.cli.types import path
     show_default=True,
     help="Classify by the majority of so many random assignments.",
 )
-@click.option("--dataset", metavar="NAME", help="Test on another data set.  [default: the run's]")
-@click.option("--data-dir", type=path, help="Where data sets are.  [default: the run's]")
+@where_options("Where the run's images are now, or other images to test on.")
 @click.option("--limit-test", type=int, metavar="N", help="Use N test images only.  [default: the run's]")
 @click.option("--seed", type=int, help="Seed of the assignments.  [default: the run's]")
 @json_option
@@ -33,8 +34,7 @@ def evaluate(
     run_dir: Path,
     checkpoint: str,
     votes: int,
-    dataset: str | None,
-    data_dir: Path | None,
+    where: Any,
     limit_test: int | None,
     seed: int | None,
     as_json: bool,
@@ -52,8 +52,7 @@ def evaluate(
         run_dir,
         checkpoint=checkpoint,
         votes=votes,
-        dataset=dataset,
-        data_dir=data_dir,
+        where=where,
         limit_test=limit_test,
         seed=seed,
     )

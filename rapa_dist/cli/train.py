@@ -11,8 +11,6 @@ from rapa_dist.cli.output import emit, json_option, outcome, show
 from rapa_dist.cli.types import path, text
 from rapa_dist.errors import UsageError
 
-# What resuming may change: these say where and how long a run runs, not what it computes.
-_FREE_ON_RESUME = frozenset({"epochs"})
 _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 10, 0, 1, 1e-4, 25
 
 
@@ -207,10 +205,10 @@ def train(
             )
         else:
             _resumed(resume, given)  # a contradiction is an error before anything else is touched
-            epochs = given.get("epochs")
             result = resume_run(
                 resume,
-                epochs=epochs,
+                epochs=given.get("epochs"),
+                dataset=given.get("dataset"),
                 fabric=fabric,
                 device=device,
                 address=address,
@@ -254,7 +252,7 @@ def _resumed(path: Path, given: dict[str, Any]) -> Any:
     """
     from dataclasses import replace
 
-    from rapa_dist.config import ENLARGED_CHANNELS
+    from rapa_dist.config import ENLARGED_CHANNELS, FREE
     from rapa_dist.coordinator.run_directory import RunDirectory
 
     if given.get("scheme") == "enlarged":
@@ -263,7 +261,7 @@ def _resumed(path: Path, given: dict[str, Any]) -> Any:
     differs = [
         f"{name}: {getattr(config, name)} → {value}"
         for name, value in given.items()
-        if name not in _FREE_ON_RESUME and value != getattr(config, name)
+        if name not in FREE and value != getattr(config, name)
     ]
     if differs:
         raise UsageError(

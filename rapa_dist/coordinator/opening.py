@@ -8,6 +8,7 @@ from pathlib import Path
 from rapa_dist.config import TrainConfig
 from rapa_dist.console import counted, stderr
 from rapa_dist.coordinator import checkpoint as checkpoints
+from rapa_dist.coordinator import run_images
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.trainer import initial_checkpoint
@@ -63,13 +64,14 @@ def newest(directory: RunDirectory) -> Checkpoint | None:
     return directory.read_checkpoint(found[-1]) if found else None
 
 
-def check_data(directory: RunDirectory, data: DataSet, newest: Checkpoint | None) -> None:
-    """Raise CheckpointError unless these are the images that the run was trained on."""
-    if newest and data.fingerprint != newest.data_fingerprint:
-        raise CheckpointError(
-            f"The data set {data.name} is not the one that the run in {directory.path} was trained on: its images "
-            "differ. Restore it, point --data-dir at the original one, or start a new run without --resume."
-        )
+def check_images(directory: RunDirectory, data: DataSet, newest: Checkpoint | None) -> None:
+    """See that these are the images that the run was trained on.
+
+    Raises:
+        DataError: they are others.
+        CheckpointError: with them the run can't be as far as its checkpoint says.
+    """
+    run_images.check_same(directory, data, newest, "or start a new run without --resume.")
     if newest:
         _check_steps(directory, newest, len(data.train))
 
@@ -91,14 +93,17 @@ def _check_steps(directory: RunDirectory, newest: Checkpoint, images: int) -> No
         )
 
 
-def go_on(directory: RunDirectory, config: TrainConfig, data: DataSet, newest: Checkpoint | None) -> Checkpoint:
+def go_on(
+    directory: RunDirectory, config: TrainConfig, data: DataSet, newest: Checkpoint | None, data_dir: Path | None
+) -> Checkpoint:
     """Bring the directory back to the newest checkpoint, and return what to go on from.
 
     Args:
         directory: held.
-        config: with the epochs that are wanted now.
+        config: with the epochs that are wanted now, and the place where the images are now.
         data: what it is trained on.
         newest: None to begin at the beginning.
+        data_dir: where data sets are now; None: where they were.
 
     Raises:
         RunDirectoryError: it can't be written to.
@@ -108,6 +113,8 @@ def go_on(directory: RunDirectory, config: TrainConfig, data: DataSet, newest: C
         _write_first(directory, start)
     try:
         directory.write_config(config)
+        if data_dir is not None:
+            directory.write_data_dir(data_dir)
     except OSError as error:
         raise RunDirectoryError(
             f"Can't write to the run directory {directory.path}: {error.strerror}. Make room there, or correct "

@@ -5,8 +5,11 @@ from typing import Any
 
 from rapa_dist.console import work
 from rapa_dist.coordinator.evaluation import evaluate
+from rapa_dist.coordinator.run_images import WHERE_THEY_WERE, Where
 from rapa_dist.coordinator.trained import Trained, check_reassigns
 from rapa_dist.errors import UsageError
+
+_ABOUT = ("run_dir", "checkpoint", "epoch", "weights_sha256", "dataset", "images", "same_images")
 
 
 def retest(
@@ -14,8 +17,7 @@ def retest(
     *,
     checkpoint: str = "newest",
     votes: int = 1,
-    dataset: str | None = None,
-    data_dir: Path | None = None,
+    where: Where = WHERE_THEY_WERE,
     limit_test: int | None = None,
     seed: int | None = None,
 ) -> dict[str, Any]:
@@ -25,9 +27,8 @@ def retest(
         path: the run's directory.
         checkpoint: "newest", "best" (lowest test error while training) or a name.
         votes: V, random assignments that vote on every image.
-        dataset: another data set than the run's, with as many classes.
-        data_dir: where it is.
-        limit_test: test images to use; None: as the run did.
+        where: where the images are: the run's own, or those of another data set with the same classes.
+        limit_test: test images to use; None: as many as the run did, of others all.
         seed: of the assignments; None: the run's.
 
     Raises:
@@ -39,7 +40,7 @@ def retest(
         raise UsageError(f"--seed needs at least 0; it is {seed}.")
     if votes > 1:
         check_reassigns(path, "all votes would agree", "Leave --votes out.")
-    trained = Trained.open(path, checkpoint=checkpoint, dataset=dataset, data_dir=data_dir, limit_test=limit_test)
+    trained = Trained.open(path, checkpoint=checkpoint, where=where, limit_test=limit_test, others=True)
     with trained.network() as network, work("Testing", "images") as advance:
         score = evaluate(
             network,
@@ -53,7 +54,7 @@ def retest(
         )
     assert score is not None
     about = trained.about()
-    return {name: about[name] for name in ("run_dir", "checkpoint", "epoch", "dataset", "images")} | {
+    return {name: about[name] for name in _ABOUT} | {
         "votes": votes,
         "test_error_percent": score.error_percent,
         "test_loss": score.loss,

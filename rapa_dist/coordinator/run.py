@@ -16,6 +16,7 @@ from rapa_dist.coordinator.own_tiles import OwnTiles
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.rollback import NODE_PATIENCE_S, Rollback
 from rapa_dist.coordinator.run_directory import RAY_LOGS, RunDirectory
+from rapa_dist.coordinator.run_images import Where, as_the_run_has_them, check_elsewhere, open_images
 from rapa_dist.coordinator.saving import PATIENCE_S, Saver
 from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.coordinator.telemetry import RayMetrics
@@ -144,6 +145,7 @@ def resume_run(
     path: Path,
     *,
     epochs: int | None,
+    dataset: str | None = None,
     fabric: str,
     address: str | None,
     data_dir: Path | None,
@@ -157,6 +159,7 @@ def resume_run(
     Args:
         path: the run's directory.
         epochs: a new number of epochs, or None for the old one.
+        dataset: where its images are now, by a data set's name; None: where they were.
         fabric: one of `FABRICS`; need not be the one it was started with.
         device: as for `start_run`.
         nodes: as for `start_run`.
@@ -176,12 +179,15 @@ def resume_run(
         if epochs is not None:
             config = replace(config, epochs=epochs)
         opening.check_progress(directory, config, newest)
-        data = opening.load(config, data_dir or directory.data_dir)
-        opening.check_data(directory, data, newest)
+        where = Where(dataset=dataset, data_dir=data_dir)
+        check_elsewhere(directory, config, newest, where)
+        data = as_the_run_has_them(open_images(directory, config, where), config)
+        opening.check_images(directory, data, newest)
+        config = replace(config, dataset=data.name)
         place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), device, nodes)
         clean_up.callback(place.close)
         place.connect(address)
-        start = opening.go_on(directory, config, data, newest)
+        start = opening.go_on(directory, config, data, newest, data_dir)
         return _train(start, data, place, directory, live, tolerance)
 
 

@@ -24,7 +24,7 @@ import tomli_w
 from threadpoolctl import ThreadpoolController
 
 from rapa_dist import files
-from rapa_dist.config import TrainConfig, difference
+from rapa_dist.config import FREE, TrainConfig, difference
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.coordinator.metrics import parse_metrics
@@ -243,8 +243,7 @@ class RunDirectory:
             CheckpointError: it can't be read, or is of another configuration than the run; the difference is shown.
         """
         found = checkpoints.read(path)
-        differs = [line for line in difference(self.config, found.config) if not line.startswith("epochs:")]
-        if differs:
+        if differs := difference(self.config, found.config, but=FREE):
             raise CheckpointError(
                 f"Checkpoint {path} is of another configuration than {self.path / _CONFIG}: {'; '.join(differs)}. "
                 "Restore the file that was changed."
@@ -348,6 +347,15 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             raise RunDirectoryError(f"{_ENVIRONMENT} can't be read ({files.cause(error)})") from error
         return found
+
+    def write_data_dir(self, data_dir: Path) -> None:
+        """Record where the run's data are now."""
+        try:
+            about = self.environment()
+        except RunDirectoryError:  # the run itself can do without
+            about = {}
+        about["data_dir"] = str(data_dir.expanduser().absolute())
+        files.write_whole(self.path / _ENVIRONMENT, (json.dumps(about, indent=2) + "\n").encode())
 
     def _write_environment(self, data_dir: Path | None) -> None:
         about = environment() | {"data_dir": str(data_dir.expanduser().absolute()) if data_dir else None}

@@ -66,7 +66,7 @@ def check_alike(configs: Sequence[TrainConfig]) -> None:
     """Raise UsageError unless these networks can be trained together."""
     first, *others = configs
     for other in others:
-        differs = [line for line in difference(first, other) if line.partition(":")[0] not in _MAY_DIFFER]
+        differs = difference(first, other, but=_MAY_DIFFER)
         if differs:
             raise UsageError(f"These runs can't be trained together, as they differ in {'; '.join(differs)}.")
 
@@ -203,8 +203,8 @@ def _open(path: Path, config: TrainConfig, data: DataSet, data_dir: Path | None,
     clean_up.enter_context(opening.held(directory))
     newest = opening.newest(directory)
     opening.check_progress(directory, config, newest)
-    opening.check_data(directory, data, newest)
-    return _Member(directory, opening.go_on(directory, config, data, newest))
+    opening.check_images(directory, data, newest)
+    return _Member(directory, opening.go_on(directory, replace(config, dataset=data.name), data, newest, data_dir))
 
 
 class _Unseen:

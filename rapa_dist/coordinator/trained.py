@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ from rapa_dist.console import stderr
 from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.coordinator.run_images import WHERE_THEY_WERE, Where, as_the_run_has_them, check_same, open_images
 from rapa_dist.coordinator.session import one_digital_thread
-from rapa_dist.data import DataSet, load_dataset
-from rapa_dist.errors import DataError, UsageError
+from rapa_dist.coordinator.weights import weights_sha256
+from rapa_dist.data import DataSet
+from rapa_dist.data.classes import translate
+from rapa_dist.errors import UsageError
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.footprint import TEST_IMAGES
 from rapa_dist.network.model import Network
@@ -48,6 +51,9 @@ class Trained:
     """The checkpoint's name."""
     checkpoint: Checkpoint
     data: DataSet
+    """The run's training images, and the ones to test on."""
+    same_images: bool
+    """Whether these are of the run's test images."""
 
     @classmethod
     def open(
@@ -55,18 +61,18 @@ class Trained:
         path: Path,
         *,
         checkpoint: str = "newest",
-        dataset: str | None = None,
-        data_dir: Path | None = None,
+        where: Where = WHERE_THEY_WERE,
         limit_test: int | None = None,
+        others: bool = False,
     ) -> "Trained":
-        """Read a checkpoint, and the images that its run was tested on or others.
+        """Read a checkpoint, and the images that its run was tested on or, if they may be, others.
 
         Args:
             path: the run's directory.
             checkpoint: "newest", "best" (lowest test error while training) or a name.
-            dataset: another data set than the run's, with as many classes.
-            data_dir: where it is.
-            limit_test: test images to use; None: as the run did.
+            where: where the images are.
+            limit_test: test images to use; None: as many as the run did, of others all.
+            others: whether what `where` names may be other images than the run's, with the same classes.
 
         Raises:
             RapaError: with the cause, and what to do.
@@ -75,23 +81,24 @@ class Trained:
         config = directory.config
         found = directory.find_checkpoint(checkpoint)
         trained = directory.read_checkpoint(found)
-        data = load_dataset(
-            dataset or config.dataset,
-            data_dir=data_dir or directory.data_dir,
-            limit_train=config.limit_train if dataset is None else 1,  # none is used
-            limit_test=limit_test if limit_test is not None or dataset is not None else config.limit_test,
-        )
-        if len(data.classes) != len(trained.classes):
-            raise DataError(
-                f"The network knows {len(trained.classes)} classes, {data.name} has {len(data.classes)}. "
-                "Give a --dataset with the same classes."
-            )
-        if dataset is None and limit_test is None and data.fingerprint != trained.data_fingerprint:
-            stderr.print(
-                f"warning: the images of {data.name} are not those that the run was trained and tested on",
-                markup=False,
-            )
-        return cls(path=path, name=found.stem, checkpoint=trained, data=data)
+        images = open_images(directory, config, where)
+        others = others and where.dataset is not None
+        data = as_the_run_has_them(images, config, tell=not others)
+        table = None
+        if same := data.fingerprint == trained.data_fingerprint or not others:
+            check_same(directory, data, trained, "to test on other images, use `rapa-dist evaluate --dataset`.")
+            limit = config.limit_test if limit_test is None else limit_test
+        else:
+            limit = limit_test
+            table, said = translate(trained.classes, images.classes, images.name)
+            if said:
+                stderr.print(said, markup=False)
+        if limit != config.limit_test or not same:
+            test = images.limited(1, limit).test
+            if table is not None:
+                test = replace(test, labels=table[test.labels])
+            data = replace(data, test=test)
+        return cls(path=path, name=found.stem, checkpoint=trained, data=data, same_images=same)
 
     @property
     def config(self) -> TrainConfig:
@@ -130,4 +137,6 @@ class Trained:
             "pooling": config.pooling,
             "dataset": self.data.name,
             "images": len(self.data.test.labels),
+            "same_images": self.same_images,
+            "weights_sha256": weights_sha256(self.checkpoint.weights),
         }

@@ -44,20 +44,61 @@ def load_dataset(
         UsageError: the name is unknown, or a limit below 1.
         DataError: what was asked for by name is not there, damaged or inconsistent.
     """
-    limits = (limit_train, limit_test)
-    for limit, (_, option) in zip(limits, PARTS, strict=True):
+    check_limits(limit_train, limit_test)
+    return open_dataset(name, data_dir).limited(limit_train, limit_test)
+
+
+def check_limits(limit_train: int | None, limit_test: int | None) -> None:
+    """Raise UsageError unless these are numbers of images."""
+    for limit, (_, option) in zip((limit_train, limit_test), PARTS, strict=True):
         if limit is not None and limit < 1:
             raise UsageError(f"{option} is a number of images, at least 1; got {limit}. Leave it out to use all.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllImages:
+    """A data set of which as many images can be taken as are wanted, again and again."""
+
+    name: str
+    """In full, as `DataSet.name`."""
+    decoded: Decoded | None
+    """All images; None for the built-in set, which is drawn to measure."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, by label."""
+        return self.decoded.classes if self.decoded else builtin.CLASSES
+
+    def limited(self, limit_train: int | None = None, limit_test: int | None = None, *, tell: bool = True) -> DataSet:
+        """Return some of the images, as `load_dataset` does; `tell` the user where there are not so many."""
+        check_limits(limit_train, limit_test)
+        train, test = (self._part(part, limit, tell) for part, limit in enumerate((limit_train, limit_test)))
+        return make_dataset(self.name, self.classes, train, test)
+
+    def _part(self, part: int, limit: int | None, tell: bool) -> ImageSet:
+        if self.decoded is None:
+            n = builtin.DEFAULT[part] if limit is None else _at_most(limit, builtin.MOST[part], part, tell)
+            return _draw(part, n)
+        images = (self.decoded.train, self.decoded.test)[part]
+        return images.sample(_at_most(limit, len(images), part, tell), part)
+
+
+def open_dataset(name: str | None, data_dir: Path | None = None) -> AllImages:
+    """Read all images of a data set; arguments and errors are those of `load_dataset`."""
     if name is None:
         try:
-            return _load("cifar10", data_dir, limits)
+            return open_dataset("cifar10", data_dir)
         except DataError as error:
             say(
                 f"warning: {error}. The built-in set of drawn shapes takes its place; its errors can't be held against "
                 f"the paper's{_at_hand(data_dir)}. Name a set with --dataset, and none takes its place."
             )
-            return _load("builtin", data_dir, limits)
-    return _load(check_name(name), data_dir, limits)
+            return open_dataset("builtin", data_dir)
+    name = check_name(name)
+    decoded = None if name == "builtin" else _decoded(name, data_dir)
+    if decoded is not None and decoded.note:
+        say(decoded.note)
+    return AllImages(name=name, decoded=decoded)
 
 
 def check_name(name: str) -> str:
@@ -132,21 +173,6 @@ def _at_hand(data_dir: Path | None) -> str:
     return f" (images at hand: --dataset {IMAGES}{home_as_tilde(names[0].removeprefix(IMAGES))})" if names else ""
 
 
-def _load(name: str, data_dir: Path | None, limits: tuple[int | None, int | None]) -> DataSet:
-    """Load the data set of a name in full."""
-    if name == "builtin":
-        train, test = (_draw(part, limit) for part, limit in enumerate(limits))
-        return make_dataset(name, builtin.CLASSES, train, test)
-    decoded = _decoded(name, data_dir)
-    if decoded.note:
-        say(decoded.note)
-    train, test = (
-        images.sample(_at_most(limit, len(images), part), part)
-        for part, (images, limit) in enumerate(zip((decoded.train, decoded.test), limits, strict=True))
-    )
-    return make_dataset(name, decoded.classes, train, test)
-
-
 def _decoded(name: str, data_dir: Path | None) -> Decoded:
     if name.startswith(IMAGES):
         return read_folder(Path(name.removeprefix(IMAGES)))
@@ -154,16 +180,15 @@ def _decoded(name: str, data_dir: Path | None) -> Decoded:
     return read_official(name, looked_at, looked_at[0])
 
 
-def _draw(part: int, limit: int | None) -> ImageSet:
-    limit = builtin.DEFAULT[part] if limit is None else _at_most(limit, builtin.MOST[part], part)
+def _draw(part: int, n: int) -> ImageSet:
     with work("drawing the built-in set", "images") as advance:
-        return builtin.draw(part, limit, advance)
+        return builtin.draw(part, n, advance)
 
 
-def _at_most(limit: int | None, n: int, part: int) -> int:
-    """Return the number of images to use of n, and say so where that isn't the number asked for."""
+def _at_most(limit: int | None, n: int, part: int, tell: bool) -> int:
+    """Return the number of images to use of n, and tell where that isn't the number asked for."""
     if limit is None:
         return n
-    if limit > n:
+    if limit > n and tell:
         say(f"warning: {limit:,} {PARTS[part][0]} images are wanted, and there are {n:,}; all are used")
     return min(limit, n)

@@ -181,5 +181,5 @@ class Store:
 
 
 def differences(one: TrainConfig, other: TrainConfig) -> list[str]:
-    """Return in what two configurations differ, but for what changes rounding alone."""
-    return [line for line in difference(one, other) if not line.startswith("micro_batches:")]
+    """Return in what two configurations differ, but for what changes rounding alone, and where the images lie."""
+    return difference(one, other, but=("micro_batches", "dataset"))
