@@ -120,11 +120,11 @@ environment() {
     if [[ $address ]]; then printf '%s\n' "RAY_ADDRESS=$address"; fi
 }
 
-has_module() { "$venv/bin/python" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec(sys.argv[1]))' "$1"; }
+has_module() { "$venv/bin/python" -P -c 'import importlib.util as u, sys; sys.exit(not u.find_spec(sys.argv[1]))' "$1"; }
 
 # Prints a free port of this machine for each argument.
 free_ports() {
-    "$venv/bin/python" - "$@" <<'END'
+    "$venv/bin/python" -P - "$@" <<'END'
 import socket, sys
 
 held = [socket.create_server(("", 0)) for _ in sys.argv[1:]]
@@ -184,7 +184,7 @@ launch() {
     mapfile -t variables < <(environment "$node")
     env -u RAY_ADDRESS "${variables[@]}" "RAPA_DIST_LOCAL_NODE=$id-$node" \
         "RAY_worker_maximum_startup_concurrency=$at_once" setsid "${into[@]}" \
-        "$venv/bin/python" -c "$HOLD" bash -c "$HOLDER" holder "$here" "$own_shm" \
+        "$venv/bin/python" -P -c "$HOLD" bash -c "$HOLDER" holder "$here" "$own_shm" \
         env -u RAY_ADDRESS "${command[@]}" </dev/null &>"$here/start.log" &
     printf '%s\n' "$!" >"$here/holder"
 }

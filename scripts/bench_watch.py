@@ -20,7 +20,7 @@ import numpy as np
 
 from rapa_dist.coordinator.run_directory import environment
 
-COMMAND = [sys.executable, "-m", "rapa_dist"]
+COMMAND = [sys.executable, "-P", "-m", "rapa_dist"]
 
 
 def epochs_done(metrics: Path) -> int:

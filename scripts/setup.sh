@@ -52,7 +52,7 @@ install_all() {
     if [[ ! -x $venv/bin/python ]]; then
         local python
         python=$(find_python) || exit 1
-        stage "making a virtual environment" "$python" -m venv "$venv"
+        stage "making a virtual environment" "$python" -I -m venv "$venv"
     fi
     # First and by itself: where only a CPU build is offered, nothing that comes later replaces it.
     stage "installing torch" pip_install "$(grep '^torch==' "$root/requirements.lock")"
@@ -69,7 +69,7 @@ install_all() {
 is_usable() {
     [[ ! -e $venv/set-up.unfinished ]] &&
         [[ ! -e $venv/set-up.root || $(<"$venv/set-up.root") == "$root" ]] &&
-        [[ -x $venv/bin/python ]] && "$venv/bin/python" -m pip --version &>/dev/null
+        [[ -x $venv/bin/python ]] && "$venv/bin/python" -P -m pip --version &>/dev/null
 }
 
 # Prints the first Python that fits; keep the versions those of requires-python in pyproject.toml.
@@ -77,7 +77,7 @@ find_python() {
     local name version found='' bare=''
     for name in python3.11 python3.12 python3.13 python3; do
         command -v "$name" >/dev/null || continue
-        if version=$("$name" -c 'import sys; print("%d.%d" % sys.version_info[:2]); import ensurepip, venv' 2>/dev/null); then
+        if version=$("$name" -I -c 'import sys; print("%d.%d" % sys.version_info[:2]); import ensurepip, venv' 2>/dev/null); then
             case $version in
             3.11 | 3.12 | 3.13)
                 command -v "$name"
@@ -99,7 +99,7 @@ find_python() {
 
 # Only as a stage's command: takes the place of that stage's process, so that stopping one stops the other.
 pip_install() {
-    TMPDIR=$venv/set-up.tmp exec "$venv/bin/python" -m pip install --disable-pip-version-check --no-input \
+    TMPDIR=$venv/set-up.tmp exec "$venv/bin/python" -P -m pip install --disable-pip-version-check --no-input \
         --progress-bar off --constraint "$root/requirements.lock" "$@"
 }
 

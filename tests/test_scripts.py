@@ -14,6 +14,7 @@ SCRIPTS = ["scripts/setup.sh", "scripts/rapa-dist", "scripts/test", ".ci/run"]
 
 PYTHON = """#!/usr/bin/env bash
 # Stands for python3.11, and for the python of the environment that it "makes".
+case $1 in -[IP]) shift ;; *) echo "a module in the current folder would be run" >&2; exit 9 ;; esac
 echo "python $*" >>"$CALLS"
 case "$1 $2" in
 "-c import"*) echo "${FAKE_VERSION:-3.11}"; exit "${FAKE_WITHOUT_ENSUREPIP:-0}" ;;

@@ -23,6 +23,7 @@ from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.run_directory import RunDirectory, environment
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric.scratch import shared_memory_root
+from rapa_dist.interpreter import same_modules
 
 Say = Callable[[str], None]
 
@@ -55,7 +56,7 @@ def campaign(plan: Plan, say: Say) -> dict[str, Any]:
     wrong: list[str] = []
     facts: dict[str, Any] = {}
     with _folders() as (work, shared, temporary):
-        surroundings = os.environ | {"RAPA_DIST_SHM": str(shared), "TMPDIR": str(temporary)}
+        surroundings = os.environ | same_modules() | {"RAPA_DIST_SHM": str(shared), "TMPDIR": str(temporary)}
         nodes = plan.nodes
         address = nodes.address if nodes else plan.address
         surroundings |= {"RAY_ADDRESS": address} if address else {}

@@ -5,10 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +15,7 @@ from rapa_dist.fabric.address import RUNNING_HERE, find_address, heard
 from rapa_dist.fabric.nodes import CUT_OFF_S, PROBE_TIMEOUT_S, check_capacity, find_rooms
 from rapa_dist.fabric.placement import RESOURCE
 from rapa_dist.fabric.scratch import Scratch, fresh_name
+from rapa_dist.fabric.surroundings import apart, job_config, settle
 from rapa_dist.interrupts import uninterrupted
 
 NAMESPACE = "rapa-dist"
@@ -114,8 +112,7 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int, *, gpus: int = 0) ->
         gpus: GPUs that a cluster which is started offers.
     """
     at_once = max(len(os.sched_getaffinity(0)), n_tiles // 4 + 1)
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray reads it on import
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    settle(joins=found is not None)
     if found is None:
         # Processes that Ray starts at a time. By its default, one per core, 21 tiles take twice as long to
         # come up, and Ray warns, on stdout, of every four times as many processes.
@@ -128,7 +125,7 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int, *, gpus: int = 0) ->
         scratch = Scratch(_short_temporary_folder())
         try:
             access.use(access.with_own_token(scratch.path))
-            with _apart(), access.on_loopback():
+            with apart(scratch.path), access.on_loopback():
                 context: Any = ray.init(
                     address="local",
                     _node_ip_address=access.LOOPBACK,
@@ -138,6 +135,7 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int, *, gpus: int = 0) ->
                     object_store_memory=_OBJECT_STORE_BYTES,
                     include_dashboard=False,
                     _temp_dir=str(scratch.path / _RAY),
+                    job_config=job_config(),
                     **options,
                 )
         except BaseException as error:
@@ -167,23 +165,6 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int, *, gpus: int = 0) ->
     return cluster
 
 
-@contextmanager
-def _apart() -> Iterator[None]:
-    """Have what Ray starts live in process groups of its own.
-
-    Batch systems, `timeout` and a terminal that is closed send their signals to a whole group: the coordinator has to
-    finish a step and save, for which it needs its tiles.
-    """
-    from ray._private import services
-
-    before = services.ConsolePopen
-    services.ConsolePopen = partial(before, process_group=0)  # type: ignore[misc, assignment]
-    try:
-        yield
-    finally:
-        services.ConsolePopen = before  # type: ignore[misc]
-
-
 def attach(found: tuple[str, str], environment: dict[str, str] | None = None) -> Cluster:
     """Connect to a cluster to look into it, as `find_address` found it; nothing is asked of it but answers.
 
@@ -194,7 +175,7 @@ def attach(found: tuple[str, str], environment: dict[str, str] | None = None) ->
     Raises:
         ClusterError: it can't be joined.
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    settle(joins=True)
     before = access.current()
     wanted = environment or (access.with_users_token() if found[1] == RUNNING_HERE else before)
     try:
@@ -216,7 +197,7 @@ def _join(found: tuple[str, str], environment: dict[str, str], **options: Any) -
     import ray
 
     with access.as_it_listens(found[0]):
-        ray.init(address=found[0], **options)
+        ray.init(address=found[0], job_config=job_config(), **options)
 
 
 def _short_temporary_folder() -> Path:
