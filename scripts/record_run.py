@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Keep the result of a finished run in results/: configuration, environment and metrics in one JSON file.
+"""Keep the result of a finished run in results/: configuration, environment, metrics, similarities in one JSON file.
 
 scripts/record_run.py runs/20261123T120000Z-images-16x4x1 results/cifar10-jpeg-random.json
 """
@@ -9,6 +9,7 @@ import json
 import re
 from pathlib import Path
 
+from rapa_dist.analysis.learnt import similarities_of
 from rapa_dist.coordinator.run_directory import RunDirectory
 
 
@@ -22,7 +23,7 @@ def main() -> None:
     environment = json.loads((arguments.run_dir / "environment.json").read_text())
     config = directory.config.as_dict()
     config["dataset"] = re.sub(r"^images:.*/", "images:", config["dataset"])  # where it lay is nobody's concern
-    last = metrics[-1]
+    last, end = metrics[-1], directory.read_checkpoint(directory.find_checkpoint("newest"))
     result = {
         "config": config,
         "test_error_percent": last["test_error_percent"],
@@ -30,6 +31,8 @@ def main() -> None:
         "train_error_percent": last["train_error_percent"],
         "train_s": round(sum(line["wall"]["train_s"] for line in metrics), 1),
         "test_s": round(sum(line["wall"]["test_s"] for line in metrics), 1),
+        "steps": end.progress.step,
+        "similarities": similarities_of(end),
         "environment": {key: value for key, value in environment.items() if key not in ("argv", "data_dir")},
         "metrics": metrics,
     }

@@ -252,13 +252,13 @@ def test_every_analysis_prints_a_table_or_one_json_object(make_run, tmp_path):
         assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
 
 
-def test_similarity_says_what_is_left_of_the_start(make_run):
+def test_similarity_says_what_is_along_the_start_and_what_decay_leaves(make_run):
     doubled, equal = make_run(), make_run("equal", equal=True)
     shown = invoke("analyze", "similarity", doubled).stdout
-    assert "200 % of the random start left, S of the rest = 0.0000" in shown
+    assert "200 % along the random start, of which decay alone leaves 100 %; S of the rest = 0.0000" in shown
     result = json.loads(invoke("analyze", "similarity", equal, "--json").stdout)
     assert result["similarity"] == pytest.approx([1, 1, None])
-    assert result["start_left"] == pytest.approx([0, 0, None])
+    assert result["start_projection"] == pytest.approx([0, 0, None])
     assert result["similarity_of_rest"] == pytest.approx([1, 1, None])
 
 

@@ -300,13 +300,17 @@ def test_claims_of_votes_reduction_similarity_and_attack(store):
     assert "128,32,8: 21.00 %, 19.50 % by 9 votes (the paper: 16.83)" in tables.figure4(tables.Results(store))
 
 
-def test_what_is_left_of_the_start_stands_beside_the_similarity(store):
+def test_the_projection_on_the_start_stands_beside_the_similarity(store):
     (random,) = cells_of("figure3", ["random"])
     store.keep(random, 0, "similarity", {"similarity": [0.2, 0.3, None]})
-    learnt = {"start_left": [0.5, 0.25, None], "similarity_of_rest": [0.4, 0.6, None]}
+    learnt = {
+        "start_projection": [0.5, 0.25, None],
+        "decay_leaves": [0.3, 0.3, None],
+        "similarity_of_rest": [0.4, 0.6, None],
+    }
     store.keep(random, 1, "similarity", {"similarity": [0.2, 0.3, None]} | learnt)
-    assert "| S, layer 1 | S, layer 2 | start left, layer 1 |" in tables.figure3(tables.Results(store))
-    row = "0.200 ± 0.000 | 0.300 ± 0.000 | 0.500 (n = 1) | 0.250 (n = 1) | 0.400 (n = 1) | 0.600 (n = 1) | 2 |"
+    assert "| S, layer 1 | S, layer 2 | along start, layer 1 |" in tables.figure3(tables.Results(store))
+    row = "0.200 ± 0.000 | 0.300 ± 0.000 | 0.500 (n = 1) | 0.250 (n = 1) | 0.300 (n = 1) | 0.400 (n = 1) | 0.600 (n = 1) |"
     assert f"| `random` | max | {row}" in tables.figure3(tables.Results(store))
     text = claims(tables.Results(store))
     assert "| S > 0.1 of what the tiles have learnt with max pooling (layer 1) | 0.400 | holds | 1 |" in text

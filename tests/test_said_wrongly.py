@@ -367,9 +367,9 @@ def test_the_report_tells_the_similarity_of_what_was_learnt_from_that_of_the_sta
     assert invoke("report", run).exit_code == 0
     page = (run / "report.html").read_text()
     section = page[page.index('<section id="similarity"') :]
-    (row,) = re.findall(r'<th scope="row">1</th><td>([^<]*)</td><td>([^<]*)</td><td>([^<]*)</td></tr>', section)
-    raw, left, learnt = float(row[0]), row[1], float(row[2])
+    (row,) = re.findall(r'<th scope="row">1</th>' + 4 * "<td>([^<]*)</td>" + "</tr>", section)
+    raw, along, decay_leaves, learnt = float(row[0]), row[1], row[2], float(row[3])
     assert raw < 0.2
-    assert left == "100 %"
+    assert (along, decay_leaves) == ("100 %", "100 %")
     assert learnt > 0.99
     assert "nothing in common" not in page

@@ -5,7 +5,25 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from rapa_dist.analysis.similarity import channel_similarity, similarities, similarity, start_left
+from rapa_dist.analysis.learnt import decay_leaves
+from rapa_dist.analysis.similarity import channel_similarity, project_on_start, similarities, similarity
+from rapa_dist.config import resolve
+from rapa_dist.coordinator.checkpoint import Progress
+
+SETTINGS = {
+    "tiles": (4, 2, 1),
+    "pooling": "max",
+    "dataset": None,
+    "limit_train": None,
+    "limit_test": None,
+    "epochs": 9,
+    "batch_size": 10,
+    "lr_decay_every": 2,
+    "warmup_epochs": 1,
+    "weight_decay": 0.1,
+    "augment": False,
+    "seed": 0,
+}
 
 
 @pytest.mark.parametrize("shape", [(2, 76, 32), (4, 11, 3), (7, 6, 1)])
@@ -35,17 +53,17 @@ def test_similarity_takes_two_tiles_and_leaves_the_bias_out() -> None:
     assert similarity(kernels) == 0, "constant filters correlate with none"
 
 
-def test_what_is_left_of_the_start_is_told_apart_from_what_was_learnt() -> None:
+def test_what_is_along_the_start_is_told_apart_from_the_rest() -> None:
     rng = np.random.default_rng(2)
     start = rng.normal(size=(16, 76, 32)).astype(np.float32)
     learnt = rng.normal(size=(1, 76, 32)).astype(np.float32)
-    left = start_left(0.6 * start + learnt, start)
+    left = project_on_start(0.6 * start + learnt, start)
     assert left is not None
     assert left.share == pytest.approx(0.6)
     assert left.similarity == pytest.approx(1), "all tiles have learnt the same"
     assert similarity(0.6 * start + learnt) < 0.8
     each = rng.normal(size=start.shape).astype(np.float32)
-    left = start_left(0.6 * start + each, start)
+    left = project_on_start(0.6 * start + each, start)
     assert left is not None
     assert left.share == pytest.approx(0.6, abs=0.02)
     assert abs(left.similarity) < 0.01, "every tile has learnt something of its own"
@@ -58,7 +76,7 @@ def test_the_share_of_the_start_is_that_of_least_squares() -> None:
     weights = start[:, :-1].reshape(4, -1)
     columns = np.column_stack((weights.ravel(), np.tile(np.eye(weights.shape[1]), (4, 1))))
     solution, *_ = np.linalg.lstsq(columns, kernels[:, :-1].ravel().astype(np.float64), rcond=None)
-    left = start_left(kernels, start)
+    left = project_on_start(kernels, start)
     assert left is not None
     assert left.share == pytest.approx(solution[0])
     rest = kernels.copy()
@@ -66,12 +84,31 @@ def test_the_share_of_the_start_is_that_of_least_squares() -> None:
     assert left.similarity == pytest.approx(similarity(rest), abs=1e-6)
 
 
-def test_before_training_all_of_the_start_is_left_and_nothing_is_learnt() -> None:
+def test_before_training_all_is_along_the_start_and_nothing_is_learnt() -> None:
     start = np.random.default_rng(4).normal(size=(4, 26, 5)).astype(np.float32)
-    assert start_left(start, start) == (1, 0)
-    assert start_left(start[:1], start[:1]) is None
-    assert similarities([start, start[:1]], [start, start[:1]]) == {
+    assert project_on_start(start, start) == (1, 0)
+    assert project_on_start(start[:1], start[:1]) is None
+    assert similarities([start, start[:1]], [start, start[:1]], 0.5) == {
         "similarity": [similarity(start), None],
-        "start_left": [1, None],
+        "start_projection": [1, None],
+        "decay_leaves": [0.5, None],
         "similarity_of_rest": [0, None],
     }
+
+
+def test_what_is_learnt_along_the_start_counts_in_and_decay_is_told_apart() -> None:
+    """Half of the start is left by decay, and as much again is learnt along it: the projection is 1."""
+    start = np.random.default_rng(4).normal(size=(4, 26, 5)).astype(np.float32)
+    found = similarities([0.5 * start + 0.5 * start], [start], 0.5)
+    assert (found["start_projection"], found["decay_leaves"]) == ([1], [0.5])
+
+
+@pytest.mark.parametrize(("epoch", "step_in_epoch"), [(0, 0), (0, 4), (3, 0), (7, 5)])
+def test_what_decay_leaves_is_what_steps_without_errors_leave(epoch, step_in_epoch) -> None:
+    config = resolve(**SETTINGS)
+    progress = Progress(epoch=epoch, step=epoch * 6 + step_in_epoch, step_in_epoch=step_in_epoch)
+    weight = 1.0
+    for step in range(progress.step):
+        weight *= float(np.float32(1 - config.learning_rate(step // 6) * 0.1))
+    assert decay_leaves(config, progress) == pytest.approx(weight, rel=1e-12)
+    assert (weight < 0.97) == (epoch > 1)

@@ -164,7 +164,7 @@ class Kept:
     def result(self, cell, seed, what):
         error = 51.0 if cell.pooling in ("average", "mixed") else 20.0
         similarities = [error / 100, 0.1, None]
-        names = ("similarity", "start_left", "similarity_of_rest")
+        names = ("similarity", "start_projection", "decay_leaves", "similarity_of_rest")
         result = {
             "train": {f"{kind}_error_percent": error for kind in ("best_test", "best_train", "test", "train")}
             | {"test_errors_percent": [error], "epochs": [1]},
@@ -181,7 +181,7 @@ def test_tables_print_void_results_as_void_and_claims_do_not_rest_on_them(tmp_pa
     assert rows["`max`"].count("void") == rows["`stochastic`"].count("void") == 0
     assert rows["`average`"].count("| void: 51.00") == rows["`mixed`"].count("| void: 51.00") == 5
     lines = [line for line in tables.figure3(results).splitlines() if line.startswith("| `random` |")]
-    assert [line.count("void: ") for line in lines] == [0, 6, 6, 0]
+    assert [line.count("void: ") for line in lines] == [0, 7, 7, 0]
     for text in (tables.table2(results), tables.figure3(results), claims(results)):
         assert f"Void, as earlier versions {WHY}. " in text
     void = [row for row in rows_of(results) if row.void]

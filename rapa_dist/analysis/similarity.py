@@ -35,20 +35,24 @@ def similarity(kernels: Matrix) -> float | None:
     return None if len(kernels) < 2 else float(channel_similarity(kernels).mean())
 
 
-class StartLeft(NamedTuple):
-    """What the tiles of a layer still have of their random start, which is similar to nothing."""
+class Projection(NamedTuple):
+    """Kernels in two parts: along the random starts of their tiles, which are similar to nothing, and the rest."""
 
     share: float
-    """1 before training; weight decay alone takes it to Π (1 − λ · weight decay) over the steps."""
+    """Of its own start in a tile's kernel, in the mean; 1 before training.
+
+    It is what weight decay leaves of the start and, beside that, whatever the tiles have learnt along it, forwards or
+    backwards: not a measure of how much of the start has survived, for which see `learnt.decay_leaves`.
+    """
     similarity: float
-    """S of the rest: of what the tiles have learnt."""
+    """S of the rest: of what the tiles have learnt but along their starts."""
 
 
-def start_left(kernels: Matrix, start: Matrix) -> StartLeft | None:
-    """Split what the tiles have learnt from what is left of their start: K_i = common + share · K_i(0) + rest.
+def project_on_start(kernels: Matrix, start: Matrix) -> Projection | None:
+    """Split the kernels of a layer by least squares: K_i = common + share · K_i(0) + rest.
 
-    Every tile starts from a kernel of its own, so that S is low as long as much of that is left, whatever the tiles
-    learn. The share is that of least squares over all weights of a layer.
+    Every tile starts from a kernel of its own, so that S is low as long as much of that is there, whatever the tiles
+    learn. The share is one number for all weights of the layer.
 
     Args:
         kernels: (n_t, k + 1, c_out) with the bias as last row, which is left out.
@@ -64,19 +68,23 @@ def start_left(kernels: Matrix, start: Matrix) -> StartLeft | None:
     share = float((own * own_start).sum() / (own_start**2).sum())
     rest = kernels.copy()
     rest[:, :-1] -= share * start[:, :-1]
-    return StartLeft(share, float(channel_similarity(rest).mean()))
+    return Projection(share, float(channel_similarity(rest).mean()))
 
 
-def similarities(kernels: Sequence[Matrix], start: Sequence[Matrix]) -> dict[str, list[float | None]]:
-    """Return S of every layer, the share of the start that is left, and S of the rest; None for one tile.
+def similarities(
+    kernels: Sequence[Matrix], start: Sequence[Matrix], decay_leaves: float
+) -> dict[str, list[float | None]]:
+    """Return S of every layer, the share of the start beside what decay leaves, and S of the rest; None for one tile.
 
     Args:
         kernels: one array (n_t, k + 1, c_out) per layer.
         start: the same before training.
+        decay_leaves: share of the start that weight decay alone would have left.
     """
-    left = [start_left(of_layer, before) for of_layer, before in zip(kernels, start, strict=True)]
+    found = [project_on_start(of_layer, before) for of_layer, before in zip(kernels, start, strict=True)]
     return {
         "similarity": [similarity(of_layer) for of_layer in kernels],
-        "start_left": [None if of_layer is None else of_layer.share for of_layer in left],
-        "similarity_of_rest": [None if of_layer is None else of_layer.similarity for of_layer in left],
+        "start_projection": [None if of_layer is None else of_layer.share for of_layer in found],
+        "decay_leaves": [None if of_layer is None else decay_leaves for of_layer in found],
+        "similarity_of_rest": [None if of_layer is None else of_layer.similarity for of_layer in found],
     }

@@ -34,13 +34,13 @@ def analyze() -> None:
 def similarity(run_dir: Path, checkpoint: str, plot: Path | None, as_json: bool) -> None:
     """Print how similar the filters of a layer's tiles are: S, 1 where all are alike.
 
-    Tiles start unlike each other. Beside S stands how much of their random start is left, and S of the rest: of what
-    they have learnt.
+    Every tile starts from random filters of its own, and S is low as long as much of them is there. So beside S stand
+    the projection of the tiles on their own starts (1 before training; what they have learnt along it counts in), what
+    weight decay alone would have left of the start, and S of the rest: of what they have learnt but along the start.
     """
+    from rapa_dist.analysis.learnt import similarities_of
     from rapa_dist.analysis.plots import plot_similarity
-    from rapa_dist.analysis.similarity import similarities
     from rapa_dist.coordinator.run_directory import RunDirectory
-    from rapa_dist.network.model import initial_kernels
 
     _check_plot(plot)
     directory = RunDirectory(run_dir)
@@ -48,7 +48,7 @@ def similarity(run_dir: Path, checkpoint: str, plot: Path | None, as_json: bool)
     trained = directory.read_checkpoint(found)
     if all(len(of_layer) < 2 for of_layer in trained.kernels):
         raise UsageError(f"The run in {run_dir} has one tile per layer: nothing to compare. Give a tiled run.")
-    result = similarities(trained.kernels, initial_kernels(trained.config.machine, trained.config.seed))
+    result = similarities_of(trained)
 
     def draw(target: Path) -> None:
         plot_similarity(target, trained.kernels)
@@ -57,10 +57,13 @@ def similarity(run_dir: Path, checkpoint: str, plot: Path | None, as_json: bool)
         if as_json:
             emit({"run_dir": str(run_dir), "checkpoint": found.stem, **result})
         else:
-            for layer, (value, left, rest) in enumerate(zip(*result.values(), strict=True), 1):
+            for layer, (value, along, decayed, rest) in enumerate(zip(*result.values(), strict=True), 1):
                 shown = "one tile" if value is None else f"S = {value:.4f}"
-                if left is not None:
-                    shown += f"  {100 * left:.0f} % of the random start left, S of the rest = {rest:.4f}"
+                if along is not None and decayed is not None:
+                    shown += (
+                        f"  {100 * along:.0f} % along the random start, of which decay alone leaves "
+                        f"{100 * decayed:.0f} %; S of the rest = {rest:.4f}"
+                    )
                 show(f"layer {layer}  {len(trained.kernels[layer - 1]):4} tiles  {shown}")
 
 

@@ -127,13 +127,12 @@ def _reduced(path: Path) -> dict[str, Any]:
 
 
 def _similarity(path: Path) -> dict[str, Any]:
-    from rapa_dist.analysis.similarity import similarities
+    from rapa_dist.analysis.learnt import similarities_of
     from rapa_dist.coordinator.run_directory import RunDirectory
-    from rapa_dist.network.model import initial_kernels
 
     directory = RunDirectory(path)
     trained = directory.read_checkpoint(directory.find_checkpoint("newest"))
-    return similarities(trained.kernels, initial_kernels(trained.config.machine, trained.config.seed))
+    return similarities_of(trained)
 
 
 def _attack(path: Path) -> dict[str, Any]:

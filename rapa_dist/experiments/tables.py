@@ -141,15 +141,19 @@ def figure3(results: Results) -> str:
     for cell in cells:
         shown = [
             results.marked(cell, "similarity", partial(_by_layer, key=key, layer=layer))
-            for key in ("similarity", "start_left", "similarity_of_rest")
+            for key in ("similarity", "start_projection", "similarity_of_rest")
             for layer in (0, 1)
         ]
+        shown.insert(4, results.marked(cell, "similarity", partial(_by_layer, key="decay_leaves", layer=0)))
         rows.append([f"`{cell.scheme}`", cell.pooling, *shown, str(len(results.of(cell, "similarity")))])
-    head = [f"{what}, layer {layer}" for what in ("S", "start left", "S of the rest") for layer in (1, 2)]
+    head = [f"{what}, layer {layer}" for what in ("S", "along start", "S of the rest") for layer in (1, 2)]
+    head.insert(4, "decay leaves")
     return (
         f"{markdown(['scheme', 'pooling', *head, 'n'], rows)}\n{results.why_void(cells)}The paper: S > 0.1 for random, "
-        "about 1 with average pooling, < 0.01 for the other schemes. Start left: the share of the tiles’ random start "
-        "that is still in their kernels (1 before training); S of the rest: of what they have learnt. "
+        "about 1 with average pooling, < 0.01 for the other schemes. Along start: the projection of the tiles on their "
+        "own random starts (1 before training), in which what they have learnt along it counts in; decay leaves: what "
+        "weight decay alone would have left of the start; S of the rest: of what they have learnt beside that "
+        "projection. "
         f"{_protocol(results)}\n"
     )
 

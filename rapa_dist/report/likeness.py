@@ -1,6 +1,6 @@
 """How similar the tiles are, over time; and how similar what they have learnt is."""
 
-from rapa_dist.analysis.similarity import similarities
+from rapa_dist.analysis.learnt import similarities_of
 from rapa_dist.console import counted
 from rapa_dist.report import figures
 from rapa_dist.report.content import Content
@@ -32,14 +32,13 @@ def _similarity_of_learnt(content: Content) -> str:
     """Return S of the checkpoint beside S of what its tiles have learnt, without their start."""
     if content.checkpoint is None:
         return ""
-    from rapa_dist.network.model import initial_kernels  # takes PyTorch, which untiled runs do without here
-
-    config = content.config
-    found = similarities(content.checkpoint.kernels, initial_kernels(config.machine, config.seed))
     rows = [
-        (f"{layer}", f"{value:.4f}", f"{100 * left:.0f} %", f"{learnt:.4f}")
-        for layer, (value, left, learnt) in enumerate(zip(*found.values(), strict=True), 1)
-        if value is not None and left is not None and learnt is not None
+        (f"{layer}", f"{value:.4f}", f"{100 * along:.0f} %", f"{100 * decayed:.0f} %", f"{rest:.4f}")
+        for layer, (value, along, decayed, rest) in enumerate(
+            zip(*similarities_of(content.checkpoint).values(), strict=True), 1
+        )
+        if value is not None and along is not None and decayed is not None and rest is not None
     ]
-    head = ("layer", "S", "random start left", "S of what was learnt")
-    return data_table(f"Checkpoint {content.checkpoint_name}, with the tiles’ start and without it", head, rows)
+    head = ("layer", "S", "along the random start", "decay alone leaves", "S of what was learnt beside")
+    summary = f"Checkpoint {content.checkpoint_name}: kernels projected on their start, and S without that part"
+    return data_table(summary, head, rows)
