@@ -197,6 +197,19 @@ def more_images_table() -> str:
     return f"{table(head, rows)}\n\nProtocol: {more.protocol.describe()}.\n\n{where_reproduced(MORE_IMAGES)}"
 
 
+def average_line() -> str:
+    report = read("similarity-average.json")
+    config, found = report["config"], report["similarities"]
+    tiles, commit = ",".join(map(str, config["tiles"])), report["environment"]["git"]["commit"][:7]
+    return (
+        f"With average pooling and {tiles} tiles, S of what layer 1 has learnt beside its start is "
+        f"{found['similarity_of_rest'][0]:.2f} after {report['steps']:,} steps on {config['limit_train']:,} images (the "
+        f"paper: about 1). S itself is {found['similarity'][0]:.2f} there, as weight decay leaves "
+        f"{100 * found['decay_leaves'][0]:.0f} % of the start (n = 1, seed {config['seed']}, λ = {config['lr']:g}, "
+        f"commit {commit})."
+    )
+
+
 def where_reproduced(name: str) -> str:
     runs = Recorded(name).runs()
     commits = sorted({run["environment"]["git"]["commit"][:7] for run in runs})
@@ -276,6 +289,7 @@ TABLES = {
     "reproduced-table1": lambda: reproduced(tables.table1) + "\n\n" + where_reproduced(REPRODUCED),
     "reproduced-table2": lambda: reproduced(tables.table2),
     "reproduced-figure3": lambda: reproduced(tables.figure3),
+    "similarity-average": average_line,
     "reproduced-figure4": lambda: reproduced(tables.figure4),
     "reproduced-claims": lambda: reproduced(claims),
     "more-images": more_images_table,

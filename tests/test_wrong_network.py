@@ -206,7 +206,7 @@ def trained_of(data, pooling, **settings):
     checkpoint = initial_checkpoint(config, data)
     for kernels in checkpoint.kernels:
         kernels *= 3  # so that scores differ
-    trained = Trained(path=None, name="start", checkpoint=checkpoint, data=data)
+    trained = Trained(path=None, name="start", checkpoint=checkpoint, data=data, same_images=True)
     return trained, Oracle(config.scheme, pooling, checkpoint.kernels, checkpoint.digital)
 
 

@@ -133,6 +133,9 @@ def train(
 ) -> None:
     """Train a RAPA ConvNet; every tile is a Ray actor in a process of its own.
 
+    The train error of an epoch is a running one: of augmented images, each as the network was when it was trained on
+    it. The test error is of plain images at the end of the epoch, and so can be the lower one.
+
     \b
     Examples:
       rapa-dist train --tiles 16,4,1
