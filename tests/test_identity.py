@@ -5,6 +5,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,16 @@ from PIL import Image
 from safetensors import safe_open
 
 from rapa_dist.cli import main
+from rapa_dist.coordinator import checkpoint as checkpoints
+from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.coordinator.trainer import initial_checkpoint
 from rapa_dist.coordinator.weights import weights_sha256
 from rapa_dist.data import ImageSet, download, load_dataset, official, vision
 from rapa_dist.data.classes import translate
-from rapa_dist.errors import DataError
+from rapa_dist.errors import DataError, UsageError
+from rapa_dist.experiments.cells import Protocol, cells_of
+from rapa_dist.experiments.jobs import do
+from rapa_dist.experiments.store import Store
 
 CLASSES = ("cat", "dog", "newt")
 
@@ -297,6 +304,49 @@ def test_published_data_that_moved_are_found_by_their_folder(
 
 def _nobody(url: str) -> None:
     raise download.Unreachable("no connection")
+
+
+def _reproduce(output: Path, images: Path, *options: object) -> Result:
+    small = ["--dataset", f"images:{images}", "--limit-train", 12, "--epochs", 2, "--cells", "none", "--dry-run"]
+    return invoke("reproduce", "table1", *small, "--output", output, *options)
+
+
+def test_an_experiment_is_bound_to_its_images_and_not_to_their_place(
+    twins: tuple[Path, Path], moved: tuple[Path, Path], tmp_path: Path
+) -> None:
+    before, now = twins[0].parent / "images", moved[1]
+    protocol = json.loads(_reproduce(tmp_path / "out", before, "--json").stdout)["protocol"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "protocol.json").write_text(json.dumps(protocol))
+    assert _reproduce(tmp_path / "out", now).exit_code == 0
+    other = make_images(tmp_path / "other", seed=1)
+    refused = _reproduce(tmp_path / "out", other)
+    assert refused.exit_code == 2
+    assert f"data_fingerprint: {fingerprint(before)} → {fingerprint(other)}" in refused.stderr
+
+
+def test_a_run_on_other_images_is_not_adopted(moved: tuple[Path, Path], tmp_path: Path) -> None:
+    _, images = moved
+    run, (cell,) = tmp_path / "none", cells_of("table1", ["none"])
+    settings = {"epochs": 2, "lr_decay_every": 1, "dataset": f"images:{images}"}
+    protocol = Protocol(**settings, data_fingerprint=fingerprint(images))
+    config = replace(cell.config(protocol, 0), dataset="images:/nowhere")
+    directory = RunDirectory.create(run, config, None)
+    directory.release()
+    checkpoints.write(
+        run / "checkpoints", checkpoints.name_of(0, 0), initial_checkpoint(config, load_dataset(f"images:{images}"))
+    )
+    assert Store(tmp_path / "out", protocol).place_for(run, [cell], range(1)).name == "none-0"
+    others = Store(tmp_path / "out", replace(protocol, data_fingerprint="0123456789abcdef"))
+    with pytest.raises(UsageError, match=f"trained on other images, {fingerprint(images)}.*0123456789abcdef"):
+        others.place_for(run, [cell], range(1))
+
+
+def test_an_analysis_of_an_experiment_finds_images_that_moved(moved: tuple[Path, Path]) -> None:
+    run, images = moved
+    config = replace(RunDirectory(run).config, dataset=f"images:{images}")
+    (result,) = do("votes5", [(str(run), config.as_dict())], None, "serial", "cpu")
+    assert result["votes"] == [1, 2, 3, 4, 5]
 
 
 def test_a_run_without_a_checkpoint_takes_no_images_from_elsewhere(moved: tuple[Path, Path]) -> None:

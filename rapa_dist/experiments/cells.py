@@ -29,6 +29,8 @@ class Protocol:
     warmup_epochs: int = 1
     weight_decay: float = 1e-4
     augment: bool = True
+    data_fingerprint: str | None = None
+    """Of the images, which decides what they are; None: not looked at, as in experiments of earlier versions."""
 
     @classmethod
     def scaled(cls, *, epochs: int, lr_decay_every: int | None = None, **rest: Any) -> "Protocol":
@@ -46,6 +48,10 @@ class Protocol:
     def differences(self, other: "Protocol") -> list[str]:
         """Return a line "name: this → other" for every field that differs."""
         mine, theirs = self.as_dict(), other.as_dict()
+        if None not in (self.data_fingerprint, other.data_fingerprint):
+            mine.pop("dataset")  # where they lie may change
+        else:
+            mine.pop("data_fingerprint")
         return [f"{name}: {mine[name]} → {theirs[name]}" for name in mine if mine[name] != theirs[name]]
 
     def describe(self) -> str:
@@ -76,6 +82,8 @@ class Cell:
 
     def config(self, protocol: Protocol, seed: int) -> TrainConfig:
         """Return the configuration of its run."""
+        shared = protocol.as_dict()
+        del shared["data_fingerprint"]
         return resolve(
             scheme=self.scheme,
             tiles=self.tiles,
@@ -83,7 +91,7 @@ class Cell:
             lr=self.lr,
             lr_decay=self.lr_decay,
             seed=seed,
-            **protocol.as_dict(),
+            **shared,
         )
 
 

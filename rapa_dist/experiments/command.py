@@ -185,6 +185,7 @@ def prepare(request: Request) -> Work:
         dataset=data.name,
         limit_train=None if request.limit_train is None else len(data.train.labels),
         limit_test=None if request.limit_test is None else len(data.test.labels),
+        data_fingerprint=data.fingerprint,
     )
     output = request.output or Path("reproduce") / data.name.partition(":")[0]
     _check_output(output)

@@ -10,6 +10,9 @@ from rapa_dist.errors import RapaError, RunDirectoryError
 
 if TYPE_CHECKING:
     from rapa_dist.coordinator.run import RunResult
+    from rapa_dist.coordinator.run_images import Where
+
+Analysis = Callable[[Path, "Where"], dict[str, Any]]
 
 TRAIN = "train"
 SNR_DB = (15.0, 20.0, 25.0, 30.0, 33.0, 36.0, 40.0, 45.0, 50.0)
@@ -31,13 +34,15 @@ def do(
     Returns:
         For every run the result; {"error": why} if it failed for good; {"stopped": True} if it was asked to stop.
     """
+    from rapa_dist.coordinator.run_images import Where
+
     wanted = [(Path(path), TrainConfig.from_dict(config)) for path, config in runs]
     folder = None if data_dir is None else Path(data_dir)
     try:
         for path, config in wanted:
             _check_same(path, config)
         if what != TRAIN:
-            return [ANALYSES[what](path) for path, _ in wanted]
+            return [ANALYSES[what](path, Where(dataset=config.dataset, data_dir=folder)) for path, config in wanted]
         if len(wanted) > 1:
             return _train_together(wanted, folder, device)
         return [_train(path, config, folder, fabric, device) for path, config in wanted]
@@ -66,7 +71,7 @@ def _train(path: Path, config: TrainConfig, data_dir: Path | None, fabric: str, 
 
     where: dict[str, Any] = {"fabric": fabric, "device": device, "address": None, "data_dir": data_dir}
     if RunDirectory(path).begun:
-        return _result(resume_run(path, epochs=None, **where))
+        return _result(resume_run(path, epochs=None, dataset=config.dataset, **where))
     return _result(start_run(config, run_dir=path, **where))
 
 
@@ -111,22 +116,22 @@ def _share_s(line: dict[str, Any]) -> float:
     return share
 
 
-def _votes(number: int) -> Callable[[Path], dict[str, Any]]:
-    def vote(path: Path) -> dict[str, Any]:
+def _votes(number: int) -> Analysis:
+    def vote(path: Path, where: "Where") -> dict[str, Any]:
         from rapa_dist.analysis.voting import voting
 
-        return _without_place(voting(path, votes=number))
+        return _without_place(voting(path, votes=number, where=where))
 
     return vote
 
 
-def _reduced(path: Path) -> dict[str, Any]:
+def _reduced(path: Path, where: "Where") -> dict[str, Any]:
     from rapa_dist.analysis.reduction import reduce_run
 
-    return _without_place({f"by_{how}": reduce_run(path, by=how) for how in ("norm", "wins")})
+    return _without_place({f"by_{how}": reduce_run(path, by=how, where=where) for how in ("norm", "wins")})
 
 
-def _similarity(path: Path) -> dict[str, Any]:
+def _similarity(path: Path, where: "Where") -> dict[str, Any]:
     from rapa_dist.analysis.learnt import similarities_of
     from rapa_dist.coordinator.run_directory import RunDirectory
 
@@ -135,10 +140,10 @@ def _similarity(path: Path) -> dict[str, Any]:
     return similarities_of(trained)
 
 
-def _attack(path: Path) -> dict[str, Any]:
+def _attack(path: Path, where: "Where") -> dict[str, Any]:
     from rapa_dist.analysis.attack import attack
 
-    return _without_place(attack(path, snr_db=SNR_DB))
+    return _without_place(attack(path, snr_db=SNR_DB, where=where))
 
 
 def _without_place(result: dict[str, Any]) -> dict[str, Any]:
@@ -153,11 +158,11 @@ def _without_place(result: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-ANALYSES: dict[str, Callable[[Path], dict[str, Any]]] = {
+ANALYSES: dict[str, Analysis] = {
     "votes5": _votes(5),
     "votes9": _votes(9),
     "reduced": _reduced,
     "similarity": _similarity,
     "attack": _attack,
 }
-"""By name; each takes a run's directory."""
+"""By name; each takes a run's directory, and where its images are."""

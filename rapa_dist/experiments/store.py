@@ -144,12 +144,14 @@ class Store:
         Raises:
             UsageError: it fits no cell, how it differs from the nearest is said; or its place is taken.
         """
-        config = RunDirectory(run_dir).config
+        directory = RunDirectory(run_dir)
+        config = directory.config
         nearest: list[str] | None = None
         for cell in cells:
             for seed in seeds:
                 differs = differences(config, cell.config(self.protocol, seed))
                 if not differs:
+                    self._check_images(directory)
                     self._check_free(run_dir, cell, seed)
                     return self.run_dir(cell, seed)
                 if nearest is None or len(differs) < len(nearest):
@@ -157,6 +159,20 @@ class Store:
         raise UsageError(
             f"The run in {run_dir} is of no cell here; the nearest differs in {'; '.join(nearest or ['everything'])}."
         )
+
+    def _check_images(self, directory: RunDirectory) -> None:
+        """Raise UsageError unless a run was trained on the images of the protocol, wherever they lie."""
+        wanted, of_protocol = self.protocol.data_fingerprint, self.protocol.dataset
+        if wanted is None:
+            same, found = directory.config.dataset == of_protocol, str(directory.config.dataset)
+        else:
+            found = directory.read_checkpoint(directory.find_checkpoint("newest")).data_fingerprint
+            same, of_protocol = found == wanted, f"{of_protocol} with the fingerprint {wanted}"
+        if not same:
+            raise UsageError(
+                f"The run in {directory.path} was trained on other images, {found}; here they are {of_protocol}. "
+                f"Leave --adopt {directory.path} out, or give its --dataset and limits."
+            )
 
     def _check_free(self, run_dir: Path, cell: Cell, seed: int) -> None:
         place = self.run_dir(cell, seed)
