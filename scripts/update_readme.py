@@ -203,8 +203,8 @@ def average_line() -> str:
     tiles, commit = ",".join(map(str, config["tiles"])), report["environment"]["git"]["commit"][:7]
     return (
         f"With average pooling and {tiles} tiles, S of what layer 1 has learnt beside its start is "
-        f"{found['similarity_of_rest'][0]:.2f} after {report['steps']:,} steps on {config['limit_train']:,} images (the "
-        f"paper: about 1). S itself is {found['similarity'][0]:.2f} there, as weight decay leaves "
+        f"{found['similarity_of_rest'][0]:.2f} after {report['steps']:,} steps on {config['limit_train']:,} images "
+        f"(the paper: about 1). S itself is {found['similarity'][0]:.2f} there, as weight decay leaves "
         f"{100 * found['decay_leaves'][0]:.0f} % of the start (n = 1, seed {config['seed']}, λ = {config['lr']:g}, "
         f"commit {commit})."
     )
