@@ -40,6 +40,16 @@ def memory_limit(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> tuple[in
     return min(limits, key=lambda limit: limit[1], default=None)
 
 
+def processes_left(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> int | None:
+    """Return how many processes and threads may still be started, or None where no group limits them."""
+    left = []
+    for group in _groups("pids", root, membership):
+        limit, used = _read(group / "pids.max") or "", _read(group / "pids.current") or ""
+        if limit.isdigit() and used.isdigit():  # otherwise "max"
+            left.append(int(limit) - int(used))
+    return min(left, default=None)
+
+
 def _groups(controller: str, root: Path, membership: Path) -> Iterator[Path]:
     """Yield the folders of this process's groups and of those around them."""
     for line in (_read(membership) or "").splitlines():

@@ -53,20 +53,6 @@ def uninterrupted() -> Iterator[None]:
         signal.raise_signal(came)  # the same: SIGINT may be ignored, as in the background of a shell
 
 
-@contextmanager
-def handlers_kept() -> Iterator[None]:
-    """Put back at the end what handles signals; Ray puts a handler of its own in place when it connects."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
-
-
 def interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt, as Ctrl-C does, for a signal by which others than a person end a program."""
     raise KeyboardInterrupt

@@ -6,12 +6,12 @@ import pytest
 from click.testing import CliRunner
 from packaging.requirements import Requirement
 
-from rapa_dist import cli, doctor
+from rapa_dist import cli, doctor, preconditions
 from rapa_dist.cgroup import cpu_limit, memory_limit
+from rapa_dist.check import Check, size
 from rapa_dist.data import FoundDataSet
 from rapa_dist.data.vision import VisionStatus
-from rapa_dist.doctor import Check, cluster, data, host, software
-from rapa_dist.doctor.check import size
+from rapa_dist.doctor import cluster, data, host, software
 
 GB = 10**9
 
@@ -102,16 +102,35 @@ def test_a_folder_too_deep_for_sockets(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("soft", "hard", "status"),
+    ("soft", "hard", "tiles", "status"),
     [
-        (256, 65536, "ok"),
-        (1024, resource.RLIM_INFINITY, "ok"),
-        (1024, 2048, "warning"),
-        (1024, 1024, "failed"),
+        (256, 65536, 21, "ok"),
+        (1024, resource.RLIM_INFINITY, 21, "ok"),
+        (200, 200, 21, "warning"),
+        (100, 100, 21, "failed"),
+        (100, 1024, 1000, "failed"),
     ],
 )
-def test_open_files(soft, hard, status):
-    assert host.judge_open_files(soft, hard).status == status
+def test_open_files(soft, hard, tiles, status):
+    check = preconditions.judge_open_files(soft, hard, tiles)
+    assert check.status == status
+    assert (status == "ok") != ("`ulimit -Hn" in check.fix)
+
+
+@pytest.mark.parametrize(
+    ("of_user", "of_group", "status", "fix"),
+    [
+        (None, None, "ok", ""),
+        (5000, None, "ok", ""),
+        (1000, 100_000, "warning", "`ulimit -u`"),
+        (-3, None, "failed", "`ulimit -u`"),
+        (5000, 200, "failed", "--pids-limit"),
+    ],
+)
+def test_processes(of_user, of_group, status, fix):
+    check = preconditions.judge_processes(of_user, of_group, 21)
+    assert check.status == status
+    assert fix in check.fix
 
 
 @pytest.mark.parametrize(("version", "status"), [("3.11.7", "ok"), ("3.10.2", "failed"), ("3.14.0", "failed")])

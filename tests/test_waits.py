@@ -1,5 +1,8 @@
 """Nothing waits without an end: for tiles that are stopped, for Ray, for files that are none, for slow servers."""
 
+import os
+import re
+import resource
 import signal
 import socket
 import subprocess
@@ -9,10 +12,17 @@ import time
 
 import pytest
 
+from rapa_dist import preconditions
+from rapa_dist.doctor import CHECKS
+from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import chip as chip_module
+from rapa_dist.fabric import patience
 from rapa_dist.fabric.chip import Chip, cells_name
+from rapa_dist.fabric.cluster import connect
 from rapa_dist.fabric.doorbell import Cycle, Ring, Status, TileDoorbell, answers_path
 from rapa_dist.fabric.lookout import Lookout
+from rapa_dist.fabric.patience import bounded
+from rapa_dist.interrupts import interrupt
 from rapa_dist.machine import Layer, Machine
 from rapa_dist.tile import Word
 
@@ -145,7 +155,6 @@ def test_a_stopped_tile_is_noticed_while_messages_keep_coming(chip, stopped, mes
 
 
 def test_a_tile_that_says_hello_again_and_again_does_not_hide_one_that_is_lost(chip, monkeypatch):
-    from rapa_dist.errors import ClusterError
     from rapa_dist.fabric import lookout as module
 
     monkeypatch.setattr(module, "_RESTART_TIMEOUT_S", 0.1)
@@ -158,3 +167,120 @@ def test_a_tile_that_says_hello_again_and_again_does_not_hide_one_that_is_lost(c
     lookout.hello(1)
     with pytest.raises(ClusterError, match=r"No answer from 1 tiles \(L0/T000\)"):
         lookout.silence([0], 0.2)
+
+
+# --- Ray that does not start
+
+
+def run_python(program: str, *before: str) -> subprocess.CompletedProcess[str]:
+    command = [*before, sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_without_a_loopback_interface_a_run_fails_within_seconds_and_says_why(tmp_path):
+    if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("network namespaces can't be made here")
+    train = ["train", "--dataset", "builtin", "--limit-train", "20", "--limit-test", "10", "--tiles", "1,1,1"]
+    command = ["unshare", "-n", sys.executable, "-m", "rapa_dist", *train, "--run-dir", str(tmp_path / "run")]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert time.monotonic() - began < 20
+    assert done.returncode == 1, done.stderr
+    assert re.search(r"Error: Ray can't be started .* 127\.0\.0\.1 can't be reached .*`ip link set lo up`", done.stderr)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "said"),
+    [
+        (resource.RLIMIT_NOFILE, 100, r"Open files: 100, may be raised to 100\. .*`ulimit -Hn 222`"),
+        (resource.RLIMIT_NPROC, 400, r"Processes: \d+ more may be started.*`ulimit -u`"),
+    ],
+    ids=["open files", "processes"],
+)
+def test_limits_that_are_too_low_are_named_before_ray_is_started(monkeypatch, limit, value, said):
+    asked = resource.getrlimit
+    limits = {limit: (value, value)}
+    monkeypatch.setattr(preconditions.resource, "getrlimit", lambda which: limits.get(which) or asked(which))
+    monkeypatch.setattr(preconditions.os, "geteuid", lambda: 1)
+    with pytest.raises(ClusterError, match=f"Ray can't be started on this machine.*{said}"):
+        connect("local", 21)
+    check = CHECKS[said.partition(":")[0].lower()]()  # doctor looks at the same
+    assert check.status == "failed"
+    assert re.match(said, f"{check.name.capitalize()}: {check.value}. {check.fix}")
+
+
+def test_a_start_that_takes_too_long_is_ended():
+    ended = threading.Event()
+    with pytest.raises(ClusterError, match=r"Starting it takes longer than 0 s\. Look\."):  # noqa: SIM117
+        with bounded("Starting it", "Look.", limit_s=0.2, end=ended.set):
+            assert ended.wait(10)
+    with bounded("Ending it", "Look.", limit_s=0.2, end=ended.clear, needed=False):
+        while ended.is_set():
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("returns", [True, False], ids=["returns", "does not return"])
+def test_a_signal_is_heard_while_ray_starts(monkeypatch, number, returns):
+    monkeypatch.setattr(patience, "_GRACE_S", 10.0 if returns else 0.3)
+    before, ended = signal.signal(number, interrupt), threading.Event()
+    try:
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt), bounded("Starting it", "Look.", end=ended.set):  # noqa: PT012
+            os.kill(os.getpid(), number)
+            assert returns or ended.wait(10)
+        assert 0.3 * (not returns) <= time.monotonic() - began < 5
+        assert ended.is_set() != returns
+        assert signal.getsignal(number) is interrupt
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_start_that_never_returns_ends_the_process_and_leaves_nothing(tmp_path):
+    program = (
+        "import ctypes, shutil\nfrom rapa_dist import cli\nfrom rapa_dist.fabric import patience\n"
+        "@cli.main.command('wait')\ndef wait():\n"
+        f"    end = lambda: shutil.rmtree({str(tmp_path)!r})\n"
+        "    with patience.bounded('Starting Ray', 'Look.', limit_s=0.2, end=end):\n"
+        "        ctypes.CDLL(None).sleep(50)\n"
+        "patience._UNWIND_S = 0.3\n"
+        "cli.CommandLine.get_command = lambda self, ctx, name: wait\n"
+        "cli.main(['wait'])\n"
+    )
+    done = run_python(program)
+    assert (done.returncode, done.stderr) == (1, "Error: Starting Ray takes longer than 0 s. Look.\n")
+    assert not tmp_path.exists()
+
+
+def test_ray_puts_no_handlers_of_its_own_in_place_of_ours():
+    """As a worker's core is made, which is the last that a start does: that ended runs by the signal itself."""
+    program = (
+        "import ctypes, os, signal, sys, ray\nfrom rapa_dist.fabric import patience\n"
+        "from rapa_dist.interrupts import end_like_ctrl_c\n"
+        "end_like_ctrl_c()\n"
+        "try:\n    with patience.bounded('Starting Ray', 'Look.'):\n"
+        "        getattr(ctypes.CDLL(ray._raylet.__file__), patience._INSTALL)(b'', False)\n"
+        "        ray._private.utils.set_sigterm_handler(lambda number, frame: sys.exit(77))\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n        print('there')\n"
+        "except KeyboardInterrupt:\n    print('heard')\n"
+    )
+    done = run_python(program)
+    assert done.stdout.split() == ["there", "heard"], (done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_at_any_moment_leaves_no_folder(number, tmp_path):
+    """As the folder is made, and between two lines that know nothing of it."""
+    program = (
+        "import os, sys, threading, time\nfrom pathlib import Path\nfrom rapa_dist.fabric.scratch import Scratch\n"
+        "from rapa_dist.interrupts import end_like_ctrl_c\n"
+        "end_like_ctrl_c()\nroot = Path(sys.argv[1])\nmade = Path.mkdir\n"
+        f"def mkdir(self, mode):\n    made(self, mode)\n    os.kill(os.getpid(), {int(number)})\n    time.sleep(0)\n"
+        f"kept = Scratch(root)\nPath.mkdir = mkdir\nScratch(root)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "KeyboardInterrupt" in done.stderr
+    assert not list(tmp_path.iterdir())

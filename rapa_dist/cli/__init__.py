@@ -10,6 +10,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import click
@@ -19,6 +20,7 @@ from rapa_dist.cli import standard_streams
 from rapa_dist.cli.output import Output, emit_error, tell
 from rapa_dist.errors import OutputError, RapaError
 from rapa_dist.interrupts import end_like_ctrl_c
+from rapa_dist.leaving import report_with
 
 COMMANDS = {
     "train": "rapa_dist.cli.train:train",
@@ -83,6 +85,7 @@ class CommandLine(click.Group):
         standard_streams.prepare()
         end_like_ctrl_c()
         as_json = "--json" in arguments  # as a mistake may keep click from getting so far
+        report_with(partial(_report, output=output if as_json else None))
         try:
             with self.make_context(prog_name, arguments, obj=output, **extra) as ctx:
                 self.invoke(ctx)

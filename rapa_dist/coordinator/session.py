@@ -17,7 +17,7 @@ from rapa_dist.fabric.nodes import find_rooms, node_here, placed, reachable
 from rapa_dist.fabric.placement import Room
 from rapa_dist.fabric.quiet import keep_memory
 from rapa_dist.footprint import check_memory
-from rapa_dist.interrupts import handlers_kept, uninterrupted
+from rapa_dist.interrupts import uninterrupted
 from rapa_dist.machine import Machine
 
 
@@ -69,7 +69,7 @@ class Place:
         found = find_address(address)
         if found is None:
             self._check(None)
-        with uninterrupted() if found is None else handlers_kept():  # half a cluster could not be stopped
+        with uninterrupted():  # else it might be connected, and not be known to `close`
             self._cluster = connect_to(found, len(self._machine.tiles))
         if found is not None:
             self._rooms = self.rooms()

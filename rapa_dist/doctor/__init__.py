@@ -1,9 +1,11 @@
 """Examine this machine. Every check is a function without arguments that returns a `Check`; none prints."""
 
 from collections.abc import Callable
+from functools import partial
 
+from rapa_dist import preconditions
+from rapa_dist.check import Check, Status
 from rapa_dist.doctor import cluster, data, host, software
-from rapa_dist.doctor.check import Check, Status
 
 __all__ = ["Check", "Status", "examine"]
 
@@ -14,7 +16,9 @@ CHECKS: dict[str, Callable[[], Check]] = {
     "memory": host.check_memory,
     "shared memory": host.check_shared_memory,
     "doorbells": host.check_datagrams,
-    "open files": host.check_open_files,
+    "loopback": preconditions.check_loopback,
+    "open files": partial(preconditions.check_open_files, sum(host.TILES)),
+    "processes": partial(preconditions.check_processes, sum(host.TILES)),
     "BLAS": software.check_blas,
     "PyTorch": software.check_torch,
     "torchvision": data.check_torchvision,

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from rapa_dist.doctor.check import Check
+from rapa_dist.check import Check
 from rapa_dist.doctor.host import TILES
 from rapa_dist.errors import RapaError
 

@@ -1,8 +1,8 @@
 """Images: which data sets are at hand, and how torchvision, which reads them, is here."""
 
+from rapa_dist.check import Check
 from rapa_dist.data.load import FoundDataSet, find_datasets
 from rapa_dist.data.vision import VisionStatus, vision_status
-from rapa_dist.doctor.check import Check
 
 _KNOWN_FAULT = "https://github.com/pytorch/vision/issues/9337"
 

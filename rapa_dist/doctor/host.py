@@ -1,14 +1,13 @@
-"""What this machine gives a run: cores, memory, shared memory, sockets, open files."""
+"""What this machine gives a run: cores, memory, shared memory, sockets; see `preconditions` for what Ray needs."""
 
 import os
-import resource
 import socket
 import stat
 from pathlib import Path
 
 from rapa_dist.cgroup import cpu_limit
+from rapa_dist.check import Check, size
 from rapa_dist.config import PAPER_CHANNELS, PAPER_TILES
-from rapa_dist.doctor.check import Check, size
 from rapa_dist.errors import ClusterError
 from rapa_dist.footprint import COORDINATOR_BYTES, RAY_BYTES, TILE_BYTES, images_per_batch, memory
 
@@ -17,8 +16,6 @@ TILES, CHANNELS = PAPER_TILES, PAPER_CHANNELS
 IMAGES = images_per_batch(10)
 
 _OBJECT_STORE_BYTES = 100_000_000
-_FILES_OF_RAY = 1024
-_FILES_PER_TILE = 32
 
 
 def check_cores() -> Check:
@@ -143,20 +140,3 @@ def check_datagrams() -> Check:
         )
         return Check(name, "failed", value, fix, found)
     return Check(name, "ok", value, quantities=found)
-
-
-def check_open_files() -> Check:
-    """Look how many files a process may open; Ray raises the soft limit to the hard one by itself."""
-    return judge_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
-
-
-def judge_open_files(soft: int, hard: int) -> Check:
-    """Say whether the limits suffice for a run with the default tiles."""
-    found = {"soft_limit": soft, "hard_limit": hard}
-    unlimited = hard == resource.RLIM_INFINITY
-    value = f"{soft:,}, may be raised to {'any number' if unlimited else f'{hard:,}'}"
-    needed = _FILES_OF_RAY + _FILES_PER_TILE * sum(TILES)
-    if unlimited or hard >= 4096:
-        return Check("open files", "ok", value, quantities=found)
-    fix = f"Ray and {sum(TILES)} tiles open up to {needed:,} files. Raise the limit: ulimit -Hn 8192 (as root)."
-    return Check("open files", "failed" if hard < needed else "warning", value, fix, found)

@@ -5,7 +5,9 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,16 +15,21 @@ from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import access
 from rapa_dist.fabric.address import RUNNING_HERE, find_address, heard
 from rapa_dist.fabric.nodes import CUT_OFF_S, PROBE_TIMEOUT_S, check_capacity, find_rooms
+from rapa_dist.fabric.patience import bounded
 from rapa_dist.fabric.placement import RESOURCE
+from rapa_dist.fabric.processes import end_users_of
 from rapa_dist.fabric.scratch import Scratch, fresh_name
 from rapa_dist.fabric.surroundings import apart, job_config, settle
 from rapa_dist.interrupts import uninterrupted
+from rapa_dist.preconditions import check_before_start
 
 NAMESPACE = "rapa-dist"
 _OBJECT_STORE_BYTES = 100_000_000  # rows never pass through it; Ray wants at least 75 MB
 _RAY = "r"  # Ray's own folder in the scratch directory: it opens the one it is given to everybody
 _LONGEST_FOLDER = 107 - len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 _HEAD_TRIES, _HEAD_PAUSE_S = 3, 1.0  # a network may stutter
+_LEAVE_S = 30.0  # Ray gives each of its processes two seconds
+_LOOK = "Look whether its processes are stopped, and into its logs, in /tmp/ray where it was started by hand."
 _LONGEST_COUNTED_S = 5.0  # between two tries: this process may have been stopped in between
 
 
@@ -78,13 +85,10 @@ class Cluster:
 
     def close(self) -> None:
         """Disconnect; stop the cluster if it was started for this run."""
-        import ray
-
         with uninterrupted():
             if not self.head_lost:  # else there is nobody to take leave of, and Ray would wait for it
-                ray.shutdown()
-            if self.scratch is not None:
-                self.scratch.remove()
+                _leave(f"Leaving the Ray cluster at {self.address}", partial(_end_all, self.scratch))
+            _end_all(self.scratch)
             access.use(self._access_before)
 
     def keep_logs(self, folder: Path) -> None:
@@ -114,6 +118,7 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int, *, gpus: int = 0) ->
     at_once = max(len(os.sched_getaffinity(0)), n_tiles // 4 + 1)
     settle(joins=found is not None)
     if found is None:
+        check_before_start(n_tiles)
         # Processes that Ray starts at a time. By its default, one per core, 21 tiles take twice as long to
         # come up, and Ray warns, on stdout, of every four times as many processes.
         os.environ["RAY_worker_maximum_startup_concurrency"] = str(at_once)  # noqa: SIM112  Ray spells it so
@@ -123,9 +128,10 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int, *, gpus: int = 0) ->
     options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
     if found is None:
         scratch = Scratch(_short_temporary_folder())
+        end = partial(_end_all, scratch)
         try:
             access.use(access.with_own_token(scratch.path))
-            with apart(scratch.path), access.on_loopback():
+            with bounded("Starting Ray", _LOOK, end=end), apart(scratch.path), access.on_loopback():
                 context: Any = ray.init(
                     address="local",
                     _node_ip_address=access.LOOPBACK,
@@ -140,8 +146,8 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int, *, gpus: int = 0) ->
                 )
         except BaseException as error:
             with uninterrupted():
-                ray.shutdown()
-                scratch.remove()
+                _leave("Ending Ray, which did not start,", end)
+                end()
                 access.use(before)
             if isinstance(error, Exception):
                 raise ClusterError(f"Can't start Ray on this machine: {error}") from error
@@ -196,8 +202,22 @@ def _join(found: tuple[str, str], environment: dict[str, str], **options: Any) -
     access.use(environment)
     import ray
 
-    with access.as_it_listens(found[0]):
+    with bounded(f"Joining the Ray cluster at {found[0]}", _LOOK), access.as_it_listens(found[0]):
         ray.init(address=found[0], job_config=job_config(), **options)
+
+
+def _leave(what: str, end: Callable[[], None]) -> None:
+    import ray
+
+    with bounded(what, _LOOK, limit_s=_LEAVE_S, end=end, needed=False):
+        ray.shutdown()
+
+
+def _end_all(scratch: Scratch | None) -> None:
+    """End what is left of a cluster that was started for this run, stopped or not, and remove its files."""
+    if scratch is not None:
+        end_users_of(scratch.path / _RAY)
+        scratch.remove()
 
 
 def _short_temporary_folder() -> Path:

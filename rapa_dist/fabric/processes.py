@@ -53,6 +53,21 @@ def end(pid: int, file: Path) -> bool:
     return True
 
 
+def end_users_of(folder: Path) -> None:
+    """Kill this user's processes that have a file below a folder open, but this one."""
+    inside = f"{folder}/"
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):  # it has gone, is another user's, or no process
+            if (pid := int(entry.name)) == os.getpid() or entry.stat().st_uid != os.getuid():
+                continue
+            descriptor = os.pidfd_open(pid)
+            try:
+                if any(os.readlink(file).startswith(inside) for file in (entry / "fd").iterdir()):
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            finally:
+                os.close(descriptor)
+
+
 def _has_mapped(pid: int, file: Path) -> bool:
     mapped = Path(f"/proc/{pid}/maps").read_text().splitlines()
     return any("/" + line.partition("/")[2] == str(file) for line in mapped)

@@ -16,10 +16,12 @@ import stat
 import sys
 import tempfile
 import time
+import weakref
 from pathlib import Path
 
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric.processes import end
+from rapa_dist.interrupts import uninterrupted
 from rapa_dist.tile import Word
 
 PREFIX = "rapa-dist-"
@@ -51,9 +53,16 @@ class Scratch:
     """A directory of mode 0700 that this process owns for as long as it lives."""
 
     def __init__(self, root: Path | None = None) -> None:
-        """Make the directory below `root` (default: shared memory), after sweeping up abandoned ones."""
+        """Make the directory below `root` (default: shared memory), after sweeping up abandoned ones.
+
+        It is removed when this process ends, at the latest: a signal may end a run between any two lines.
+        """
         self.root = root or shared_memory_root()
         sweep(self.root)
+        with uninterrupted():
+            self._make()
+
+    def _make(self) -> None:
         name = fresh_name()
         unlocked = self.root / f".{name}"
         try:
@@ -63,6 +72,8 @@ class Scratch:
                 self._lock = _lock(unlocked / LOCK)
                 undo.callback(os.close, self._lock)
                 self.path = unlocked.rename(self.root / name)  # under its final name it is locked, always
+                self.remove = weakref.finalize(self, _give_back, self.path, self._lock, os.getpid())
+                """Removes the directory and everything in it. May be called twice."""
                 undo.pop_all()
         except OSError as error:
             raise ClusterError(
@@ -87,11 +98,13 @@ class Scratch:
         finally:
             os.close(descriptor)
 
-    def remove(self) -> None:
-        """Remove the directory and everything in it. Safe to call twice."""
-        shutil.rmtree(self.path, ignore_errors=True)
+
+def _give_back(folder: Path, lock: int, owner: int) -> None:
+    """Remove a directory and everything in it."""
+    if os.getpid() == owner:  # not in a process that was forked
+        shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
-            os.close(self._lock)
+            os.close(lock)
 
 
 def fresh_name() -> str:
