@@ -154,7 +154,7 @@ def test_a_test_in_the_middle_and_mini_batches_of_other_sizes_leave_no_trace():
 
 def test_memory_that_a_cuda_graph_writes_to_stays_although_a_mini_batch_of_more_patches_is_computed():
     """As in a test of two perforated networks: as many images, more rows, other memory."""
-    machine, seeds = machine_of("perforated"), (0, 1)
+    machine, seeds = Machine.build(channels=CHANNELS, tiles=(16, 4, 1), perforated=True), (0, 1)
     _, network = batched(machine, "max", seeds)
     (convolution, *_) = network._convolutions_for(len(seeds) * IMAGES)
 
