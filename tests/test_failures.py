@@ -225,7 +225,7 @@ def test_a_stopped_tile_of_a_coordinator_that_was_killed_is_ended_by_the_next_ru
 
 def kill_whenever_it_comes_up(cells: Path, process: subprocess.Popen) -> None:
     """Kill a tile's process, and each that takes its place, until a run has ended."""
-    words = memoryview(map_existing(cells))[: 8 * (Word.PID + 1)].cast("Q")
+    words = memoryview(map_existing(cells, 4096))[: 8 * (Word.PID + 1)].cast("Q")
     killed = 0
     while process.poll() is None:
         if words[Word.PID] != killed:

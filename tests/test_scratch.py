@@ -103,7 +103,7 @@ def test_directories_of_two_runs_are_two(tmp_path, scratch):
 
 def test_a_file_is_shared_with_whoever_maps_it(scratch):
     mine = scratch.map_file("arena", 10_000)
-    theirs = map_existing(scratch.path / "arena")
+    theirs = map_existing(scratch.path / "arena", 10_000)
     assert len(mine) == len(theirs) == 10_000
     mine[9_999] = 7
     assert theirs[9_999] == 7
@@ -290,10 +290,10 @@ def test_only_regular_files_are_mapped(tmp_path):
     (tmp_path / "file").write_bytes(b"rows")
     (tmp_path / "link").symlink_to("file")
     os.mkfifo(tmp_path / "pipe")
-    assert map_existing(tmp_path / "file")[:] == b"rows"
+    assert map_existing(tmp_path / "file", 4)[:] == b"rows"
     for name in ("link", "pipe"):
         with pytest.raises(OSError, match=r"symbolic links|Not a regular file"):
-            map_existing(tmp_path / name)
+            map_existing(tmp_path / name, 4)
 
 
 @pytest.mark.parametrize("operation", ["mkdir", "rename"])

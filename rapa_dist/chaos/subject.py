@@ -111,7 +111,7 @@ class Subject:
                 continue
             with suppress(OSError, ValueError):
                 files = sorted(registration.folder.glob("cells-*"), key=lambda file: int(file.name.partition("-")[2]))
-                self._words = [memoryview(map_existing(file))[:_HEAD].cast("Q") for file in files]
+                self._words = [memoryview(map_existing(file, _HEAD))[:_HEAD].cast("Q") for file in files]
 
     def saves(self) -> bool:
         """Return whether a checkpoint is being written right now."""

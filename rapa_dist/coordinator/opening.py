@@ -14,6 +14,7 @@ from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.trainer import initial_checkpoint
 from rapa_dist.data import DataSet, load_dataset
 from rapa_dist.errors import CheckpointError, ClusterError, RunDirectoryError, UsageError
+from rapa_dist.fabric.cut_short import last_words
 from rapa_dist.interrupts import uninterrupted
 
 
@@ -164,8 +165,14 @@ def check_progress(directory: RunDirectory, config: TrainConfig, newest: Checkpo
 @contextmanager
 def resumable(directory: RunDirectory) -> Iterator[None]:
     """Hold a run directory; whatever ends the run early is logged, and with it how to resume is told."""
+
+    def tell(why: str) -> None:
+        directory.log(f"stopped: {why}")
+        tell_how_to_resume(directory)
+
     try:
-        yield
+        with last_words(tell):
+            yield
     except BaseException as error:
         directory.log(f"stopped: {error!r}")
         if isinstance(error, KeyboardInterrupt | ClusterError):

@@ -33,7 +33,7 @@ class Tile:
         one_blas_thread()
         die_at_once()
         self._site = site
-        self._cells = site.open_cells()
+        self._cells, self._arena, self._board = site.open_cells(), site.open_arena(), site.open_board()
         self._inspector = Inspector(site, ray.get_runtime_context().get_node_id())
         words = self._cells.words
         words[Word.THREAD], words[Word.PID], words[Word.STATE] = 0, os.getpid(), State.IDLE
@@ -44,7 +44,7 @@ class Tile:
     def _serve(self) -> None:
         site, words = self._site, self._cells.words
         words[Word.THREAD] = threading.get_native_id()
-        arena, board = site.open_arena(), site.open_board()
+        arena, board = self._arena, self._board
         patches, outputs = arena.patches(site.layer_index), arena.outputs(site.layer_index)
         tile, bell = AnalogTile(self._cells), TileDoorbell(site.directory, site.tile, site.token)
         stop_polling()

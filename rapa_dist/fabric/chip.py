@@ -12,6 +12,7 @@ from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import board
 from rapa_dist.fabric.base import Arena
 from rapa_dist.fabric.board import Board
+from rapa_dist.fabric.cut_short import Guard
 from rapa_dist.fabric.doorbell import Cycle, NodeDoorbell, Ring, Status, check_names
 from rapa_dist.fabric.scratch import Scratch, check_shared_memory, fresh_name, map_existing, shared_memory_root
 from rapa_dist.machine import Machine, tile_name
@@ -45,15 +46,16 @@ class Site:
     def open_cells(self) -> Cells:
         """Map the tile's cells."""
         shape = self.machine.layers[self.layer_index].kernel_shape
-        return Cells(map_existing(self.directory / cells_name(self.tile)), shape)
+        return Cells(map_existing(self.directory / cells_name(self.tile), Cells.size(shape)), shape)
 
     def open_arena(self) -> Arena:
         """Map the chip's arena."""
-        return Arena(map_existing(self.directory / _ARENA), self.machine, self.images)
+        size = Arena.size(self.machine, self.images)
+        return Arena(map_existing(self.directory / _ARENA, size), self.machine, self.images)
 
     def open_board(self) -> Board:
         """Map the chip's board."""
-        return Board(map_existing(self.directory / _BOARD))
+        return Board(map_existing(self.directory / _BOARD, board.SIZE))
 
 
 def cells_name(tile: int) -> str:
@@ -95,6 +97,7 @@ class Chip:
 
     def __post_init__(self) -> None:
         self.scratch = Scratch()
+        self._guard = Guard(self.scratch.what_is_cut, self.scratch.remove)
         try:
             self._token = secrets.randbits(64)
             arena_file = self.scratch.map_file(_ARENA, Arena.size(self.machine, self.images))
@@ -105,6 +108,7 @@ class Chip:
             self._bell = NodeDoorbell(self.scratch.path, total, self._token)
             self._bell.set_patience(PATIENCE_S)
         except BaseException:
+            self._guard.close()
             self.scratch.remove()
             raise
         self.last_ring = [0] * len(self.machine.tiles)
@@ -218,6 +222,8 @@ class Chip:
                 unlooked_s = 0.0
                 silence_s += PATIENCE_S
                 self._disturbed = True
+                if (cut := self.scratch.what_is_cut()) is not None:
+                    raise ClusterError(cut)
                 self.on_silence(self._silent_tiles(), silence_s)
         self._board.ask_nobody()
 
@@ -256,4 +262,5 @@ class Chip:
     def close(self) -> None:
         """Remove everything that the chip put on the node. Safe to call twice."""
         self._bell.close()
+        self._guard.close()
         self.scratch.remove()

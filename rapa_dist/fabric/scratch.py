@@ -58,6 +58,7 @@ class Scratch:
         It is removed when this process ends, at the latest: a signal may end a run between any two lines.
         """
         self.root = root or shared_memory_root()
+        self._sizes: dict[str, int] = {}  # of mapped files, by name
         sweep(self.root)
         with uninterrupted():
             self._make()
@@ -90,13 +91,23 @@ class Scratch:
         descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, size)  # a hole found later would kill the process
-            return mmap.mmap(descriptor, size)
+            mapped = mmap.mmap(descriptor, size)
+            self._sizes[name] = size
+            return mapped
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise ClusterError(too_little_memory(self.root, size)) from error
         finally:
             os.close(descriptor)
+
+    def what_is_cut(self) -> str | None:
+        """Return a sentence about a mapped file that somebody has cut short: its memory can't be touched any more."""
+        for name, size in self._sizes.items():
+            with contextlib.suppress(OSError):
+                if (found := os.stat(self.path / name).st_size) < size:
+                    return cut_short(self.path / name, found, size)
+        return None
 
 
 def _give_back(folder: Path, lock: int, owner: int) -> None:
@@ -112,13 +123,27 @@ def fresh_name() -> str:
     return f"{PREFIX}{os.getuid()}-{secrets.token_hex(6)}"
 
 
-def map_existing(path: Path) -> mmap.mmap:
-    """Return an existing file memory-mapped, writable, whole."""
+def map_existing(path: Path, size: int) -> mmap.mmap:
+    """Return the first `size` bytes of an existing file memory-mapped, writable.
+
+    Raises:
+        ClusterError: it was cut short.
+    """
     descriptor = open_file(path, os.O_RDWR)
     try:
-        return mmap.mmap(descriptor, 0)
+        if (found := os.fstat(descriptor).st_size) < size:
+            raise ClusterError(cut_short(path, found, size))
+        return mmap.mmap(descriptor, size)
     finally:
         os.close(descriptor)
+
+
+def cut_short(path: Path, found: int, size: int) -> str:
+    """Say that a file in shared memory has fewer bytes than it was made with."""
+    return (
+        f"The run's file {path} in shared memory was cut short by another program: it has {found:,} of {size:,} bytes. "
+        "The run can't go on without the others."
+    )
 
 
 def check_shared_memory(needed: int, root: Path | None = None) -> None:
