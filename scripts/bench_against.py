@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from bench_peers import Worker, default_cut, quartiles
 
-from rapa_dist.coordinator.run_directory import environment
+from rapa_dist.coordinator.environment import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -402,7 +402,7 @@ def main() -> None:
         work(arguments.worker, tiles, arguments.micro_batches)
         return
 
-    from rapa_dist.coordinator.run_directory import environment
+    from rapa_dist.coordinator.environment import environment
 
     names = arguments.only or [name for name in CONTENDERS if name not in arguments.without]
     reference = names[0]

@@ -19,8 +19,9 @@ from bench_peers import quartiles
 
 from rapa_dist.config import parse_list, resolve
 from rapa_dist.coordinator.checkpoint import Progress
+from rapa_dist.coordinator.environment import environment
 from rapa_dist.coordinator.recoveries import Recoveries
-from rapa_dist.coordinator.run_directory import RunDirectory, environment
+from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.coordinator.trainer import SNAPSHOT_EVERY, Trainer, initial_checkpoint
 from rapa_dist.data import load_dataset

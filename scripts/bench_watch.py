@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rapa_dist.coordinator.run_directory import environment
+from rapa_dist.coordinator.environment import environment
 
 COMMAND = [sys.executable, "-P", "-m", "rapa_dist"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rapa_dist.analysis.learnt import similarities_of
 from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.coordinator.sessions import sessions_of
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
     arguments = parser.parse_args()
     directory = RunDirectory(arguments.run_dir)
     metrics = directory.metrics()
-    environment = json.loads((arguments.run_dir / "environment.json").read_text())
+    environment = (sessions_of(arguments.run_dir) or [{}])[-1]
     config = directory.config.as_dict()
     config["dataset"] = re.sub(r"^images:.*/", "images:", config["dataset"])  # where it lay is nobody's concern
     last, end = metrics[-1], directory.read_checkpoint(directory.find_checkpoint("newest"))
@@ -33,7 +34,7 @@ def main() -> None:
         "test_s": round(sum(line["wall"]["test_s"] for line in metrics), 1),
         "steps": end.progress.step,
         "similarities": similarities_of(end),
-        "environment": {key: value for key, value in environment.items() if key not in ("argv", "data_dir")},
+        "environment": {key: value for key, value in environment.items() if key not in ("argv", "options")},
         "metrics": metrics,
     }
     arguments.result.parent.mkdir(parents=True, exist_ok=True)

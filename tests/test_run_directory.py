@@ -63,7 +63,7 @@ def test_a_new_run_has_what_is_needed_to_repeat_it(directory, tmp_path):
     assert directory.config == CONFIG
     assert directory.checkpoint_folder.is_dir()
     assert directory.data_dir == tmp_path / "data"
-    about = json.loads((directory.path / "environment.json").read_text())
+    (about,) = json.loads((directory.path / "environment.json").read_text())["sessions"]
     assert {"argv", "python", "packages", "processor", "cores", "memory_bytes", "git"} <= about.keys()
     assert {"torch", "numpy", "ray", "rapa-dist"} <= about["packages"].keys()
 

@@ -91,7 +91,7 @@ class TestSerial:
         config = tomllib.loads((undisturbed / "config.toml").read_text())
         assert config["dataset"] == "builtin"
         assert config["lr"] == 0.05
-        environment = json.loads((undisturbed / "environment.json").read_text())
+        (environment,) = json.loads((undisturbed / "environment.json").read_text())["sessions"]
         assert environment["packages"].keys() >= {"torch", "ray", "numpy", "rapa-dist"}
         assert [line["epoch"] for line in metrics(undisturbed)] == [1, 2, 3]
 

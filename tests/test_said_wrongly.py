@@ -1,8 +1,11 @@
 """What the program says of a run, of its tiles, of time and of the user's own words is so."""
 
 import json
+import os
 import re
+import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,10 +26,16 @@ from rapa_dist.coordinator import trainer as trainers
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.session import one_digital_thread
+from rapa_dist.coordinator.sessions import options_of, resume_command
 from rapa_dist.coordinator.tiles_table import tiles_table
+from rapa_dist.coordinator.together import train_together
 from rapa_dist.coordinator.trainer import Trainer, initial_checkpoint
 from rapa_dist.data import DataSet, load_dataset
+from rapa_dist.errors import ClusterError
+from rapa_dist.fabric import watcher
 from rapa_dist.fabric.lookout import Restart
+from rapa_dist.fabric.registry import Registration, registered, registrations
+from rapa_dist.fabric.scratch import Scratch, shared_memory_root
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.inspection import RunStats, TileStats
 from rapa_dist.network.model import initial_kernels
@@ -373,3 +382,140 @@ def test_the_report_tells_the_similarity_of_what_was_learnt_from_that_of_the_sta
     assert (along, decay_leaves) == ("100 %", "100 %")
     assert learnt > 0.99
     assert "nothing in common" not in page
+
+
+# --- how to resume, and with what a run was trained
+
+
+def stopped_after(steps: int, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Result:
+    """Train until Ctrl-C comes after so many steps."""
+    take, left = Trainer.take, iter(range(steps))
+
+    def press(self: Trainer, result: Any) -> None:
+        take(self, result)
+        if next(left, None) == steps - 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "take", press)
+        result = invoke(*arguments)
+    assert result.exit_code == 130, result.output
+    return result
+
+
+def resume_hint(said: str) -> list[str]:
+    (line,) = re.findall(r"Resume with: (.*)$", said, re.MULTILINE)
+    return shlex.split(line)
+
+
+def test_the_resume_hint_can_be_typed_and_resumes_in_the_same_way(here, monkeypatch):
+    folder = "it's a run; $HOME"
+    given = ["--fabric", "batched", "--save-patience", "5", "--data-dir", "a b"]
+    done = stopped_after(3, monkeypatch, "train", *SMALL, "--epochs", 3, "--run-dir", folder, *given)
+    program, *hint = resume_hint(done.stderr)
+    assert program == "rapa-dist"
+    assert hint == ["train", "--resume", folder, "--fabric", "batched", "--save-patience", "5.0"]
+    assert RunDirectory(here / folder).data_dir == here / "a b"
+    again = stopped_after(1, monkeypatch, *hint, "--live")
+    assert resume_hint(again.stderr) == [program, *hint[:5], "--live", *hint[5:]]
+    assert invoke(*hint).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("where", "options"),
+    [
+        ({"fabric": "ray", "device": "cpu"}, []),
+        ({"fabric": "serial", "device": "cpu"}, ["--fabric", "serial"]),
+        ({"fabric": "batched", "device": "cuda"}, ["--fabric", "batched", "--device", "cuda"]),
+        ({"fabric": "ray", "device": "cpu", "address": "h:1", "nodes": 2}, ["--address", "h:1", "--nodes", "2"]),
+    ],
+)
+def test_the_resume_hint_has_what_is_not_the_default(where, options):
+    assert options_of(where, {"fabric": "ray", "device": "cpu"}) == options
+
+
+@pytest.mark.parametrize("environment", ["", "[]", '{"sessions": 7}', '{"sessions": [{"options": 7}, []]}', None])
+def test_without_a_record_the_resume_hint_has_the_directory_alone(tmp_path, environment):
+    if environment is not None:
+        (tmp_path / "environment.json").write_text(environment)
+    assert shlex.split(resume_command(tmp_path)) == ["rapa-dist", "train", "--resume", str(tmp_path)]
+
+
+def test_a_finished_run_that_is_resumed_says_so_and_starts_nothing(run):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "log"}
+    result = invoke("train", "--resume", run)  # on ray
+    assert result.exit_code == 0, result.output
+    assert f"The run in {run} is finished: 2 epochs of 2 trained. Nothing was started." in result.stderr
+    assert f"To train it longer: rapa-dist train --resume {run} --fabric serial --epochs 4" in result.stderr
+    assert "test error" in result.stdout
+    assert "Starting" not in result.stderr
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_every_command_line_of_a_run_is_recorded(run, monkeypatch):
+    lines = [sys.argv]
+    for epochs in ("3", "4"):
+        lines.append(["rapa-dist", "train", "--resume", "there", "--epochs", epochs])
+        monkeypatch.setattr(sys, "argv", lines[-1])
+        assert invoke("train", "--resume", run, "--epochs", epochs, "--fabric", "serial").exit_code == 0
+    sessions = json.loads((run / "environment.json").read_text())["sessions"]
+    assert [session["argv"] for session in sessions] == lines
+    assert all(session["packages"]["torch"] and session["started"] for session in sessions)
+    assert invoke("report", run).exit_code == 0
+    assert "rapa-dist train --resume there --epochs 3" in (run / "report.html").read_text()
+
+
+# --- stats of a run whose tiles are no processes
+
+
+@pytest.mark.parametrize("fabric", ["serial", "batched"])
+def test_stats_says_that_a_run_trains_here_whose_tiles_can_not_be_asked(fabric, tmp_path, monkeypatch):
+    said: list[Result] = []
+    look = Trainer.take
+
+    def take(self: Trainer, result: Any) -> None:
+        look(self, result)
+        if not said:
+            said.extend([invoke("stats"), invoke("stats", "--run", "its name")])
+
+    monkeypatch.setattr(Trainer, "take", take)
+    arguments = [*SMALL, "--fabric", fabric, "--epochs", 1, "--run-dir", tmp_path / "its name"]
+    assert invoke("train", *arguments).exit_code == 0
+    for result in said:
+        assert result.exit_code == 1
+        assert f"The run its name trains here on the fabric {fabric}, in process {os.getpid()}" in result.stderr
+        assert f"'{tmp_path / 'its name'}'" in result.stderr
+        assert "no tile processes to ask" in result.stderr
+        assert "metrics.jsonl" in result.stderr
+    assert len(said) == 2
+    assert "No run trains on this node" in invoke("stats").stderr
+    assert not registrations(shared_memory_root())
+
+
+def test_runs_that_are_trained_together_are_found_too(tmp_path, monkeypatch):
+    found: list[Registration] = []
+    look = Trainer.take
+    monkeypatch.setattr(
+        Trainer, "take", lambda *all: (look(*all), found.extend(registrations(shared_memory_root())))[0]
+    )
+    runs = [(tmp_path / f"r{seed}", replace(CONFIG, seed=seed)) for seed in (0, 1)]
+    train_together(runs, device="cpu", data_dir=None)
+    assert {(entry.run, entry.fabric) for entry in found} == {("r0", "batched"), ("r1", "batched")}
+    assert not registrations(shared_memory_root())
+
+
+def test_tiles_that_can_be_asked_come_before_those_that_can_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(watcher, "attach", lambda found, mode: SimpleNamespace(address=found[0]))
+    scratch = Scratch()
+    where = {"address": "h:1", "run_dir": tmp_path, "folder": scratch.path}
+    Registration.of_this_process(run="asked", **where).write()
+    with registered(run="mute", run_dir=tmp_path, fabric="serial", options=[]):
+        assert watcher.find_run(None, None, pytest.fail).run == "asked"
+        with pytest.raises(ClusterError, match="The run mute trains here"):
+            watcher.find_run("mute", None, pytest.fail)
+    scratch.remove()
+
+
+def test_where_no_run_can_be_registered_it_trains(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAPA_DIST_SHM", str(tmp_path / "missing"))
+    assert invoke(*TRAIN, "--epochs", 1, "--run-dir", tmp_path / "r").exit_code == 0

@@ -556,7 +556,7 @@ def test_ctrl_c_ends_watching(three_looks):
 def test_json_is_one_object_with_tiles_layers_and_totals(three_looks):
     done = invoke("--json", "--layer", "L1")
     stats = json.loads(done.stdout)
-    assert stats.keys() == {"run", "tiles", "layers", "total", "silent"}
+    assert stats.keys() == {"run", "tiles", "layers", "total", "silent", "tiles_of_run"}
     assert [tile["tile"] for tile in stats["tiles"]] == [f"L1/T{number:03d}" for number in range(4)]
     assert stats["tiles"][0].keys() == TILE_KEYS
     assert stats["total"]["rows_forward"] == sum(tile["rows_forward"] for tile in stats["tiles"])

@@ -20,7 +20,8 @@ from rapa_dist.chaos.nodes import LocalNodes
 from rapa_dist.chaos.remains import remains
 from rapa_dist.chaos.subject import Subject
 from rapa_dist.coordinator import checkpoint as checkpoints
-from rapa_dist.coordinator.run_directory import RunDirectory, environment
+from rapa_dist.coordinator.environment import environment
+from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric.scratch import shared_memory_root
 from rapa_dist.interpreter import same_modules

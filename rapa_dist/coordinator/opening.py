@@ -1,6 +1,6 @@
 """Opening a run: a new one, or one that is gone on with; its directory is held, and what it starts from is on disk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 from rapa_dist.config import TrainConfig
 from rapa_dist.console import counted, stderr
 from rapa_dist.coordinator import checkpoint as checkpoints
-from rapa_dist.coordinator import run_images
+from rapa_dist.coordinator import run_images, sessions
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.trainer import initial_checkpoint
@@ -32,7 +32,12 @@ def held(directory: RunDirectory) -> Iterator[None]:
 
 
 def begin(
-    path: Path | None, config: TrainConfig, data: DataSet, data_dir: Path | None, clean_up: ExitStack
+    path: Path | None,
+    config: TrainConfig,
+    data: DataSet,
+    data_dir: Path | None,
+    clean_up: ExitStack,
+    options: Sequence[str] = (),
 ) -> tuple[RunDirectory, Checkpoint]:
     """Make the directory of a new run, and write its first checkpoint.
 
@@ -42,12 +47,13 @@ def begin(
         data: on what.
         data_dir: where that was looked for.
         clean_up: releases the directory when it is closed.
+        options: of `rapa-dist train`, to resume it as it is started.
 
     Raises:
         RunDirectoryError: it can't be made or written to.
     """
     with uninterrupted():
-        directory = RunDirectory.create(path, config, data_dir)
+        directory = RunDirectory.create(path, config, data_dir, options)
         clean_up.enter_context(resumable(directory))
         start = initial_checkpoint(config, data)
         _write_first(directory, start)
@@ -94,8 +100,26 @@ def _check_steps(directory: RunDirectory, newest: Checkpoint, images: int) -> No
         )
 
 
+def is_finished(directory: RunDirectory, config: TrainConfig, newest: Checkpoint | None) -> bool:
+    """Return whether a run has no epoch left to train; if so, say how to train it longer."""
+    if newest is None or newest.progress.epoch < config.epochs:
+        return False
+    longer = f"{sessions.resume_command(directory.path)} --epochs {2 * config.epochs}"
+    stderr.print(
+        f"The run in {directory.path} is finished: {counted(config.epochs, 'epoch')} of {config.epochs:,} trained. "
+        f"Nothing was started. To train it longer: {longer}",
+        markup=False,
+    )
+    return True
+
+
 def go_on(
-    directory: RunDirectory, config: TrainConfig, data: DataSet, newest: Checkpoint | None, data_dir: Path | None
+    directory: RunDirectory,
+    config: TrainConfig,
+    data: DataSet,
+    newest: Checkpoint | None,
+    data_dir: Path | None,
+    options: Sequence[str] = (),
 ) -> Checkpoint:
     """Bring the directory back to the newest checkpoint, and return what to go on from.
 
@@ -105,6 +129,7 @@ def go_on(
         data: what it is trained on.
         newest: None to begin at the beginning.
         data_dir: where data sets are now; None: where they were.
+        options: of `rapa-dist train`, to resume it in the same way again.
 
     Raises:
         RunDirectoryError: it can't be written to.
@@ -113,9 +138,8 @@ def go_on(
     if newest is None:
         _write_first(directory, start)
     try:
+        directory.add_session(options, data_dir)
         directory.write_config(config)
-        if data_dir is not None:
-            directory.write_data_dir(data_dir)
     except OSError as error:
         raise RunDirectoryError(
             f"Can't write to the run directory {directory.path}: {error.strerror}. Make room there, or correct "
@@ -183,7 +207,7 @@ def resumable(directory: RunDirectory) -> Iterator[None]:
 
 
 def tell_how_to_resume(directory: RunDirectory) -> None:
-    """Say on stderr where a run can be gone on with."""
+    """Say on stderr how a run can be resumed."""
     found = checkpoints.checkpoints(directory.checkpoint_folder)
     saved = f"The newest checkpoint is {found[-1].stem}. " if found else ""
-    stderr.print(f"\n{saved}Go on with: rapa-dist train --resume {directory.path}", markup=False)
+    stderr.print(f"\n{saved}Resume with: {sessions.resume_command(directory.path)}", markup=False)

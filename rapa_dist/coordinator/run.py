@@ -19,6 +19,7 @@ from rapa_dist.coordinator.run_directory import RAY_LOGS, RunDirectory
 from rapa_dist.coordinator.run_images import Where, as_the_run_has_them, check_elsewhere, open_images
 from rapa_dist.coordinator.saving import PATIENCE_S, Saver
 from rapa_dist.coordinator.session import Place, one_digital_thread
+from rapa_dist.coordinator.sessions import options_of
 from rapa_dist.coordinator.telemetry import RayMetrics
 from rapa_dist.coordinator.trainer import SNAPSHOT_EVERY, Trainer
 from rapa_dist.coordinator.weights import weights_sha256
@@ -137,7 +138,8 @@ def start_run(
         place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), device, nodes)
         clean_up.callback(place.close)
         place.connect(address)
-        directory, start = opening.begin(run_dir, config, data, data_dir, clean_up)
+        options = _options(fabric, device, address, nodes, live, tolerance)
+        directory, start = opening.begin(run_dir, config, data, data_dir, clean_up, options)
         return _train(start, data, place, directory, live, tolerance)
 
 
@@ -179,6 +181,8 @@ def resume_run(
         if epochs is not None:
             config = replace(config, epochs=epochs)
         opening.check_progress(directory, config, newest)
+        if opening.is_finished(directory, config, newest):
+            return RunResult(directory, directory.find_checkpoint("newest").stem, finished=True)
         where = Where(dataset=dataset, data_dir=data_dir)
         check_elsewhere(directory, config, newest, where)
         data = as_the_run_has_them(open_images(directory, config, where), config)
@@ -187,8 +191,26 @@ def resume_run(
         place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), device, nodes)
         clean_up.callback(place.close)
         place.connect(address)
-        start = opening.go_on(directory, config, data, newest, data_dir)
+        options = _options(fabric, device, address, nodes, live, tolerance)
+        start = opening.go_on(directory, config, data, newest, data_dir, options)
         return _train(start, data, place, directory, live, tolerance)
+
+
+def _options(
+    fabric: str, device: str, address: str | None, nodes: int | None, live: bool, tolerance: Tolerance
+) -> list[str]:
+    """Return the options of `rapa-dist train` that resume a run in the way that it is trained in now."""
+
+    def named(tolerance: Tolerance) -> dict[str, Any]:
+        return {
+            "max_restarts": tolerance.restarts,
+            "save_patience": tolerance.save_patience_s,
+            "node_patience": tolerance.node_patience_s,
+            "snapshot_every": tolerance.snapshot_every,
+        }
+
+    where = {"fabric": fabric, "device": device, "address": address, "nodes": nodes, "live": live or None}
+    return options_of(where | named(tolerance), {"fabric": "ray", "device": "cpu"} | named(TOLERANCE))
 
 
 def _train(

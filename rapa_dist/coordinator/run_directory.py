@@ -8,31 +8,27 @@ import errno
 import io
 import json
 import os
-import platform
-import shlex
 import stat
-import subprocess
-import sys
 import time
 import tomllib
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from threadpoolctl import ThreadpoolController
 
 from rapa_dist import files
 from rapa_dist.config import FREE, TrainConfig, difference
 from rapa_dist.coordinator import checkpoint as checkpoints
+from rapa_dist.coordinator import sessions
 from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.coordinator.metrics import parse_metrics
 from rapa_dist.errors import CheckpointError, RunDirectoryError, UsageError, VoidError
-from rapa_dist.fields import TEXT, shown
+from rapa_dist.fields import TEXT
 from rapa_dist.locks import lock_folder
 
-_CONFIG, _ENVIRONMENT, _METRICS, _LOG, _LOCK = "config.toml", "environment.json", "metrics.jsonl", "log", ".lock"
+_CONFIG, _ENVIRONMENT, _METRICS, _LOG, _LOCK = "config.toml", sessions.FILE, "metrics.jsonl", "log", ".lock"
 _CHECKPOINTS, _TILES, RAY_LOGS = "checkpoints", "tiles.json", "ray-logs"
 _OWN_FILES, _OWN_FOLDERS = (_CONFIG, _ENVIRONMENT, _METRICS, _LOG, _LOCK, _TILES), (_CHECKPOINTS, RAY_LOGS)
 _MOST, _MOST_METRICS = 1 << 24, 1 << 28  # bytes; hundreds of thousands of epochs
@@ -60,13 +56,16 @@ class RunDirectory:
         self._lock: int | None = None
 
     @classmethod
-    def create(cls, path: Path | None, config: TrainConfig, data_dir: Path | None) -> "RunDirectory":
+    def create(
+        cls, path: Path | None, config: TrainConfig, data_dir: Path | None, options: Sequence[str] = ()
+    ) -> "RunDirectory":
         """Make the directory of a new run and take it.
 
         Args:
             path: where; None for `runs/<utc>-<dataset>-<tiles>`.
             config: written to config.toml.
             data_dir: where the data was looked for, for a later resume.
+            options: of `rapa-dist train`, to resume it as it is started.
 
         Raises:
             RunDirectoryError: it can't be made, or it has a run or other files in it.
@@ -86,7 +85,7 @@ class RunDirectory:
                 directory.take()
                 undo.callback(directory.release)
                 directory.checkpoint_folder.mkdir(exist_ok=True)
-                directory._write_environment(data_dir)
+                directory.add_session(options, data_dir)
                 # the configuration comes last: with it the directory is one that can be resumed
                 directory.write_config(config)
             except OSError as error:
@@ -121,7 +120,7 @@ class RunDirectory:
         if self.begun:
             raise RunDirectoryError(
                 f"There is a run in {self.path} already. Give another --run-dir, or resume that run: "
-                f"rapa-dist train --resume {shlex.quote(str(self.path))}"
+                f"{sessions.resume_command(self.path)}"
             )
         leftovers = {_LOCK, _ENVIRONMENT, *([] if checkpoints.checkpoints(self.checkpoint_folder) else [_CHECKPOINTS])}
         if others := sorted(found - leftovers):
@@ -328,38 +327,20 @@ class RunDirectory:
     @property
     def data_dir(self) -> Path | None:
         """Where the run looked for its data; None: in the usual places."""
-        try:
-            recorded = self.environment().get("data_dir")
-        except RunDirectoryError:
-            return None
+        recorded = sessions.read(self.path).get("data_dir")
         return Path(recorded) if recorded and TEXT.fits(recorded) else None
 
-    def environment(self) -> dict[str, Any]:
-        """Return what the run was started with.
+    def add_session(self, options: Sequence[str], data_dir: Path | None = None) -> None:
+        """Record by what command, with what and when the run is started or resumed.
+
+        Args:
+            options: of `rapa-dist train`, to resume it in the same way.
+            data_dir: where it looks for its data; None: where it did before, or in the usual places.
 
         Raises:
-            RunDirectoryError: that can't be read.
+            OSError: it can't be written.
         """
-        try:
-            found = files.parse_json(files.read_file(self.path / _ENVIRONMENT, _MOST))
-            if not isinstance(found, dict):
-                raise ValueError(f"an object is expected, not {shown(found)}")
-        except (OSError, ValueError) as error:
-            raise RunDirectoryError(f"{_ENVIRONMENT} can't be read ({files.cause(error)})") from error
-        return found
-
-    def write_data_dir(self, data_dir: Path) -> None:
-        """Record where the run's data are now."""
-        try:
-            about = self.environment()
-        except RunDirectoryError:  # the run itself can do without
-            about = {}
-        about["data_dir"] = str(data_dir.expanduser().absolute())
-        files.write_whole(self.path / _ENVIRONMENT, (json.dumps(about, indent=2) + "\n").encode())
-
-    def _write_environment(self, data_dir: Path | None) -> None:
-        about = environment() | {"data_dir": str(data_dir.expanduser().absolute()) if data_dir else None}
-        files.write_whole(self.path / _ENVIRONMENT, (json.dumps(about, indent=2) + "\n").encode())
+        sessions.add(self.path, options, data_dir)
 
 
 class _LogStream(io.TextIOBase):
@@ -378,23 +359,6 @@ def _remove(path: Path) -> None:
         path.rmdir() if path.is_dir() else path.unlink()
 
 
-def environment() -> dict[str, Any]:
-    """Return what a result was obtained with: versions, hardware, state of the source, command line."""
-    packages = ("rapa-dist", "torch", "torchvision", "numpy", "ray")
-    return {
-        "argv": sys.argv,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "blas": _blas(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "git": _git_state(),
-    }
-
-
 def _fresh_path(config: TrainConfig) -> Path:
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     kind = str(config.dataset).partition(":")[0]
@@ -404,32 +368,3 @@ def _fresh_path(config: TrainConfig) -> Path:
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def _blas() -> str:
-    """Return for which processor NumPy's BLAS computes: bits and speed of the tiles depend on it."""
-    found = ThreadpoolController().select(user_api="blas").info()
-    return ", ".join(sorted({str(library.get("architecture", "unknown")) for library in found})) or "unknown"
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Return commit and cleanliness of the checkout that this program runs from, or None outside one."""
-    here = Path(__file__).resolve().parent
-    try:
-        commit = _git(here, "rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_git(here, "status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

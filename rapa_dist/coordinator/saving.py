@@ -14,6 +14,7 @@ from rapa_dist.console import stderr
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.coordinator.sessions import resume_command
 from rapa_dist.errors import CheckpointError
 
 PATIENCE_S = 600.0
@@ -154,8 +155,8 @@ class Saver:
     def _error(self) -> CheckpointError:
         return CheckpointError(
             f"The run could not be saved in {self._directory.path} for too long: {self._reason}. The newest checkpoint "
-            f"is {self.newest}; what was trained since is lost. Make room or correct permissions there, then go on "
-            f"with: rapa-dist train --resume {self._directory.path}"
+            f"is {self.newest}; what was trained since is lost. Make room or correct permissions there, then resume "
+            f"with: {resume_command(self._directory.path)}"
         )
 
     def _say(self, message: str) -> None:

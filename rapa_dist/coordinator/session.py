@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 
 from rapa_dist.console import stderr, work
+from rapa_dist.coordinator.sessions import last_options
 from rapa_dist.fabric.address import find_address
 from rapa_dist.fabric.base import Kernels, Tiles
 from rapa_dist.fabric.chip import check_room
@@ -16,6 +17,7 @@ from rapa_dist.fabric.lookout import RESTARTS, Restart
 from rapa_dist.fabric.nodes import find_rooms, node_here, placed, reachable
 from rapa_dist.fabric.placement import Room
 from rapa_dist.fabric.quiet import keep_memory
+from rapa_dist.fabric.registry import registered
 from rapa_dist.footprint import check_memory
 from rapa_dist.interrupts import uninterrupted
 from rapa_dist.machine import Machine
@@ -56,6 +58,7 @@ class Place:
         self._cluster: Cluster | None = None
         self._fabric: Tiles | None = None
         self._rooms: list[Room] | None = None
+        self._registered = ExitStack()
 
     def connect(self, address: str | None) -> None:
         """Join the Ray cluster at `address`, or find or start one; for the other fabrics only look at the memory.
@@ -119,6 +122,10 @@ class Place:
             step: training steps that the kernels have been through.
             restarts: how often a tile's process may be replaced in one and the same cycle.
         """
+        options = last_options(run_dir)
+        if self._kind != "ray":
+            registration = registered(run=run, run_dir=run_dir, fabric=self._kind, options=options)
+            self._registered.enter_context(registration)
         if self._kind == "batched":
             from rapa_dist.fabric.batched import BatchedFabric
 
@@ -144,7 +151,7 @@ class Place:
                 restarts=restarts,
                 step=step,
             )
-        fabric.register(run, run_dir)
+        fabric.register(run, run_dir, options)
         return fabric
 
     def keep_logs(self, folder: Path) -> None:
@@ -159,3 +166,4 @@ class Place:
                 self._fabric.close()
             if self._cluster is not None:
                 self._cluster.close()
+            self._registered.close()

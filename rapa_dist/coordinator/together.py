@@ -21,10 +21,12 @@ from rapa_dist.coordinator.run import RunResult
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.saving import Saver
 from rapa_dist.coordinator.session import one_digital_thread
+from rapa_dist.coordinator.sessions import options_of
 from rapa_dist.coordinator.trainer import Trainer
 from rapa_dist.data import DataSet
 from rapa_dist.errors import RapaError, UsageError
 from rapa_dist.fabric.batched import BatchedFabric
+from rapa_dist.fabric.registry import registered
 from rapa_dist.footprint import check_memory, images_per_batch
 from rapa_dist.interrupts import asked_to_stop
 from rapa_dist.network.batched import BatchedNetwork
@@ -56,7 +58,7 @@ def train_together(
         data = opening.load(config, data_dir)
         images = images_per_batch(config.batch_size, len(data.train))
         check_memory(config.machine, len(runs) * images, "batched")
-        members = [_open(path, config, data, data_dir, clean_up) for path, config in runs]
+        members = [_open(path, config, data, data_dir, device, clean_up) for path, config in runs]
         stop = clean_up.enter_context(asked_to_stop())
         _Cohort(members, data, images, device).train(stop)
         return [member.close(stop) for member in members]
@@ -196,15 +198,23 @@ def _side_by_side(members: Sequence[_Member], stop: Callable[[], bool]) -> Itera
         yield of_members
 
 
-def _open(path: Path, config: TrainConfig, data: DataSet, data_dir: Path | None, clean_up: ExitStack) -> _Member:
+def _open(
+    path: Path, config: TrainConfig, data: DataSet, data_dir: Path | None, device: str, clean_up: ExitStack
+) -> _Member:
     directory = RunDirectory(path)
-    if not directory.begun:
-        return _Member(*opening.begin(path, replace(config, dataset=data.name), data, data_dir, clean_up))
-    clean_up.enter_context(opening.held(directory))
-    newest = opening.newest(directory)
-    opening.check_progress(directory, config, newest)
-    opening.check_images(directory, data, newest)
-    return _Member(directory, opening.go_on(directory, replace(config, dataset=data.name), data, newest, data_dir))
+    options = options_of({"fabric": BatchedFabric.name, "device": device}, {"device": "cpu"})
+    config = replace(config, dataset=data.name)
+    if directory.begun:
+        clean_up.enter_context(opening.held(directory))
+        newest = opening.newest(directory)
+        opening.check_progress(directory, config, newest)
+        opening.check_images(directory, data, newest)
+        start = opening.go_on(directory, config, data, newest, data_dir, options)
+    else:
+        directory, start = opening.begin(path, config, data, data_dir, clean_up, options)
+    registration = registered(run=directory.name, run_dir=path, fabric=BatchedFabric.name, options=options)
+    clean_up.enter_context(registration)
+    return _Member(directory, start)
 
 
 class _Unseen:

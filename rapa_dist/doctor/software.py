@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from rapa_dist.check import Check
-from rapa_dist.installing import pip_install
+from rapa_dist.command_lines import pip_install
 
 _REPAIR = "Run scripts/rapa-dist in the clone, which sets up .venv again"
 

@@ -88,9 +88,11 @@ def _result(outcome: "RunResult") -> dict[str, Any]:
     """Return what training came to."""
     if not outcome.finished:
         return {"stopped": True}
+    from rapa_dist.coordinator.sessions import sessions_of
+
     metrics = outcome.directory.metrics()
     best = min(metrics, key=lambda line: line["test_error_percent"])
-    environment = outcome.directory.environment()
+    environment = (sessions_of(outcome.directory.path) or [{}])[-1]
     trained = outcome.directory.config.as_dict()
     trained["dataset"] = re.sub(r"^images:.*/", "images:", trained["dataset"])  # where it lay is nobody's concern
     return {
@@ -105,7 +107,7 @@ def _result(outcome: "RunResult") -> dict[str, Any]:
         "train_errors_percent": [round(line["train_error_percent"], 3) for line in metrics],
         "similarity": metrics[-1].get("similarity"),
         "wall_s": round(sum(map(_share_s, metrics)), 1),
-        "environment": {key: value for key, value in environment.items() if key not in ("argv", "data_dir")},
+        "environment": {key: value for key, value in environment.items() if key not in ("argv", "options")},
     }
 
 

@@ -382,13 +382,19 @@ class RayFabric(Fabric):
         self._far.clear()
         self._chip.close()
 
-    def register(self, run: str, run_dir: Path) -> None:
-        """Let `rapa-dist stats` find the run on each of its nodes, for as long as the chips are there."""
+    def register(self, run: str, run_dir: Path, options: Sequence[str] = ()) -> None:
+        """Let `rapa-dist stats` find the run on each of its nodes, for as long as the chips are there.
+
+        Args:
+            run: its name.
+            run_dir: its directory.
+            options: of `rapa-dist train`, to resume it in the same way.
+        """
         import ray
 
         address = ray.get_runtime_context().gcs_address  # what other nodes know, where the user wrote 127.0.0.1
         self._registration = Registration.of_this_process(
-            run=run, address=address, run_dir=run_dir, folder=self._chip.scratch.path
+            run=run, address=address, run_dir=run_dir, folder=self._chip.scratch.path, options=options
         )
         self._register(self._registration)
 

@@ -8,14 +8,18 @@ import contextlib
 import fcntl
 import json
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import access
-from rapa_dist.fabric.scratch import LOCK, open_file, own_folders
+from rapa_dist.fabric.scratch import LOCK, Scratch, open_file, own_folders
 
+RAY = "ray"
+"""The fabric whose tiles are processes of their own, which others can ask."""
 _FILE = "run.json"
 
 
@@ -26,7 +30,7 @@ class Registration:
     run: str
     """Its name, the first part of its actors' names."""
     address: str
-    """host:port of its Ray cluster."""
+    """host:port of its Ray cluster; empty where it has none."""
     auth_mode: str | None
     """RAY_AUTH_MODE as the coordinator had it when it joined or started the cluster."""
     token_path: str | None
@@ -40,9 +44,15 @@ class Registration:
     """The scratch directory that the registration is in."""
     first: bool = True
     """False on the nodes that the coordinator is not on."""
+    fabric: str = RAY
+    """Where its tiles live; only those of `ray` can be asked."""
+    options: tuple[str, ...] = ()
+    """Of `rapa-dist train`, to resume it in the same way."""
 
     @classmethod
-    def of_this_process(cls, *, run: str, address: str, run_dir: Path, folder: Path) -> Self:
+    def of_this_process(
+        cls, *, run: str, address: str, run_dir: Path, folder: Path, fabric: str = RAY, options: Sequence[str] = ()
+    ) -> Self:
         """Return the registration of a run that this process is about to train."""
         auth_mode, token_path = access.to_record()
         return cls(
@@ -54,6 +64,8 @@ class Registration:
             run_dir=str(run_dir.absolute()),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             folder=folder,
+            fabric=fabric,
+            options=tuple(options),
         )
 
     def within(self, folder: Path) -> Self:
@@ -80,6 +92,24 @@ class Registration:
         return (self.folder / _FILE).exists() and not is_held(self.folder)
 
 
+@contextlib.contextmanager
+def registered(*, run: str, run_dir: Path, fabric: str, options: Sequence[str]) -> Iterator[None]:
+    """Register a run whose tiles are in this process, so that it has no scratch directory for them."""
+    try:
+        scratch = Scratch()
+    except (ClusterError, OSError):  # it needs none to train
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            Registration.of_this_process(
+                run=run, address="", run_dir=run_dir, folder=scratch.path, fabric=fabric, options=options
+            ).write()
+        yield
+    finally:
+        scratch.remove()
+
+
 def registrations(root: Path) -> list[Registration]:
     """Return the runs of this user that train on this node now and have their scratch below `root`, oldest first."""
     found = []
@@ -87,7 +117,7 @@ def registrations(root: Path) -> list[Registration]:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # it may end while it is read
             with open(open_file(folder / _FILE, os.O_RDONLY)) as file:
                 facts: dict[str, Any] = json.load(file)
-            registration = Registration(**facts, folder=folder)
+            registration = Registration(**facts | {"options": tuple(facts["options"])}, folder=folder)
             if registration.alive:
                 found.append(registration)
     found.sort(key=lambda entry: (entry.started, entry.run, entry.address, not entry.first))

@@ -2,17 +2,19 @@
 
 import os
 import re
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rapa_dist.command_lines import resume
 from rapa_dist.errors import ClusterError, UsageError
 from rapa_dist.fabric import access
 from rapa_dist.fabric.address import answers, find_address
 from rapa_dist.fabric.cluster import NAMESPACE, Cluster, attach
-from rapa_dist.fabric.registry import Registration, registrations
+from rapa_dist.fabric.registry import RAY, Registration, registrations
 from rapa_dist.fabric.scratch import shared_memory_root
 from rapa_dist.inspection import RunStats, TileStats
 
@@ -132,15 +134,16 @@ def _what_is_gone(
         if registration.left_behind:
             return ClusterError(
                 f"The run {run} was killed: its coordinator (process {registration.pid}) is gone. "
-                f"Go on with: rapa-dist train --resume {registration.run_dir}"
+                f"Resume with: {resume(registration.run_dir, registration.options)}"
             )
         return RunEndedError(f"The run {run} has ended.")
     if answers(address):
         return None
     whose = f"the run {run}" if run else "its runs"
+    how = resume(registration.run_dir, registration.options) if registration else "rapa-dist train --resume RUN_DIR"
     return ClusterError(
         f"The Ray cluster at {address} went away, and with it the tiles of {whose}. "
-        "Its newest checkpoint is in its run directory; go on with rapa-dist train --resume."
+        f"Its newest checkpoint is in its run directory; resume with: {how}"
     )
 
 
@@ -184,6 +187,8 @@ def find_run(run: str | None, address: str | None, leave: Leave) -> Watcher:
     if address is None:
         chosen = _choose_registered(run, here)
         if chosen is not None:
+            if chosen.fabric != RAY:
+                raise ClusterError(_no_tiles_to_ask(chosen))
             with _unless_gone(lambda: _what_is_gone(chosen.run, chosen.address, chosen), leave):
                 cluster = attach((chosen.address, f"of the run {chosen.run}"), _access(chosen))
             return Watcher(chosen.run, cluster, chosen, leave)
@@ -231,12 +236,24 @@ def _find_cluster(address: str | None) -> tuple[str, str] | None:
 def _choose_registered(run: str | None, here: list[Registration]) -> Registration | None:
     """Return the run that is meant among those that registered on this node; None if it must be elsewhere."""
     fitting = [entry for entry in here if run in (None, entry.run)]
+    if any(entry.fabric == RAY for entry in fitting):  # the others have no tiles to ask
+        fitting = [entry for entry in fitting if entry.fabric == RAY]
     if len(fitting) < 2:
         return fitting[0] if fitting else None
     if run is None:
-        raise _unknown(None, [entry.run for entry in here], "on this node")
-    places = "; ".join(f"{entry.run_dir} on {entry.address}" for entry in fitting)
+        raise _unknown(None, [entry.run for entry in fitting], "on this node")
+    places = "; ".join(f"{entry.run_dir} on {entry.address or entry.fabric}" for entry in fitting)
     raise UsageError(f"Several runs are named {run}: {places}. Name the cluster with --address.")
+
+
+def _no_tiles_to_ask(registration: Registration) -> str:
+    where = shlex.quote(registration.run_dir)
+    return (
+        f"The run {registration.run} trains here on the fabric {registration.fabric}, in process {registration.pid}, "
+        f"and has no tile processes to ask. Its figures are in {where}: metrics.jsonl has a line for each epoch, "
+        f"tiles.json what its tiles did, once it ends; `rapa-dist report {where}` draws them. Started with --live, a "
+        "run shows its tiles itself."
+    )
 
 
 def _unknown(run: str | None, names: list[str], where: str) -> ClusterError | UsageError:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rapa_dist.config import TrainConfig
 from rapa_dist.console import counted
+from rapa_dist.coordinator import sessions
 from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.errors import CheckpointError, RunDirectoryError, UsageError
@@ -27,8 +28,8 @@ class Content:
     name: str
     """The run's name."""
     config: TrainConfig
-    environment: dict[str, Any]
-    """environment.json; empty where it is missing."""
+    sessions: list[dict[str, Any]]
+    """With what it was started and resumed, oldest first; empty where that is not known."""
     metrics: list[dict[str, Any]]
     """A dictionary for every finished epoch, oldest first. Runs from before there was any lack `similarity`."""
     under_way: bool
@@ -101,7 +102,7 @@ def gather(path: Path, *, checkpoint: str = "newest", scaling: Path | None = Non
         path=path,
         name=directory.name,
         config=config,
-        environment=_read_environment(directory, missing),
+        sessions=_read_sessions(path, missing),
         metrics=metrics,
         under_way=under_way,
         tiles=_read_tiles(path / "tiles.json", under_way, _last_step(metrics, found), missing),
@@ -136,12 +137,11 @@ def _read_checkpoint(
         return None, None
 
 
-def _read_environment(directory: RunDirectory, missing: list[str]) -> dict[str, Any]:
-    try:
-        return directory.environment()
-    except RunDirectoryError as error:
-        missing.append(f"What the run was trained with is not known: {error}.")
-        return {}
+def _read_sessions(path: Path, missing: list[str]) -> list[dict[str, Any]]:
+    found = sessions.sessions_of(path)
+    if not found:
+        missing.append(f"What the run was trained with is not known: its {sessions.FILE} is missing or damaged.")
+    return found
 
 
 def _last_step(metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> int:
@@ -154,7 +154,13 @@ def _read_tiles(path: Path, under_way: bool, last_step: int, missing: list[str])
     """Read what the tiles did in the training that ended last, unless another one is known to have begun since."""
     written = "Statistics of the tiles are written when a training ends"
     if under_way:
-        missing.append(f"{written}: ask this one, which is under way, with rapa-dist stats.")
+        options = sessions.last_options(path.parent)
+        on_ray = "--fabric" not in options or "ray" in options
+        missing.append(
+            f"{written}: ask this one, which is under way, with rapa-dist stats."
+            if on_ray
+            else f"{written}, and this one is under way."
+        )
         return None
     try:
         found = check(parse_json(read_file(path, _MOST)), _RUN_STATS)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from rapa_dist.installing import no_matplotlib
+from rapa_dist.command_lines import no_matplotlib
 from rapa_dist.report.content import Content
 
 

@@ -1,5 +1,6 @@
 """The page: sections, tables and figures put together, in one file that needs no other."""
 
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -351,16 +352,19 @@ def _configuration(content: Content) -> str:
 
 
 def _environment(content: Content) -> str:
-    about = content.environment
-    if not about:
+    if not content.sessions:
         return ""
-    facts: list[tuple[str, str]] = []
-    for key, value in about.items():
+    facts = [
+        (f"command line of {session.get('started')}", shlex.join(map(str, argv)) if isinstance(argv, list) else "–")
+        for session in content.sessions
+        for argv in [session.get("argv")]
+    ]
+    for key, value in content.sessions[-1].items():
         match key, value:
             case "memory_bytes", int():
                 facts.append(("memory", f"{value / 2**30:.1f} GiB"))
-            case "argv", list():
-                facts.append(("command line", " ".join(map(str, value))))
+            case "argv" | "options" | "started", _:
+                pass
             case _, dict():
                 facts.append((key, ", ".join(f"{name} {item}" for name, item in value.items())))
             case _:

@@ -10,9 +10,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rapa_dist.command_lines import no_matplotlib
 from rapa_dist.config import TrainConfig
 from rapa_dist.console import stderr, work
-from rapa_dist.coordinator.run_directory import environment
+from rapa_dist.coordinator.environment import environment
 from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.errors import ClusterError, RunDirectoryError
 from rapa_dist.fabric.lookout import Restart
@@ -20,7 +21,6 @@ from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.files import write_whole
 from rapa_dist.footprint import Footprint, memory, tiles_that_fit
 from rapa_dist.hardware import CycleTimes, Pace
-from rapa_dist.installing import no_matplotlib
 from rapa_dist.interrupts import asked_to_stop
 from rapa_dist.machine import Machine
 from rapa_dist.network.model import initial_kernels

@@ -1,17 +1,23 @@
-"""How to install what is missing: by its own name, into the very environment that runs this.
-
-Never `pip install rapa-dist[…]`: the project is on no index, and pip would fetch whatever somebody else puts there
-under that name.
-"""
+"""Command lines that messages tell a user to type, quoted for a shell."""
 
 import importlib.metadata
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+
+def resume(run_dir: Path | str, options: Sequence[str] = ()) -> str:
+    """Return what resumes a run, with further options."""
+    return shlex.join(["rapa-dist", "train", "--resume", str(run_dir), *options])
 
 
 def pip_install(requirements: Sequence[str]) -> str:
-    """Return the command line that installs packages here, quoted for a shell."""
+    """Return what installs packages into the environment that runs this.
+
+    They go by their own names, and never by `rapa-dist[…]`: the project is on no index, and pip would fetch whatever
+    somebody else puts there under that name.
+    """
     return shlex.join([sys.executable, "-m", "pip", "install", *requirements])
 
 
