@@ -30,6 +30,7 @@ def check_actor() -> Check:
     """Join that cluster, or start one, and have an actor answer."""
     from rapa_dist.fabric.cluster import connect
     from rapa_dist.fabric.placement import RESOURCE
+    from rapa_dist.fabric.running_code import installed_code
 
     name = "Ray actor"
     start = time.monotonic()
@@ -43,10 +44,12 @@ def check_actor() -> Check:
         cluster_s = time.monotonic() - start
         probe: Any = ray.remote(_Probe)
         actor = probe.options(num_cpus=0, resources={RESOURCE: 1}).remote()
-        ray.get(actor.pid.remote(), timeout=_ACTOR_TIMEOUT_S)
+        installed_code().check(ray.get(actor.code.remote(), timeout=_ACTOR_TIMEOUT_S))
         actor_s = time.monotonic() - start - cluster_s
     except ray.exceptions.RayError as error:
         return Check(name, "failed", f"an actor doesn't start: {error}", "Read its log in /tmp/ray.")
+    except RapaError as error:
+        return Check(name, "failed", "an actor runs other code than this process", str(error))
     finally:
         cluster.close()
     found = {"cluster": cluster.description, "cluster_s": cluster_s, "actor_s": actor_s}
@@ -55,7 +58,7 @@ def check_actor() -> Check:
 
 
 class _Probe:
-    def pid(self) -> int:
-        import os
+    def code(self) -> Any:
+        from rapa_dist.fabric.running_code import installed_code
 
-        return os.getpid()
+        return installed_code()

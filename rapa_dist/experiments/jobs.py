@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapa_dist.config import TrainConfig
 from rapa_dist.errors import RapaError, RunDirectoryError
+from rapa_dist.fabric.running_code import RunningCode, installed_code
 
 if TYPE_CHECKING:
     from rapa_dist.coordinator.run import RunResult
@@ -50,6 +51,16 @@ def do(
         return [{"error": str(error)}] * len(runs)
     except KeyboardInterrupt:
         return [{"stopped": True}] * len(runs)
+
+
+def do_as_here(coordinator: RunningCode, *arguments: Any) -> list[dict[str, Any]]:
+    """Do the same in a process of Ray's, if that runs the coordinator's code.
+
+    Raises:
+        ClusterError: it does not.
+    """
+    coordinator.check(installed_code())
+    return do(*arguments)
 
 
 def _check_same(path: Path, config: TrainConfig) -> None:

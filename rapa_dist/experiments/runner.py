@@ -1,6 +1,7 @@
 """Carrying out an experiment: its jobs as Ray tasks, a core or a GPU each, and no job twice."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +13,11 @@ from typing import Any, NamedTuple
 from rapa_dist.console import counted, stderr
 from rapa_dist.errors import ClusterError
 from rapa_dist.experiments.cells import Cell, analyses_of
-from rapa_dist.experiments.jobs import TRAIN, do
+from rapa_dist.experiments.jobs import TRAIN, do_as_here
 from rapa_dist.experiments.store import Store
 from rapa_dist.fabric.address import find_address
 from rapa_dist.fabric.cluster import connect_to
+from rapa_dist.fabric.running_code import installed_code
 from rapa_dist.interrupts import asked_to_stop, uninterrupted
 
 _POLL_S = 0.25
@@ -109,7 +111,7 @@ def carry_out(
         import ray
 
         remote: Any = ray.remote(num_cpus=1, max_retries=_RETRIES)
-        task = remote(do)
+        task, code = remote(do_as_here), installed_code()
 
         def submit(jobs: Sequence[Job]) -> Any:
             what = jobs[0].what
@@ -117,9 +119,10 @@ def carry_out(
                 (str(store.run_dir(job.cell, job.seed).absolute()), job.cell.config(store.protocol, job.seed).as_dict())
                 for job in jobs
             ]
-            folder = None if data_dir is None else str(data_dir.expanduser().absolute())
+            given = data_dir or os.environ.get("RAPA_DIST_DATA")  # in the job's process it may mean another folder
+            folder = str(Path(given).expanduser().absolute()) if given else None
             gpus = int(device == "cuda" and what == TRAIN)  # analyses compute on the CPU
-            return task.options(num_gpus=gpus).remote(what, runs, folder, fabric, device)
+            return task.options(num_gpus=gpus).remote(code, what, runs, folder, fabric, device)
 
         return _Round(store, at_once(left, together), submit, slots).run(stop)
 

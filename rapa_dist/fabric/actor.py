@@ -13,6 +13,7 @@ from rapa_dist.fabric.chip import Site
 from rapa_dist.fabric.doorbell import Cycle, Status, TileDoorbell
 from rapa_dist.fabric.inspector import Inspector
 from rapa_dist.fabric.quiet import die_at_once, relax_others, sharp_sleep, stop_polling, wait_for_a_core
+from rapa_dist.fabric.running_code import RunningCode, check_against
 from rapa_dist.inspection import read_kernel
 from rapa_dist.tile import AnalogTile, Matrix, State, Update, Word
 
@@ -29,7 +30,8 @@ class Tile:
     cells, says so on its doorbell, and is rung again.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, coordinator: RunningCode) -> None:
+        self._code = check_against(coordinator)
         one_blas_thread()
         die_at_once()
         self._site = site
@@ -98,9 +100,9 @@ class Tile:
                 bell.answer(number)
 
     @ray.method(concurrency_group="inspect")
-    def ready(self) -> int:
-        """Return the process id, once the actor exists."""
-        return os.getpid()
+    def ready(self) -> RunningCode:
+        """Return what code this process runs, once the actor exists."""
+        return self._code
 
     @ray.method(concurrency_group="inspect")
     def stats(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from rapa_dist.fabric.order import Order
 from rapa_dist.fabric.placement import Room, runs
 from rapa_dist.fabric.registry import Registration
 from rapa_dist.fabric.remote import Answer, RemoteChip, clear_away, pieces, returned
+from rapa_dist.fabric.running_code import installed_code
 from rapa_dist.machine import Machine
 from rapa_dist.tile import Matrix
 
@@ -82,7 +83,7 @@ class FarChip:
             )
             .remote(room.node)
         )
-        self._started = self._actor.start.remote(machine, images, restarts)
+        self._started = self._actor.start.remote(machine, images, restarts, installed_code())
 
     def adopt(self, tiles: Sequence[int]) -> dict[int, Site]:
         """Have it make cells for tiles, and return what their processes have to know.

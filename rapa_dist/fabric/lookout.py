@@ -15,7 +15,7 @@ from rapa_dist.errors import ClusterError
 from rapa_dist.fabric.chip import Chip, cells_name
 from rapa_dist.fabric.doorbell import Cycle, Ring
 from rapa_dist.fabric.processes import Look, end, look
-from rapa_dist.fabric.tile_actors import death_of
+from rapa_dist.fabric.tile_actors import death_of, how_it_ended
 from rapa_dist.machine import Layer
 from rapa_dist.tile import Word
 
@@ -206,7 +206,7 @@ class Lookout:
             if (death := death_of(reference, _ASK_TIMEOUT_S)) is not None:
                 tile = asked[reference]
                 raise ClusterError(
-                    f"{self._chip.name_of(tile)} is dead and Ray does not restart it: {death}"
+                    f"{self._chip.name_of(tile)} {how_it_ended(death)}"
                     f"{self._log_of(self._chip.cells[tile].words[Word.PID])}"
                 ) from death
 

@@ -16,6 +16,7 @@ from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.lookout import Lookout, Restart
 from rapa_dist.fabric.order import Order
 from rapa_dist.fabric.registry import Registration
+from rapa_dist.fabric.running_code import RunningCode, check_against
 from rapa_dist.fabric.scratch import sweep
 from rapa_dist.inspection import read_tile
 from rapa_dist.machine import Machine, tile_name
@@ -50,15 +51,16 @@ class RemoteChip:
         self._at_close = ExitStack()
         self._closed = False
 
-    def start(self, machine: Machine, images: int, restarts: int) -> Path | None:
+    def start(self, machine: Machine, images: int, restarts: int, coordinator: RunningCode) -> Path | None:
         """Make the chip; not in `__init__`, after whose errors Ray only says that the actor died.
 
         Returns:
             Its directory; None if it was closed before.
 
         Raises:
-            ClusterError: there is too little shared memory.
+            ClusterError: there is too little shared memory, or other code here than the coordinator's.
         """
+        check_against(coordinator)
         with self._files:
             if self._closed:
                 return None

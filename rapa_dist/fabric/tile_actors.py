@@ -10,11 +10,13 @@ from rapa_dist.errors import ClusterError
 from rapa_dist.fabric.chip import Site
 from rapa_dist.fabric.cluster import NAMESPACE
 from rapa_dist.fabric.placement import RESOURCE
+from rapa_dist.fabric.running_code import RunningCode, installed_code
 
 _START_TIMEOUT_S = 60.0  # for the next tile to come up, not for all of them
 _ASK_TIMEOUT_S = 5.0
 _LOOK_S = 1.0
 _RETRY_S = 0.1
+_OURS = f"{ClusterError.__module__}.{ClusterError.__name__}: "
 _Made = TypeVar("_Made")
 
 
@@ -59,7 +61,7 @@ class TileActors(Mapping[int, Any]):
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
             max_restarts=-1,  # it is the lookout that gives a tile up
         )
-        self._handles[tile] = named(lambda: made.remote(site), self._run, deadline)
+        self._handles[tile] = named(lambda: made.remote(site, installed_code()), self._run, deadline)
 
     def wait_until_up(self, tiles: Sequence[int], check: Callable[[int | None], None], advance: Advance) -> None:
         """Wait until the actors of some tiles are up.
@@ -71,7 +73,7 @@ class TileActors(Mapping[int, Any]):
             advance: told how many are up.
 
         Raises:
-            ClusterError: one of them is dead, or none comes up.
+            ClusterError: one of them is dead or runs other code, or none comes up.
         """
         import ray
 
@@ -95,7 +97,8 @@ class TileActors(Mapping[int, Any]):
             last_start = time.monotonic()
             if (death := death_of(up[0], _ASK_TIMEOUT_S)) is not None:
                 check(tile_of[up[0]])
-                raise ClusterError(f"A tile is dead and Ray does not restart it: {death}") from death
+                raise ClusterError(f"A tile {how_it_ended(death)}") from death
+            check_code(up[0])
         advance(total, total)
 
     def end(self, tile: int) -> None:
@@ -130,6 +133,29 @@ def named(make: Callable[[], _Made], run: str, deadline: float) -> _Made:
                     f"A run named {run} has its tiles on this cluster already. Give the run directory another name."
                 ) from error
             time.sleep(_RETRY_S)
+
+
+def check_code(answer: Any) -> None:
+    """Raise ClusterError unless a tile that is up, given a reference to what it runs, runs the coordinator's code."""
+    import ray
+
+    try:
+        code = ray.get(answer, timeout=_ASK_TIMEOUT_S)
+    except ray.exceptions.RayError:  # it is being restarted, and then looks for itself
+        return
+    if not isinstance(code, RunningCode):
+        raise ClusterError(
+            "A tile runs another version of rapa-dist than the coordinator. Install the same on all nodes."
+        )
+    installed_code().check(code)
+
+
+def how_it_ended(death: Exception) -> str:
+    """Say of an actor why it will answer no more."""
+    text = str(death).strip()
+    if getattr(death, "actor_init_failed", False):  # it raised something itself, whose traceback comes first
+        return f"does not start: {text.splitlines()[-1].removeprefix(_OURS)}"
+    return f"is dead and Ray does not restart it: {text}"
 
 
 def death_of(answer: Any, timeout_s: float) -> Exception | None:
