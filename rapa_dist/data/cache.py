@@ -11,6 +11,7 @@ take about as long as decoding small images.
 
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
@@ -21,6 +22,7 @@ import numpy as np
 
 from rapa_dist.console import stderr
 from rapa_dist.data.sets import ImageSet
+from rapa_dist.errors import DataError
 
 FORMAT = 2  # counted up when the images decoded from the same files change
 BESIDE = ".rapa-dist-cache"
@@ -45,7 +47,19 @@ def home_cache() -> Path:
     try:
         return Path.home() / ".cache" / "rapa-dist"
     except RuntimeError:  # no home directory, as for an arbitrary user in a container
-        return Path(tempfile.gettempdir()) / f"rapa-dist-{os.getuid()}"
+        folder = Path(tempfile.gettempdir()) / f"rapa-dist-{os.getuid()}"
+        if os.path.lexists(folder) and not _is_own(folder):
+            raise DataError(
+                f"There is no home directory, and the folder {folder}, which would stand in for it, is not yours "
+                "alone. Have it removed, or set HOME."
+            ) from None
+        return folder
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether a folder is this user's, and no link, and nobody else may write to it: others may plant one anywhere."""
+    status = folder.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def stamp(name: str, status: os.stat_result) -> Stamp:
@@ -75,7 +89,7 @@ def load(kind: str, source: Path, wanted: str) -> Decoded | None:
         wanted: `signature` of the files as they are now.
     """
     for path in _paths(kind, source):
-        if path.is_file():
+        if _is_from_friends(path, source):
             try:
                 decoded = _read(path, wanted)
             except Exception as error:  # noqa: BLE001 (a damaged file can raise anything)
@@ -98,13 +112,22 @@ def save(kind: str, source: Path, made_from: str, decoded: Decoded) -> None:
     problems = []
     for path in _paths(kind, source):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o777 if path.parent.name == BESIDE else 0o700, parents=True, exist_ok=True)
             _write(path, made_from, decoded)
         except OSError as error:
             problems.append(f"{path.parent}: {error.strerror or error}")
         else:
             return
     say(f"warning: the decoded images can't be cached and will be decoded again ({'; '.join(problems)})")
+
+
+def _is_from_friends(path: Path, source: Path) -> bool:
+    """Whether a cache is there, and from somebody who may say what the images are: their owner, this user or root."""
+    try:
+        status, owner = path.stat(), source.stat().st_uid
+    except OSError:  # also where another user keeps it to themselves
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_uid in (os.getuid(), owner, 0) and not status.st_mode & 0o002
 
 
 def say(message: str) -> None:
@@ -133,7 +156,11 @@ def _read(path: Path, wanted: str) -> Decoded | None:
 def _write(path: Path, made_from: str, decoded: Decoded) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with beside.open("wb") as file:
+        beside.unlink(missing_ok=True)
+        made = os.open(
+            beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644
+        )  # a link that others planted is not followed
+        with open(made, "wb") as file:
             np.savez(
                 file,
                 made_from=np.array(made_from),

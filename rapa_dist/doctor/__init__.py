@@ -24,6 +24,7 @@ CHECKS: dict[str, Callable[[], Check]] = {
     "torchvision": data.check_torchvision,
     "data sets": data.check_datasets,
     "Ray cluster": cluster.check_cluster,
+    "Ray token": cluster.check_token,
 }
 DEEP_CHECKS: dict[str, Callable[[], Check]] = {"Ray actor": cluster.check_actor}
 

@@ -1,5 +1,6 @@
 """Ray: is there a cluster to join, and can one be started."""
 
+import shlex
 import time
 from typing import Any
 
@@ -12,7 +13,7 @@ _ACTOR_TIMEOUT_S = 60.0
 
 def check_cluster() -> Check:
     """Look which cluster a run would join, without joining it."""
-    from rapa_dist.fabric.address import find_address
+    from rapa_dist.fabric.address import cluster_here, find_address
 
     name = "Ray cluster"
     try:
@@ -20,10 +21,30 @@ def check_cluster() -> Check:
     except RapaError as error:
         return Check(name, "failed", "RAY_ADDRESS names one that a run can't join", str(error))
     if cluster is None:
-        return Check(name, "ok", "none runs here; a run starts one of its own", quantities={"address": None})
+        here = cluster_here()
+        if here is None or here[1] is None:
+            return Check(name, "ok", "none runs here; a run starts one of its own", quantities={"address": None})
+        value = f"{here[1]} A run starts one of its own"
+        return Check(name, "ok", value, quantities={"address": None, "not_used": here[0]})
     address, source = cluster
     value = f"{address} takes connections ({source}); a run joins it"
     return Check(name, "ok", value, quantities={"address": address, "source": source})
+
+
+def check_token() -> Check:
+    """Look whether others on this machine can read the user's token for Ray clusters."""
+    from rapa_dist.fabric.access import users_token_file
+
+    name = "Ray token"
+    file = users_token_file()
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return Check(name, "ok", "none; a cluster that is started for a run has one of its own")
+    if mode & 0o077:
+        value = f"others can read {file}, and with it run code as you on clusters that take it"
+        return Check(name, "warning", value, f"chmod 600 {shlex.quote(str(file))}")
+    return Check(name, "ok", f"in {file}, which only you can read")
 
 
 def check_actor() -> Check:

@@ -34,9 +34,14 @@ def with_own_token(folder: Path) -> dict[str, str]:
 def with_users_token() -> dict[str, str]:
     """Return the environment to join a cluster of the user's own: with their token, if they have one."""
     found = current()
-    if _MODE not in found and (_TOKEN in found or _PATH in found or os.path.exists(os.path.expanduser(_USERS))):
+    if _MODE not in found and (_TOKEN in found or users_token_file().exists()):
         found[_MODE] = "token"  # as Ray itself joins a cluster that it finds
     return found
+
+
+def users_token_file() -> Path:
+    """Return where Ray looks for this user's token, whether it is there or not."""
+    return Path(os.environ.get(_PATH) or os.path.expanduser(_USERS))
 
 
 def recorded(mode: str | None, token_path: str | None) -> dict[str, str]:

@@ -53,6 +53,7 @@ def settle(*, joins: bool) -> None:
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.pop("RAY_CLIENT_MODE", None)  # set by Ray itself, where it was imported before
     left_out = [name for name in os.environ if name.startswith(("RAY_", "__RAY_")) and _is_left_out(name, joins)]
     for name in left_out:
         del os.environ[name]
