@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rapa_dist.experiments import tables
 from rapa_dist.experiments.cells import Cell, Protocol
-from rapa_dist.experiments.claims import claims, rows_of
+from rapa_dist.experiments.claims import HEAD, claims, rows_of
 from rapa_dist.scaling.plot import block_title, digest, draw, layer_1
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -188,12 +188,12 @@ def more_images_table() -> str:
     fewer, more = (tables.Results(Recorded(name)) for name in (REPRODUCED, MORE_IMAGES))
     of_fewer = {row.claim: row for row in rows_of(fewer)}
     rows = [
-        [row.claim, row.numbers, row.verdict, ", ".join(map(str, row.n)), before.numbers, before.verdict]
+        [row.claim, *row.cells(), before.numbers, before.verdict.value]
         for row in rows_of(more)
-        if (row.holds is not None or row.void) and (before := of_fewer[row.claim])
+        if row.measured and (before := of_fewer[row.claim])
     ]
     ours, above = (f"{kept.protocol.limit_train:,} images, {kept.protocol.epochs} epochs" for kept in (more, fewer))
-    head = ["claim", ours, "", "n", f"{above}, as above", ""]
+    head = ["claim", ours, *HEAD[1:], f"{above}, as above", ""]
     return f"{table(head, rows)}\n\nProtocol: {more.protocol.describe()}.\n\n{where_reproduced(MORE_IMAGES)}"
 
 

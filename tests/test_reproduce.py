@@ -50,6 +50,9 @@ def keep_training(store, name, test, train=10.0, seed=0, experiment="table1"):
         "test_error_percent": test + 1,
         "epochs": [1, 2],
         "test_errors_percent": [90.0, test],
+        "train_images": 60,
+        "test_images": 10_000,
+        "chance_percent": 10.0,
     }
     store.keep(cell, seed, "train", result)
     return cell
@@ -256,45 +259,53 @@ def test_tables_show_mean_and_spread_beside_the_paper(store):
 def test_claims_hold_or_do_not_or_are_not_measured(store):
     assert "holds" not in claims(tables.Results(store))
     keep_training(store, "random", 20.0, train=8.0)
-    keep_training(store, "alternate", 21.0)
-    keep_training(store, "image-pad", 19.0)
-    keep_training(store, "none", 20.0, train=9.0)
+    keep_training(store, "alternate", 21.5)
+    keep_training(store, "image-pad", 18.5)
+    keep_training(store, "none", 20.5, train=50.0)
     lines = claims(tables.Results(store)).splitlines()
-    said = {row[0]: row[2:] for line in lines if len(row := line.strip("| ").split(" | ")) == 4}
-    assert said["random beats alternate"] == ["holds", "1, 1"]
-    assert said["random beats image-pad"] == ["does not hold", "1, 1"]
-    assert said["random beats perforated"] == ["not measured", "1, 0"]
-    assert said["random is at or below none"] == ["holds", "1, 1"]
-    assert said["random’s train error is higher than that of none"] == ["does not hold", "1, 1"]
+    said = {row[0]: row[2:] for line in lines if len(row := line.strip("| ").split(" | ")) == 5}
+    assert said["random beats alternate"] == ["+1.50 (1.15)", "holds", "1, 1"]
+    assert said["random beats image-pad"] == ["-1.50 (1.12)", "does not hold", "1, 1"]
+    assert said["random beats perforated"] == ["–", "not measured", "1, 0"]
+    assert said["random is at or below none"] == ["+0.50 (1.14)", "undecided", "1, 1"]
+    assert said["random’s train error is higher than that of none"][1:] == ["does not hold", "1, 1"]
     keep_training(store, "random", 22.0, seed=1)
-    assert "| random beats alternate | 21.00 ± 1.41 against 21.00 | does not hold | 2, 1 |" in claims(
-        tables.Results(store)
-    )
+    row = "| random beats alternate | 21.00 ± 1.41 against 21.50 | +0.50 (3.65) | undecided | 2, 1 |"
+    assert row in claims(tables.Results(store))
 
 
 def test_claims_of_votes_reduction_similarity_and_attack(store):
     random = keep_training(store, "random", 20.0)
     none = keep_training(store, "none", 20.0)
     large = keep_training(store, LARGE.name, 20.0, experiment="figure4")
-    store.keep(random, 0, "votes5", {"test_error_percent": [20, 19], "mean_single_test_error_percent": 20.5})
-    store.keep(random, 0, "reduced", {"by_norm": {"test_error_percent": 21.8}})
+    votes = {"test_error_percent": [20, 19], "mean_single_test_error_percent": 20.5, "images": 10_000}
+    store.keep(random, 0, "votes5", votes | {"changed_percent": 9.0})
+    store.keep(random, 0, "reduced", {"by_norm": {"test_error_percent": 23.8}})
     store.keep(random, 0, "similarity", {"similarity": [0.2, 0.3, None]})
+    keep_training(store, "random", 20.0, seed=1)
+    store.keep(random, 1, "similarity", {"similarity": [0.22, 0.3, None]})
     for cell, accuracy in ((none, 50.0), (random, 70.0), (large, 60.0)):
-        attacked = {"snr_db": [33.0], "accuracy_percent": [accuracy], "clean_accuracy_percent": 19.0}
+        attacked = {
+            "snr_db": [33.0],
+            "accuracy_percent": [accuracy],
+            "clean_accuracy_percent": 19.5,
+            "images": 10_000,
+            "chance_percent": 10.0,
+        }
         store.keep(cell, 0, "attack", attacked)
     text = claims(tables.Results(store))
-    assert "| 20.50 with 1 vote, 19.00 with 5 | holds | 1 |" in text
-    assert "| 21.80 against 21.00 | does not hold | 1, 1 |" in text, "both are of the end of training"
-    assert "| S > 0.1 with max pooling (layer 1) | 0.200 | holds | 1 |" in text
-    assert "| S > 0.1 with mixed pooling (layer 1) | – | not measured | 0 |" in text
+    assert "| 20.50 with 1 vote, 19.00 with 5 | +1.25 (0.60) | holds | 1 |" in text
+    assert "| 23.80 against 21.00 | -2.05 (1.18) | does not hold | 1, 1 |" in text, "both are of the end of training"
+    assert "| S > 0.1 with max pooling (layer 1) | 0.210 ± 0.014 | +0.110 (0.020) | holds | 2 |" in text
+    assert "| S > 0.1 with mixed pooling (layer 1) | – | – | not measured | 0 |" in text
     assert "learnt" not in text, "a version that did not tell the start apart has kept this"
-    assert "| 40.0 % closed | holds | 1, 1 |" in text
-    assert "| 20.0 % against 40.0 % | does not hold | 1, 1, 1 |" in text
+    assert "| 40.0 % closed | +20.00 (3.07) | holds | 1, 1 |" in text
+    assert "| 20.0 % against 40.0 % | -10.00 (3.04) | does not hold | 1, 1, 1 |" in text
     shown = tables.figure4(tables.Results(store))
     assert "| 33 | 50.00 | 70.00 | 60.00 | 40.0 | 20.0 |" in shown
     store.keep(large, 0, "votes9", {"test_error_percent": [21, 19.5]})
     assert "guessing" not in shown
-    store.keep(none, 0, "attack", attacked | {"chance_percent": 10.0})
+    store.keep(none, 0, "attack", attacked | {"clean_accuracy_percent": 18.5})
     assert "says nothing: `none`" in tables.figure4(tables.Results(store))
     assert "% closed" not in claims(tables.Results(store))
     assert "128,32,8: 21.00 %, 19.50 % by 9 votes (the paper: 16.83)" in tables.figure4(tables.Results(store))
@@ -313,7 +324,8 @@ def test_the_projection_on_the_start_stands_beside_the_similarity(store):
     row = "0.200 ± 0.000 | 0.300 ± 0.000 | 0.500 (n = 1) | 0.250 (n = 1) | 0.300 (n = 1) | 0.400 (n = 1) |"
     assert f"| `random` | max | {row}" in tables.figure3(tables.Results(store))
     text = claims(tables.Results(store))
-    assert "| S > 0.1 of what the tiles have learnt with max pooling (layer 1) | 0.400 | holds | 1 |" in text
+    row = "| S > 0.1 of what the tiles have learnt with max pooling (layer 1) | 0.400 | +0.300 (not known) | undecided"
+    assert row in text
     assert "of what the tiles have learnt for other schemes" not in text, "nothing is known of them"
 
 

@@ -25,7 +25,8 @@ def voting(
 ) -> dict[str, Any]:
     """Return the test error of the majority of the first 1, 2, … V votes, and of every vote by itself.
 
-    The votes are those of `rapa-dist evaluate --votes`.
+    The votes are those of `rapa-dist evaluate --votes`. `changed_percent` is how many images one vote has right and all
+    of them have wrong, or the other way round, in the mean of the votes.
 
     Args:
         path: directory of a run with the scheme "random".
@@ -43,17 +44,22 @@ def voting(
     trained = Trained.open(path, checkpoint=checkpoint, where=where, limit_test=limit_test)
     assigner, parts = trained.assigner(), trained.config.micro_batches
     wrong_majority, wrong_single = np.zeros(votes, int), np.zeros(votes, int)
+    changed = 0
     first, total = 0, len(trained.data.test.labels)
     with trained.network() as network, work("Voting", "images") as advance:
         for pixels, labels in evaluation_batches(trained.data.test, trained.mean, TEST_IMAGES):
             batch, target = torch.from_numpy(pixels), torch.from_numpy(labels)
+            right: list[torch.Tensor] = []
             ballot = torch.zeros(len(labels), len(trained.checkpoint.classes), dtype=torch.float64)
             for vote in range(votes):
                 routing = assigner.route_test(trained.step, first, len(labels), vote, parts)
                 scores = network.classify(batch, routing)
                 ballot += cast_vote(scores)
                 wrong_majority[vote] += int((ballot.argmax(dim=1) != target).sum())
-                wrong_single[vote] += int((scores.argmax(dim=1) != target).sum())
+                right.append(scores.argmax(dim=1) == target)
+                wrong_single[vote] += int((~right[-1]).sum())
+            by_all = ballot.argmax(dim=1) == target
+            changed += sum(int((of_vote != by_all).sum()) for of_vote in right)
             first += len(labels)
             advance(first, total)
     singles = 100 * wrong_single / total
@@ -62,4 +68,5 @@ def voting(
         "test_error_percent": (100 * wrong_majority / total).tolist(),
         "single_test_error_percent": singles.tolist(),
         "mean_single_test_error_percent": float(singles.mean()),
+        "changed_percent": 100 * changed / (votes * total),
     }

@@ -195,6 +195,7 @@ def attack(
     from rapa_dist.analysis.attack import attack as on_run
     from rapa_dist.analysis.plots import plot_curves
     from rapa_dist.console import stderr
+    from rapa_dist.experiments.verdicts import is_at_chance
 
     _check_plot(plot)
     of_baseline = "best" if checkpoint == "best" else "newest"
@@ -217,7 +218,7 @@ def attack(
         result["gap_closed_percent"] = gap_closed(result["accuracy_percent"], reference["accuracy_percent"])
         curves.append(("untiled", reference["snr_db"], reference["accuracy_percent"]))
     for run, found in ((run_dir, result), (baseline, result.get("baseline"))):
-        if found is not None and found["clean_accuracy_percent"] < 2 * found["chance_percent"]:
+        if found is not None and is_at_chance(found["clean_accuracy_percent"], found["chance_percent"]):
             stderr.print(
                 f"Warning: {run} classifies {found['clean_accuracy_percent']:.1f} % correctly, and guessing would "
                 f"{found['chance_percent']:.1f} %: what an attack does to so few images says little.",

@@ -9,6 +9,8 @@ _LINE = {
     "epoch": whole(1),
     "step": whole(),
     "learning_rate": POSITIVE,
+    "train_images": whole(1),
+    "test_images": whole(1),
     "train_loss": NUMBER,
     "train_error_percent": POSITIVE,
     "test_loss": NUMBER,
@@ -24,7 +26,16 @@ _WALL = {
     "step_ms": optional(POSITIVE),
     "networks": whole(1),
 }
-_MAY_LACK = {"step", "device_time_s", "test_device_time_s", "similarity", "networks", "step_ms"}
+_MAY_LACK = {
+    "step",
+    "train_images",
+    "test_images",
+    "device_time_s",
+    "test_device_time_s",
+    "similarity",
+    "networks",
+    "step_ms",
+}
 
 
 def parse_metrics(data: bytes) -> list[dict[str, Any]]:

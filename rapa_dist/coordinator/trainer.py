@@ -275,6 +275,8 @@ class Trainer:
             "epoch": progress.epoch + 1,
             "step": progress.step,
             "learning_rate": self.config.learning_rate(progress.epoch),
+            "train_images": progress.seen,
+            "test_images": len(self._data.test.labels),
             "train_loss": progress.loss_sum / progress.seen,
             "train_error_percent": 100 * progress.wrong / progress.seen,
             "test_loss": score.loss,

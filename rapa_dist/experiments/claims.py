@@ -1,4 +1,4 @@
-"""The paper's claims, held against our numbers: holds, does not hold, or not measured."""
+"""The paper's claims, held against our numbers; `verdicts` has how they are judged."""
 
 from collections.abc import Sequence
 from statistics import mean
@@ -7,9 +7,22 @@ from typing import NamedTuple
 from rapa_dist.experiments import paper
 from rapa_dist.experiments.cells import Cell, cells_of
 from rapa_dist.experiments.tables import NOT_KEPT, Result, Results, guesses, markdown, spread
+from rapa_dist.experiments.verdicts import (
+    UNMEASURED,
+    VOID,
+    Judgement,
+    Sample,
+    Verdict,
+    above,
+    all_of,
+    at_most,
+    below,
+    within,
+)
 
 _WORSE = ("image-overlap", "image-pad", "random-fixed", "alternate", "perforated")
 _REDUCED_WITHIN = 0.75
+_VOTES_GAIN = 0.25
 _AVERAGE_IS_ONE = 0.95
 _ALIKE, _UNLIKE = 0.1, 0.01
 
@@ -20,26 +33,57 @@ class Row(NamedTuple):
     claim: str
     numbers: str
     """Ours; empty if something is not measured."""
-    holds: bool | None
-    """None: not measured."""
+    judgement: Judgement
     n: Sequence[int]
     """Seeds behind every number."""
-    void: bool = False
-    """Whether all there are are void results, which decide nothing."""
+    digits: int = 2
+    """Of the difference, behind the point."""
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Verdict:
         """What is to be said of it."""
-        return "void" if self.void else {True: "holds", False: "does not hold", None: "not measured"}[self.holds]
+        return self.judgement.verdict
+
+    @property
+    def measured(self) -> bool:
+        """Whether there are numbers, void ones included."""
+        return self.verdict != Verdict.UNMEASURED
+
+    def cells(self) -> list[str]:
+        """Return the row of its table, but for the claim."""
+        numbers, difference = self.numbers or "–", self.judgement.describe(self.digits)
+        return [numbers, difference, self.verdict.value, ", ".join(map(str, self.n))]
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it as plain values."""
+        return {
+            "claim": self.claim,
+            "numbers": self.numbers,
+            "verdict": self.verdict.value,
+            "difference": self.judgement.difference,
+            "margin": self.judgement.margin,
+            "reason": self.judgement.reason,
+            "n": list(self.n),
+        }
+
+
+HEAD = ("our numbers", "difference (margin)", "", "n")
+"""Of `Row.cells`."""
+JUDGED = (
+    "Difference: positive where the claim is right. Margin: two standard errors of it, over the seeds where there are "
+    "several and over the images that were classified (as if each network had images of its own; votes by how many "
+    "they change, where that is recorded). Within it, with no margin known, or with a network that hardly does better "
+    "than guessing, a claim is undecided."
+)
 
 
 def claims(results: Results) -> str:
     """Return the table of claims as Markdown."""
-    rows = [[row.claim, row.numbers or "–", row.verdict, ", ".join(map(str, row.n))] for row in rows_of(results)]
+    rows = [[row.claim, *row.cells()] for row in rows_of(results)]
     why = results.why_void([cell for name in ("table1", "table2", "figure3", "figure4") for cell in cells_of(name)])
     return (
-        f"{markdown(['claim', 'our numbers', '', 'n'], rows)}\n{why}Best test errors in %, as in the paper; of votes "
-        "and reduction those at the end of training. n: seeds; mean ± standard deviation where there are several. "
+        f"{markdown(['claim', *HEAD], rows)}\n{why}{JUDGED} Best test errors in %, as in the paper; of votes and "
+        "reduction those at the end of training. n: seeds; mean ± standard deviation where there are several. "
         f"Protocol: {results.protocol.describe()}.\n"
     )
 
@@ -57,19 +101,23 @@ def rows_of(results: Results) -> list[Row]:
     ]
 
 
-def _test(results: Results, cell: Cell) -> list[float]:
-    return results.values(cell, "best_test_error_percent")
+def _errors(results: Results, cell: Cell, key: str, part: str = "test") -> Sample:
+    """Return errors of a cell's runs, in percent of training or test images."""
+    images = results.images(cell, f"{part}_images")
+    return Sample.share(results.values(cell, key), images, at_chance=results.at_chance(cell))
+
+
+def _pair(sample: Sample, other: Sample) -> str:
+    return f"{spread(sample.values)} against {spread(other.values)}" if sample.values and other.values else ""
 
 
 def _random_beats_others(results: Results, cells: dict[str, Cell]) -> list[Row]:
-    random = _test(results, cells["random"])
+    random = _errors(results, cells["random"], "best_test_error_percent")
     rows: list[Row] = []
     for name in _WORSE:
-        other = _test(results, cells[name])
-        measured = bool(random and other)
-        numbers = f"{spread(random)} against {spread(other)}" if measured else ""
-        holds = mean(random) < mean(other) if measured else None
-        rows.append(Row(f"random beats {name}", numbers, holds, (len(random), len(other))))
+        other = _errors(results, cells[name], "best_test_error_percent")
+        n = len(random.values), len(other.values)
+        rows.append(Row(f"random beats {name}", _pair(random, other), at_most(random, other), n))
     return rows
 
 
@@ -78,29 +126,14 @@ def _random_against_none(results: Results, cells: dict[str, Cell]) -> list[Row]:
     random = cells["random"]
     for name, words in (("none", "none"), ("none-quick", "none with λ = 0.01, γ = 0.9")):
         none = cells[name]
-        test = _test(results, random), _test(results, none)
-        train = (results.values(cell, "best_train_error_percent") for cell in (random, none))
-        if name != "none" and not test[1]:
+        mine, theirs = (_errors(results, cell, "best_test_error_percent") for cell in (random, none))
+        if name != "none" and not theirs.values:
             continue
-        measured = all(test)
-        n = len(test[0]), len(test[1])
-        rows.append(
-            Row(
-                f"random is at or below {words}",
-                f"{spread(test[0])} against {spread(test[1])}" if measured else "",
-                mean(test[0]) <= mean(test[1]) if measured else None,
-                n,
-            )
-        )
-        mine, theirs = train
-        rows.append(
-            Row(
-                f"random’s train error is higher than that of {words}",
-                f"{spread(mine)} against {spread(theirs)}" if measured else "",
-                mean(mine) > mean(theirs) if measured else None,
-                n,
-            )
-        )
+        n = len(mine.values), len(theirs.values)
+        rows.append(Row(f"random is at or below {words}", _pair(mine, theirs), at_most(mine, theirs), n))
+        mine, theirs = (_errors(results, cell, "best_train_error_percent", "train") for cell in (random, none))
+        claim = f"random’s train error is higher than that of {words}"
+        rows.append(Row(claim, _pair(mine, theirs), at_most(theirs, mine), n))
     return rows
 
 
@@ -111,15 +144,27 @@ def _voting(results: Results, cells: dict[str, Cell]) -> list[Row]:
         ("random-average", "voting does nothing with average pooling"),
     ):
         found, void = results.of(cells[name], "votes5"), results.void(cells[name], "votes5")
+        claim = f"{words} (a quarter of a point counts)"
         if void:
-            rows.append(Row(f"{words} (a quarter of a point counts)", f"void: {_voted(void)}", None, [len(void)], True))
+            rows.append(Row(claim, f"void: {_voted(void)}", VOID, [len(void)]))
             continue
-        gain = [result["mean_single_test_error_percent"] - result["test_error_percent"][-1] for result in found]
-        helps = name == "random"
-        verdict = None if not gain else (mean(gain) > 0.25) if helps else (abs(mean(gain)) <= 0.25)
-        numbers = _voted(found) if gain else ""
-        rows.append(Row(f"{words} (a quarter of a point counts)", numbers, verdict, [len(gain)]))
+        judge = above if name == "random" else within
+        judgement = judge(_gain(results, cells[name], found), _VOTES_GAIN)
+        rows.append(Row(claim, _voted(found) if found else "", judgement, [len(found)]))
     return rows
+
+
+def _gain(results: Results, cell: Cell, found: list[Result]) -> Sample:
+    """Return by how many points voting lowers the error of a cell's networks."""
+    gain, changed = [], []
+    for result in found:
+        single, voted = result["mean_single_test_error_percent"], result["test_error_percent"][-1]
+        gain.append(single - voted)
+        # of two tests that have nothing to do with each other so many images would change
+        independent = single * (100 - single) / 100 + voted * (100 - voted) / 100
+        changed.append(result.get("changed_percent", independent))
+    images = min((result.get("images") or 0 for result in found), default=0)
+    return Sample.gain(gain, images, mean(changed or [0.0]), at_chance=results.at_chance(cell))
 
 
 def _voted(found: list[Result]) -> str:
@@ -131,8 +176,7 @@ def _voted(found: list[Result]) -> str:
 def _similarity(results: Results) -> list[Row]:
     """Return the claims of S, and the same of what the tiles have learnt, without the start that is left in them."""
     rest = _similarity_claims(results, "similarity_of_rest", " of what the tiles have learnt")
-    measured = (row for row in rest if row.holds is not None or row.void)
-    return [*_similarity_claims(results, "similarity", ""), *measured]
+    return [*_similarity_claims(results, "similarity", ""), *(row for row in rest if row.measured)]
 
 
 def _similarity_claims(results: Results, key: str, words: str) -> list[Row]:
@@ -141,23 +185,25 @@ def _similarity_claims(results: Results, key: str, words: str) -> list[Row]:
     def first_layer(found: list[Result]) -> list[float]:
         return [value for result in found if (value := result.get(key, NOT_KEPT)[0]) is not None]
 
-    def above(claim: str, name: str, least: float) -> Row:
-        values, void = (first_layer(found(cells[name], "similarity")) for found in (results.of, results.void))
-        if void:
-            return Row(claim, f"void: {spread(void, 3)}", None, [len(void)], True)
-        numbers, holds = (spread(values, 3), mean(values) > least) if values else ("", None)
-        return Row(claim, numbers, holds, [len(values)])
+    def sample(name: str) -> Sample:
+        values = first_layer(results.of(cells[name], "similarity"))
+        return Sample(values, at_chance=results.at_chance(cells[name]))
 
-    schemes = ("random-fixed", "image-overlap", "image-pad", "alternate")
-    others = {name: first_layer(results.of(cells[name], "similarity")) for name in schemes}
-    known = {name: values for name, values in others.items() if values}
-    numbers = ", ".join(f"{name} {spread(values, 4)}" for name, values in known.items())
+    def high(claim: str, name: str, least: float) -> Row:
+        if void := first_layer(results.void(cells[name], "similarity")):
+            return Row(claim, f"void: {spread(void, 3)}", VOID, [len(void)], 3)
+        found = sample(name)
+        numbers = spread(found.values, 3) if found.values else ""
+        return Row(claim, numbers, above(found, least), [len(found.values)], 3)
+
+    others = {name: sample(name) for name in ("random-fixed", "image-overlap", "image-pad", "alternate")}
+    numbers = ", ".join(f"{name} {spread(found.values, 4)}" for name, found in others.items() if found.values)
     return [
-        above(
+        high(
             f"S ≈ 1{words} with average pooling (layer 1, above {_AVERAGE_IS_ONE})", "random-average", _AVERAGE_IS_ONE
         ),
         *(
-            above(
+            high(
                 f"S > {_ALIKE}{words} with {pooling} pooling (layer 1)",
                 "random" if pooling == "max" else f"random-{pooling}",
                 _ALIKE,
@@ -167,49 +213,59 @@ def _similarity_claims(results: Results, key: str, words: str) -> list[Row]:
         Row(
             f"S < {_UNLIKE}{words} for other schemes (layer 1)",
             numbers,
-            all(mean(values) < _UNLIKE for values in known.values()) if len(known) == len(others) else None,
-            [len(values) for values in others.values()],
+            all_of([below(found, _UNLIKE) for found in others.values()]),
+            [len(found.values) for found in others.values()],
+            4,
         ),
     ]
 
 
 def _reduction(results: Results, cells: dict[str, Cell]) -> Row:
-    reduced = [result["by_norm"]["test_error_percent"] for result in results.of(cells["random"], "reduced")]
-    none = results.values(cells["none"], "test_error_percent")
-    measured = bool(reduced and none)
+    values = [result["by_norm"]["test_error_percent"] for result in results.of(cells["random"], "reduced")]
+    none = _errors(results, cells["none"], "test_error_percent")
+    images = results.images(cells["random"], "test_images")
+    reduced = Sample.share(values, images, at_chance=results.at_chance(cells["random"]))
     return Row(
         f"the reduced network is within {_REDUCED_WITHIN} points of the untiled one",
-        f"{spread(reduced)} against {spread(none)}" if measured else "",
-        mean(reduced) <= mean(none) + _REDUCED_WITHIN if measured else None,
-        (len(reduced), len(none)),
+        _pair(reduced, none),
+        at_most(reduced, none, _REDUCED_WITHIN),
+        (len(reduced.values), len(none.values)),
     )
 
 
 def _robustness(results: Results) -> list[Row]:
+    """Return the claims on attacks: a larger share of the gap is closed where more images are still right."""
     from rapa_dist.analysis.attack import gap_closed
 
-    at: dict[str, float] = {}
-    n: dict[str, int] = {}
-    for cell in cells_of("figure4"):
-        found = [result for result in results.of(cell, "attack") if not guesses(result)]
-        n[cell.name] = len(found)
-        if found:
-            row = found[0]["snr_db"].index(paper.GAP_CLOSED_AT_DB)
-            at[cell.name] = mean(result["accuracy_percent"][row] for result in found)
-    share = {name: gap_closed([at[name]], [at["none"]])[0] for name in paper.GAP_CLOSED if name in at and "none" in at}
-    small, large = share.get("random"), share.get("random-128x32x8")
+    found = {cell.name: _attacked(results, cell) for cell in cells_of("figure4")}
+    none, small, large = found["none"], found["random"], found["random-128x32x8"]
+    closed = {
+        name: gap_closed([mean(found[name].values)], [mean(none.values)])[0]
+        for name in paper.GAP_CLOSED
+        if found[name].values and none.values
+    }
+    share = {name: f"{percent:.1f} %" for name, percent in closed.items() if percent is not None}
+    both = len(share) == len(paper.GAP_CLOSED)
     where = f"at {paper.GAP_CLOSED_AT_DB:g} dB"
     return [
         Row(
             f"tiling closes part of the robustness gap ({where}; the paper: 41 %)",
-            "" if small is None else f"{small:.1f} % closed",
-            None if small is None else small > 0,
-            (n["random"], n["none"]),
+            f"{share['random']} closed" if "random" in share else "",
+            at_most(none, small) if "random" in share else UNMEASURED,
+            (len(small.values), len(none.values)),
         ),
         Row(
             f"128,32,8 closes more than 16,4,1 ({where}; the paper: 64 %)",
-            "" if small is None or large is None else f"{large:.1f} % against {small:.1f} %",
-            None if small is None or large is None else large > small,
-            (n["random-128x32x8"], n["random"], n["none"]),
+            f"{share['random-128x32x8']} against {share['random']}" if both else "",
+            at_most(small, large) if both else UNMEASURED,
+            (len(large.values), len(small.values), len(none.values)),
         ),
     ]
+
+
+def _attacked(results: Results, cell: Cell) -> Sample:
+    """Return the accuracy under attack, in percent of the images that were right before."""
+    found = [result for result in results.of(cell, "attack") if not guesses(result)]
+    values = [result["accuracy_percent"][result["snr_db"].index(paper.GAP_CLOSED_AT_DB)] for result in found]
+    right = [(result.get("images") or 0) * result["clean_accuracy_percent"] / 100 for result in found]
+    return Sample.share(values, round(min(right, default=0)), at_chance=False)

@@ -120,7 +120,7 @@ class Work:
         files = [f"{name}.md", "claims.md"]
         if figures.draw(name, results, store.path / f"{name}.svg"):
             files.append(f"{name}.svg")
-        return self._result(table + "\n" + claimed, files) | {"claims": [row._asdict() for row in rows_of(results)]}
+        return self._result(table + "\n" + claimed, files) | {"claims": [row.as_dict() for row in rows_of(results)]}
 
     def _regularizer(self) -> dict[str, Any]:
         from rapa_dist.analysis.regularizer import along_training

@@ -106,8 +106,12 @@ def _result(outcome: "RunResult") -> dict[str, Any]:
     environment = (sessions_of(outcome.directory.path) or [{}])[-1]
     trained = outcome.directory.config.as_dict()
     trained["dataset"] = re.sub(r"^images:.*/", "images:", trained["dataset"])  # where it lay is nobody's concern
+    newest = outcome.directory.read_checkpoint(outcome.directory.find_checkpoint("newest"))
     return {
         "config": trained,
+        "train_images": metrics[-1].get("train_images"),
+        "test_images": metrics[-1].get("test_images"),
+        "chance_percent": 100 / len(newest.classes),
         "best_test_error_percent": best["test_error_percent"],
         "best_epoch": best["epoch"],
         "best_train_error_percent": min(line["train_error_percent"] for line in metrics),

@@ -9,6 +9,7 @@ from rapa_dist.experiments import paper
 from rapa_dist.experiments.cells import LARGE, POOLINGS, Cell, Protocol, cells_of
 from rapa_dist.experiments.jobs import ANALYSES, TRAIN
 from rapa_dist.experiments.store import Store
+from rapa_dist.experiments.verdicts import is_at_chance
 
 Result = dict[str, Any]
 _NONE = "–"
@@ -49,6 +50,17 @@ class Results:
         """Return a sentence that says why results of these cells are void, if some are."""
         reasons = {result["void"] for cell in cells for what in (TRAIN, *ANALYSES) for result in self.void(cell, what)}
         return "".join(f"{reason[0].upper()}{reason[1:]}. " for reason in sorted(reasons))
+
+    def images(self, cell: Cell, part: str) -> int | None:
+        """Return of how many images a cell's errors are shares, "test_images" or "train_images"; None: not known."""
+        return min((result.get(part) or 0 for result in self.of(cell)), default=0) or None
+
+    def at_chance(self, cell: Cell) -> bool:
+        """Return whether a network of a cell hardly does better than guessing, so that it supports no claim."""
+        return any(
+            is_at_chance(100 - result["test_error_percent"], result.get("chance_percent", 0))
+            for result in self.of(cell)
+        )
 
     def values(self, cell: Cell, key: str, what: str = TRAIN) -> list[float]:
         """Return one number of every result."""
@@ -202,7 +214,7 @@ def figure4(results: Results) -> str:
 
 def guesses(attack: Result) -> bool:
     """Whether a network that was attacked hardly does better than guessing, so that the attack says nothing of it."""
-    return bool(attack["clean_accuracy_percent"] < 2 * attack.get("chance_percent", 0))
+    return is_at_chance(attack["clean_accuracy_percent"], attack.get("chance_percent", 0))
 
 
 def regularizer(result: Result) -> str:
