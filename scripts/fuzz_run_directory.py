@@ -10,6 +10,7 @@ touched outside the run directory, and a command that refuses and has still chan
 """
 
 import argparse
+import codecs
 import hashlib
 import os
 import random
@@ -242,7 +243,8 @@ def load_everything() -> None:
         *("analysis.voting", "analysis.reduction", "analysis.attack", "analysis.plots", "report.figures"),
     ):
         importlib.import_module(f"rapa_dist.{name}")
-    "".encode("utf-16-be")  # matplotlib wants it, and nobody may not read where Python is
+    for name in ("utf-16-be", "idna", "latin-1"):  # nobody may not read where Python is
+        codecs.lookup(name)
     for name in ("matplotlib.figure", "matplotlib.backends.backend_svg"):
         importlib.import_module(name)
 

@@ -11,6 +11,7 @@ run has come stands in the sidecar alone: the length of the metrics, say, depend
 import hashlib
 import json
 import math
+import os
 import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -241,10 +242,22 @@ def latest(folder: Path) -> Path:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the safetensors files of all complete checkpoints, oldest first (their names count steps)."""
-    found = ((_NAME.fullmatch(path.name), path) for path in folder.glob("step-*.json"))
-    dated = ((int(name[1]), int(name[2]), path.with_suffix(".safetensors")) for name, path in found if name)
-    return [path for _, _, path in sorted(dated)]
+    """Return the safetensors files of all complete checkpoints, oldest first (their names count steps).
+
+    Raises:
+        CheckpointError: the folder can't be read.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(
+            f"The folder {folder} can't be read: {error.strerror}. Correct its permissions."
+        ) from error
+    found = [match for match in map(_NAME.fullmatch, names) if match]
+    found.sort(key=lambda match: (int(match[1]), int(match[2])))
+    return [folder / f"{match[0].removesuffix('.json')}.safetensors" for match in found]
 
 
 def name_of(step: int, epoch: int) -> str:
@@ -263,14 +276,19 @@ def prune(folder: Path, best: str | None) -> None:
     """
     if folder.is_symlink():
         return
+    with suppress(OSError, CheckpointError):
+        _prune(folder, best)
+
+
+def _prune(folder: Path, best: str | None) -> None:
     for path in checkpoints(folder)[:-_KEEP]:
         if path.stem != best:
             _remove(path.with_suffix(".json"))
             _remove(path)
     vouched = {path.name for path in checkpoints(folder)}
-    for path in [*folder.glob("step-*.safetensors"), *folder.glob(".*.partial")]:
-        if path.name not in vouched:
-            _remove(path)
+    for name in set(os.listdir(folder)) - vouched:
+        if re.fullmatch(r"step-.*\.safetensors|\..*\.partial", name, re.DOTALL):
+            _remove(folder / name)
 
 
 def _remove(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Opening a run: a new one, or one that is gone on with; its directory is held, and what it starts from is on disk."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -208,6 +208,8 @@ def resumable(directory: RunDirectory) -> Iterator[None]:
 
 def tell_how_to_resume(directory: RunDirectory) -> None:
     """Say on stderr how a run can be resumed."""
-    found = checkpoints.checkpoints(directory.checkpoint_folder)
+    found: list[Path] = []
+    with suppress(CheckpointError):  # whatever is told here is not why the run ended
+        found = checkpoints.checkpoints(directory.checkpoint_folder)
     saved = f"The newest checkpoint is {found[-1].stem}. " if found else ""
     stderr.print(f"\n{saved}Resume with: {sessions.resume_command(directory.path)}", markup=False)

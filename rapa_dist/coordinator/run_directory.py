@@ -157,11 +157,13 @@ class RunDirectory:
         """Raise RunDirectoryError unless what a run writes to is a file or folder in this directory, and no link."""
         wanted = [(self.path / name, stat.S_ISREG) for name in _OWN_FILES]
         wanted += [(self.path / name, stat.S_ISDIR) for name in _OWN_FOLDERS]
-        wanted += [(path, stat.S_ISREG) for path in self.checkpoint_folder.glob("step-*")]
+        with contextlib.suppress(OSError):  # it is not there, or that will be said where it is read
+            names = os.listdir(self.checkpoint_folder)
+            wanted += [(self.checkpoint_folder / name, stat.S_ISREG) for name in names if name.startswith("step-")]
         for path, fits in wanted:
             try:
                 mode = path.lstat().st_mode
-            except OSError:  # it is not there, or that will be said where it is read
+            except OSError:
                 continue
             if not fits(mode):
                 raise RunDirectoryError(
@@ -188,7 +190,10 @@ class RunDirectory:
             RunDirectoryError: this is no run directory, or its configuration can't be read.
         """
         try:
-            return TrainConfig.from_dict(tomllib.loads(files.read_file(self.path / _CONFIG, _MOST).decode()))
+            found = TrainConfig.from_dict(tomllib.loads(files.read_file(self.path / _CONFIG, _MOST).decode()))
+            if found.dataset is None:  # it would be looked for anew
+                raise ValueError("The configuration lacks dataset")
+            return found
         except OSError as error:
             raise RunDirectoryError(
                 f"{self.path} is no run directory: its {_CONFIG} can't be read ({files.cause(error)}). "
