@@ -41,3 +41,14 @@ def lock_folder(folder: Path, name: str) -> int:
             markup=False,
         )
     return descriptor
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process of this machine has locked a file. That is looked up, not tried: nobody is kept from it."""
+    try:
+        about = path.stat()
+        table = Path("/proc/locks").read_text()
+    except OSError:
+        return False
+    place = f" {os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino} "
+    return any(place in line and "FLOCK" in line and "->" not in line for line in table.splitlines())

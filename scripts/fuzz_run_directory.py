@@ -127,6 +127,7 @@ class World:
         )
         yield ["analyze", "similarity", at]
         yield ["analyze", *rng.choice(more)]
+        yield rng.choice((["runs", at], ["compare", at, at]))
         if self.report:
             yield ["report", at]
         yield ["train", "--resume", at, "--dry-run"]
@@ -229,7 +230,7 @@ def load_everything() -> None:
     """Import what the commands import, so that a child needs no time for it."""
     import importlib
 
-    for name in ("train", "evaluate", "analyze", "report"):
+    for name in ("train", "evaluate", "analyze", "report", "runs", "compare"):
         importlib.import_module(f"rapa_dist.cli.{name}")
     for name in (
         *(

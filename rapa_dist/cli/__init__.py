@@ -25,6 +25,8 @@ from rapa_dist.leaving import report_with
 COMMANDS = {
     "train": "rapa_dist.cli.train:train",
     "stats": "rapa_dist.cli.stats:stats",
+    "runs": "rapa_dist.cli.runs:runs",
+    "compare": "rapa_dist.cli.compare:compare",
     "evaluate": "rapa_dist.cli.evaluate:evaluate",
     "analyze": "rapa_dist.cli.analyze:analyze",
     "report": "rapa_dist.cli.report:report",

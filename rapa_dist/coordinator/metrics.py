@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rapa_dist.fields import NUMBER, OBJECT, POSITIVE, check, listing, optional, whole
+from rapa_dist.fields import NUMBER, OBJECT, POSITIVE, TEXT, check, listing, optional, whole
 from rapa_dist.files import parse_json
 
 _LINE = {
@@ -18,6 +18,7 @@ _LINE = {
     "device_time_s": optional(POSITIVE),
     "test_device_time_s": optional(POSITIVE),
     "similarity": optional(listing(optional(NUMBER))),
+    "weights_sha256": TEXT,
     "wall": OBJECT,
 }
 _WALL = {
@@ -25,6 +26,7 @@ _WALL = {
     "test_s": POSITIVE,
     "step_ms": optional(POSITIVE),
     "networks": whole(1),
+    "fabric": TEXT,
 }
 _MAY_LACK = {
     "step",
@@ -35,6 +37,8 @@ _MAY_LACK = {
     "similarity",
     "networks",
     "step_ms",
+    "weights_sha256",
+    "fabric",
 }
 
 

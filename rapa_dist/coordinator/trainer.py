@@ -303,6 +303,7 @@ class Trainer:
         progress = self.progress
         return {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "fabric": self._fabric.name,
             "train_s": round(progress.train_s, 3),
             "test_s": round(progress.test_s, 3),
             "steps": progress.step_in_epoch,

@@ -14,6 +14,7 @@ from rapa_dist.errors import CheckpointError, RunDirectoryError, UsageError
 from rapa_dist.fields import OBJECT, TEXT, check, listing
 from rapa_dist.files import cause, parse_json, read_file
 from rapa_dist.inspection import RunStats, TileStats
+from rapa_dist.locks import is_locked
 
 _MOST = 1 << 26  # bytes of a file about tiles
 _RUN_STATS = {"run": TEXT, "tiles": listing(OBJECT), "silent": listing(TEXT)}
@@ -86,7 +87,7 @@ def gather(path: Path, *, checkpoint: str = "newest", scaling: Path | None = Non
     config = directory.config
     missing: list[str] = []
     metrics = _read_metrics(directory, len(config.tiles))
-    under_way = _is_locked(path / ".lock")
+    under_way = is_locked(path / ".lock")
     if not metrics:
         missing.append("No epoch is finished yet: there are no curves and no errors.")
     elif (
@@ -201,14 +202,3 @@ def _read_scaling(directory: Path, given: Path | None, missing: list[str]) -> di
 def described(error: Exception) -> str:
     """Return what is wrong with a file, as a part of a sentence: a missing key alone would say little."""
     return cause(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process trains in the directory. The lock is looked up, not tried: nobody is kept from taking it."""
-    try:
-        about = path.stat()
-        table = Path("/proc/locks").read_text()
-    except OSError:
-        return False
-    place = f" {os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino} "
-    return any(place in line and "FLOCK" in line and "->" not in line for line in table.splitlines())
