@@ -7,14 +7,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import second_user
+from listeners import abstract_sockets, listening, outer_addresses, processes, services
 from second_user import METHODS, OTHER
 
 from rapa_dist.config import resolve
@@ -299,58 +300,6 @@ def run() -> Iterator[Run]:
         subprocess.run(["rm", "-rf", str(root)], check=True)
 
 
-def processes(top: int) -> dict[int, str]:
-    """Return a process and those below it, with their names."""
-    names, parents = {}, {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
-        except OSError:  # it has ended
-            continue
-        names[int(entry.name)], parents[int(entry.name)] = name, int(rest.split()[1])
-    found = {top}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return {pid: names[pid] for pid in found}
-
-
-def listening(pids: Iterable[int]) -> dict[int, str]:
-    """Return the ports that processes listen on, and at which address, as the kernel writes it."""
-    inodes = set()
-    for pid in pids:
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            with suppress(OSError):
-                inodes.add(os.readlink(link))
-    found = {}
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            _, local, _, state, _, _, _, _, _, inode, *_ = line.split()
-            if state == "0A" and f"socket:[{inode}]" in inodes:
-                at, _, port = local.partition(":")
-                found[int(port, 16)] = at
-    return found
-
-
-def services(ports: Iterable[int], token: str) -> list[tuple[str, int, str]]:
-    """Return what is behind each port, found by asking it with the token, so that a refusal is one of the others."""
-    found = []
-    for port in ports:
-        for name, method in METHODS.items():
-            with suppress(OSError):
-                status = second_user.ask(port, method, token)
-                if status == "0" or (status and not method):
-                    found.append((f"{name} ({port})", port, method))
-    return found
-
-
-def outer_addresses() -> list[str]:
-    """Return the address that this machine has in a network, if it is in one."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unsent, suppress(OSError):
-        unsent.connect(("203.0.113.1", 9))
-        return [unsent.getsockname()[0]]
-    return []
-
-
 @as_root
 @pytest.mark.ray
 @pytest.mark.timeout(240)
@@ -421,9 +370,3 @@ def test_a_second_user_reads_joins_and_hands_over_nothing(run, capsys):
     # what stays when the run has ended
     assert not list(run.home.iterdir())
     assert not [path for path in run.directory.rglob("*") if path.is_file() and secret in path.read_bytes()]
-
-
-def abstract_sockets() -> list[str]:
-    """Return the names of the Unix sockets that are in no folder: whoever knows one may connect."""
-    lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
-    return [words[-1] for words in lines if words[-1].startswith("@")]
