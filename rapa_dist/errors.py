@@ -13,6 +13,8 @@ RapaError                   exit code 1
 └── OutputError             stdout does not take what a command has to say
 """
 
+import errno
+
 
 class RapaError(Exception):
     """Base of every error that is reported to the user without a traceback."""
@@ -80,7 +82,9 @@ class OutputError(RapaError):
             kept: a sentence on where the result is all the same.
             exit_code: of the command.
         """
-        super().__init__(f"stdout can't be written to: {cause.strerror}. {kept or 'What it was to show is lost.'}")
+        closed = {errno.EBADF: "it is closed", errno.EPIPE: "nobody reads it any more"}
+        why = closed.get(cause.errno or 0, cause.strerror)
+        super().__init__(f"stdout can't be written to: {why}. {kept or 'What it was to show is lost.'}")
         self.cause, self.exit_code = cause, exit_code
         self.expected = isinstance(cause, BrokenPipeError) and not kept
         """Whether its reader has seen enough, like `head`, and nobody waits to be told."""

@@ -11,7 +11,7 @@ NOTICES = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 """That the terminal has been closed, and what batch systems send some time before they kill (Slurm, Grid Engine, LSF):
 nobody has lost patience yet, however often they come."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *NOTICES)
-_ONE_DEED_S = 1.0  # `timeout`, a shell or a wrapper may pass on a signal that the whole group has got already
+_ONE_DEED_S = 0.1  # `timeout`, a shell or a wrapper may pass on a signal that the whole group has got already
 _Handler = Callable[[int, FrameType | None], None]
 
 
@@ -64,6 +64,14 @@ def end_like_ctrl_c() -> None:
         for number in (signal.SIGTERM, *NOTICES):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 signal.signal(number, interrupt)
+
+
+def notice_no_more() -> None:
+    """Let notices change nothing: the command has ended, and only its process is still there."""
+    if threading.current_thread() is threading.main_thread():
+        for number in NOTICES:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # which what is started would inherit
+                signal.signal(number, lambda number, frame: None)
 
 
 @contextmanager

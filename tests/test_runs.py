@@ -229,10 +229,8 @@ class TestRay:
         [
             ("starting", 1, signal.SIGINT, "group"),
             ("starting", 1, signal.SIGTERM, "process"),
-            ("training", 1, signal.SIGTERM, "process"),
             ("training", 4, signal.SIGINT, "group"),
             ("training", 1, signal.SIGTERM, "group"),
-            ("training", 1, signal.SIGHUP, "group"),
         ],
     )
     def test_ctrl_c_saves_says_how_to_resume_and_leaves_nothing(

@@ -19,7 +19,7 @@ from rapa_dist import __version__
 from rapa_dist.cli import standard_streams
 from rapa_dist.cli.output import Output, emit_error, tell
 from rapa_dist.errors import OutputError, RapaError
-from rapa_dist.interrupts import end_like_ctrl_c
+from rapa_dist.interrupts import end_like_ctrl_c, notice_no_more
 from rapa_dist.leaving import report_with
 
 COMMANDS = {
@@ -89,13 +89,17 @@ class CommandLine(click.Group):
         as_json = "--json" in arguments  # as a mistake may keep click from getting so far
         report_with(partial(_report, output=output if as_json else None))
         try:
-            with self.make_context(prog_name, arguments, obj=output, **extra) as ctx:
-                self.invoke(ctx)
-            code = 0
-        except click.exceptions.Exit as leave:
-            code = leave.exit_code
-        except BaseException as error:  # noqa: BLE001 — the one place where an error becomes an exit code
-            code = _report(error, output if as_json else None)
+            try:
+                with self.make_context(prog_name, arguments, obj=output, **extra) as ctx:
+                    self.invoke(ctx)
+                code = 0
+            except click.exceptions.Exit as leave:
+                code = leave.exit_code
+            except BaseException as error:  # noqa: BLE001 — the one place where an error becomes an exit code
+                code = _report(error, output if as_json else None)
+        except KeyboardInterrupt:  # another one, while the first was told
+            code = INTERRUPTED
+        notice_no_more()
         sys.exit(code)
 
 

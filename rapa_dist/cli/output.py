@@ -59,11 +59,11 @@ def emit(value: Mapping[str, object]) -> None:
     """
     context = click.get_current_context(silent=True)
     output = context.find_object(Output) if context else None
-    if output is not None:
-        if output.emitted:
-            raise RuntimeError("a second JSON object on one stdout: --json promises exactly one")
-        output.emitted = True
+    if output is not None and output.emitted:
+        raise RuntimeError("a second JSON object on one stdout: --json promises exactly one")
     show(json.dumps(_plain(value)))
+    if output is not None:
+        output.emitted = True
 
 
 def emit_error(kind: str, message: str, output: Output) -> None:

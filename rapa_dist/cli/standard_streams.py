@@ -16,7 +16,7 @@ from typing import TextIO
 
 from rapa_dist.errors import OutputError
 
-_PATIENCE_MS = 5000  # for a terminal or pipe that takes nothing: stopped by Ctrl-S, or behind a frozen connection
+PATIENCE_MS = 5000  # for a terminal or pipe that takes nothing: stopped by Ctrl-S, or behind a frozen connection
 _CHUNK = 1024  # what a pipe or terminal that is ready takes without a wait
 _SPELLED_OUT = "spelled-out"
 _SPELLING = {
@@ -108,14 +108,14 @@ class _Words(_Stream):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self._target = _unblocked(number)
-        self._patience_ms = _PATIENCE_MS
+        self._patience_ms = PATIENCE_MS
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
         left = memoryview(data)
         with suppress(OSError):
             while left and _ready(self._target, self._patience_ms):
                 left = left[os.write(self._target, left[:_CHUNK]) :]
-        self._patience_ms = 0 if left else _PATIENCE_MS  # who has let us wait once is not waited for again
+        self._patience_ms = 0 if left else PATIENCE_MS  # who has let us wait once is not waited for again
         return len(data)
 
 

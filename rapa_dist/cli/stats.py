@@ -1,6 +1,5 @@
 """`rapa-dist stats`: what every tile of a training does, from any terminal."""
 
-import math
 import os
 import sys
 from contextlib import redirect_stdout, suppress
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from rapa_dist.fabric.watcher import RunEndedError, Watcher
     from rapa_dist.inspection import RunStats
 
-_INTERVAL_S = 2.0
+_INTERVAL_S, _LONGEST_INTERVAL_S = 2.0, 86_400
 _LAST = "Its last numbers are in tiles.json in its run directory."
 
 
@@ -74,8 +73,10 @@ def stats(
         raise UsageError("--watch and --json exclude each other: --json prints one object. Leave one of them out.")
     if interval is not None and not watch:
         raise UsageError("--interval is for --watch: without it there is one look only. Add --watch, or leave it out.")
-    if interval is not None and not (math.isfinite(interval) and interval > 0):
-        raise UsageError(f"--interval needs seconds above 0, like 2; it is {interval:g}.")
+    if interval is not None and not 0 < interval <= _LONGEST_INTERVAL_S:
+        raise UsageError(
+            f"--interval needs seconds above 0, like 2, and up to {_LONGEST_INTERVAL_S:,}, a day; it is {interval:g}."
+        )
 
     from rapa_dist.fabric.watcher import RunEndedError, find_run
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from rapa_dist.cli.output import emit, json_option, outcome, show
-from rapa_dist.cli.types import path, text
+from rapa_dist.cli.types import path, patience, text
 from rapa_dist.errors import UsageError
 
 _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 10, 0, 1, 1e-4, 25
@@ -75,7 +75,7 @@ _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 1
 @click.option("--nodes", type=int, metavar="N", help="Use N nodes of the cluster at most.  [default: all with tiles]")
 @click.option(
     "--node-patience",
-    type=float,
+    type=patience,
     default=60.0,
     show_default=True,
     metavar="SECONDS",
@@ -105,7 +105,7 @@ _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 1
 )
 @click.option(
     "--save-patience",
-    type=click.FloatRange(min=0),
+    type=patience,
     metavar="SECONDS",
     default=600,
     show_default=True,
@@ -167,8 +167,6 @@ def train(
         raise UsageError(f"--address is for the fabric ray; --fabric {fabric} uses no cluster. Leave one of them out.")
     if nodes is not None and fabric != "ray":
         raise UsageError(f"--nodes is for the fabric ray; --fabric {fabric} uses no cluster. Leave one of them out.")
-    if not node_patience >= 0:
-        raise UsageError(f"--node-patience needs seconds, 0 or more; it is {node_patience:g}.")
     if nodes is not None and nodes < 1:
         raise UsageError(f"--nodes needs at least 1; it is {nodes}.")
     if resume is not None and run_dir is not None:

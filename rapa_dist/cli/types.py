@@ -1,5 +1,6 @@
 """Types of options: what is refused before a command begins."""
 
+import math
 import os
 from pathlib import Path
 
@@ -16,3 +17,14 @@ def text(value: str) -> str:
 def path(value: str) -> Path:
     """Return a path, with ~ for the home directory: the shell expands `--run-dir ~/x`, but not `--run-dir=~/x`."""
     return Path(os.path.expanduser(text(value)))
+
+
+def patience(value: str) -> float:
+    """Return for how many seconds to put up with something; inf is for ever."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise click.BadParameter(f"it needs seconds, 0 or more (inf: for ever); it is {value}.")
+    return seconds

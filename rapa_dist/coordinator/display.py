@@ -32,33 +32,20 @@ class RunDisplay:
     def __init__(
         self,
         config: TrainConfig,
-        data: DataSet,
-        fabric: str,
         tiles: OwnTiles,
         *,
         live: bool = False,
         metrics: RayMetrics | None = None,
     ) -> None:
-        """Say what is about to be trained.
+        """Show nothing yet.
 
         Args:
-            config: what.
-            data: on what.
-            fabric: the fabric's name.
+            config: what is trained.
             tiles: its tiles.
             live: whether to show the table of the tiles, too; needs a terminal.
             metrics: where to keep the tiles' numbers.
         """
         self._config = config
-        machine = config.machine
-        stderr.print(
-            f"{data.name}: {len(data.train.labels):,} training and {len(data.test.labels):,} test images in "
-            f"{len(data.classes)} classes\n"
-            f"{len(machine.tiles)} tiles ({','.join(map(str, config.tiles))}, scheme {config.scheme}, "
-            f"fabric {fabric}), {machine.n_weights:,} weights on them; λ = {config.lr:g}, "
-            f"× {config.lr_decay:g} every {counted(config.lr_decay_every, 'epoch')}",
-            markup=False,
-        )
         self._last_draw = self._last_step = 0.0
         self._step_s = 0.0
         self._tiles, self._metrics = tiles, metrics
@@ -169,6 +156,18 @@ class RunDisplay:
             f"(device time {metrics['device_time_s']:.3g} s)",
             markup=False,
         )
+
+
+def introduction(config: TrainConfig, data: DataSet, fabric: str) -> str:
+    """Return what is about to be trained, on what, and on which fabric, in two lines."""
+    machine = config.machine
+    return (
+        f"{data.name}: {len(data.train.labels):,} training and {len(data.test.labels):,} test images in "
+        f"{len(data.classes)} classes\n"
+        f"{len(machine.tiles)} tiles ({','.join(map(str, config.tiles))}, scheme {config.scheme}, "
+        f"fabric {fabric}), {machine.n_weights:,} weights on them; λ = {config.lr:g}, "
+        f"× {config.lr_decay:g} every {counted(config.lr_decay_every, 'epoch')}"
+    )
 
 
 def _duration(seconds: float) -> str:

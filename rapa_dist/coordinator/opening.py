@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from rapa_dist.config import TrainConfig
-from rapa_dist.console import counted, stderr
+from rapa_dist.console import counted
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator import run_images, sessions
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
 from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.coordinator.telling import tell
 from rapa_dist.coordinator.trainer import initial_checkpoint
 from rapa_dist.data import DataSet, load_dataset
 from rapa_dist.errors import CheckpointError, ClusterError, RunDirectoryError, UsageError
@@ -105,10 +106,10 @@ def is_finished(directory: RunDirectory, config: TrainConfig, newest: Checkpoint
     if newest is None or newest.progress.epoch < config.epochs:
         return False
     longer = f"{sessions.resume_command(directory.path)} --epochs {2 * config.epochs}"
-    stderr.print(
+    tell(
+        directory,
         f"The run in {directory.path} is finished: {counted(config.epochs, 'epoch')} of {config.epochs:,} trained. "
         f"Nothing was started. To train it longer: {longer}",
-        markup=False,
     )
     return True
 
@@ -148,8 +149,7 @@ def go_on(
     directory.cut_metrics(start.progress.metrics_bytes)
     name = checkpoints.name_of(start.progress.step, start.progress.epoch)
     origin = name if newest else "its beginning"
-    directory.log(f"resumed from {origin}")
-    stderr.print(f"Resuming {directory.path} from {origin}", markup=False)
+    tell(directory, f"Resuming {directory.path} from {origin}")
     return replace(start, config=config)
 
 
@@ -207,9 +207,9 @@ def resumable(directory: RunDirectory) -> Iterator[None]:
 
 
 def tell_how_to_resume(directory: RunDirectory) -> None:
-    """Say on stderr how a run can be resumed."""
+    """Say how a run can be resumed."""
     found: list[Path] = []
     with suppress(CheckpointError):  # whatever is told here is not why the run ended
         found = checkpoints.checkpoints(directory.checkpoint_folder)
     saved = f"The newest checkpoint is {found[-1].stem}. " if found else ""
-    stderr.print(f"\n{saved}Resume with: {sessions.resume_command(directory.path)}", markup=False)
+    tell(directory, f"\n{saved}Resume with: {sessions.resume_command(directory.path)}")

@@ -3,9 +3,9 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from rapa_dist.console import stderr
 from rapa_dist.coordinator.recovery import HUNG, TILE, Recovery
 from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.coordinator.telling import tell
 from rapa_dist.fabric.lookout import Restart
 
 
@@ -42,8 +42,8 @@ class Recoveries:
             message: the same for people, a line.
         """
         self._new.append(recovery)
-        self._directory.log(f"recovery: {message}; {recovery}")
-        stderr.print(message, markup=False)
+        self._directory.log(f"recovery: {recovery}")
+        tell(self._directory, message)
 
     def take(self) -> list[dict[str, Any]]:
         """Return those since the last call, as plain values."""

@@ -4,16 +4,17 @@ A tile whose process dies finds its kernel in its cells. A node takes its cells 
 to a moment of which the coordinator has a copy; the steps since are trained again, with the same bits.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from rapa_dist.console import stderr
 from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.recovery import NODE, Recovery
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.saving import Saver
+from rapa_dist.coordinator.telling import tell
 from rapa_dist.coordinator.trainer import Outcome, Trainer
 from rapa_dist.errors import CapacityError, ClusterError, NodeLostError, RapaError
 from rapa_dist.fabric.base import Tiles
@@ -67,7 +68,7 @@ class Rollback:
                 return trainer.run(stop)
             except NodeLostError as lost:
                 snapshot = trainer.snapshot
-                self._say(str(lost))
+                tell(self._directory, str(lost))
                 noticed, at, reached = time.monotonic(), datetime.now(UTC), trainer.progress.step
                 if not self._replace(lost, trainer, stop):
                     return Outcome(False, self._save(trainer))
@@ -75,7 +76,7 @@ class Rollback:
                 trainer = train(trainer.start_again())
                 self._note(lost, snapshot.progress.step, reached, time.monotonic() - noticed, at)
             except ClusterError:
-                self._say(self._rescue(trainer))
+                tell(self._directory, self._rescue(trainer))
                 raise
 
     def _replace(self, lost: NodeLostError, trainer: Trainer, stop: Callable[[], bool]) -> bool:
@@ -100,7 +101,8 @@ class Rollback:
                     ) from error
                 if error is lost or time.monotonic() - said > _SAY_S:
                     said = time.monotonic()
-                    self._say(f"{why}; waiting {left:.0f} s for another one")
+                    limit = f" {left:.0f} s" if math.isfinite(left) else ""
+                    tell(self._directory, f"{why}; waiting{limit} for another one")
                 time.sleep(_LOOK_S)
             except ClusterError as error:
                 raise ClusterError(f"{lost}. {error} {self._rescue(trainer)}") from error
@@ -132,7 +134,3 @@ class Rollback:
             ),
             f"Its tiles are on other nodes now ({seconds:.1f} s); back from step {reached} to {step}",
         )
-
-    def _say(self, message: str) -> None:
-        self._directory.log(message)
-        stderr.print(message, markup=False)

@@ -11,7 +11,7 @@ from rapa_dist.console import counted
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator import opening
 from rapa_dist.coordinator.checkpoint import Checkpoint
-from rapa_dist.coordinator.display import RunDisplay
+from rapa_dist.coordinator.display import RunDisplay, introduction
 from rapa_dist.coordinator.own_tiles import OwnTiles
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.rollback import NODE_PATIENCE_S, Rollback
@@ -21,6 +21,7 @@ from rapa_dist.coordinator.saving import PATIENCE_S, Saver
 from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.coordinator.sessions import options_of
 from rapa_dist.coordinator.telemetry import RayMetrics
+from rapa_dist.coordinator.telling import tell
 from rapa_dist.coordinator.trainer import SNAPSHOT_EVERY, Trainer
 from rapa_dist.coordinator.weights import weights_sha256
 from rapa_dist.data import DataSet
@@ -219,13 +220,16 @@ def _train(
     config, recoveries = start.config, Recoveries(directory)
     with one_digital_thread(), redirect_stdout(directory.log_stream()):  # Ray prints its warnings to stdout
         try:
+            if place.where:
+                directory.log(place.where)
             told, step = recoveries.restarted, start.progress.step
             fabric = place.open(
                 start.kernels, directory.name, directory.path, told, step=step, restarts=tolerance.restarts
             )
             tiles = OwnTiles(fabric, directory.name)
             metrics = RayMetrics() if fabric.name == "ray" else None
-            display = RunDisplay(config, data, fabric.name, tiles, live=live, metrics=metrics)
+            display = RunDisplay(config, tiles, live=live, metrics=metrics)
+            tell(directory, introduction(config, data, fabric.name))
             newest = checkpoints.name_of(step, start.progress.epoch)
             saver = Saver(directory, newest, patience_s=tolerance.save_patience_s)
             with display, asked_to_stop() as stop:

@@ -4,17 +4,18 @@ Training goes on meanwhile. What could not be written is kept in memory, and the
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 
-from rapa_dist.console import stderr
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.sessions import resume_command
+from rapa_dist.coordinator.telling import tell
 from rapa_dist.errors import CheckpointError
 
 PATIENCE_S = 600.0
@@ -122,16 +123,20 @@ class Saver:
             self._reason = f"{error.strerror or error}"
             if self._failing_since is None:
                 self._failing_since = self._last_try
-                self._say(
+                tell(
+                    self._directory,
                     f"warning: the run can't be saved in {self._directory.path}: {self._reason}. Training goes on, and "
-                    f"it is tried again; for {self._patience_s:.0f} s. The newest checkpoint is {self.newest}."
+                    f"it is tried again{self._limit()}. The newest checkpoint is {self.newest}.",
                 )
             elif self._last_try - self._failing_since > self._patience_s:
                 raise self._error() from error
             return
         if self._failing_since is not None:
             self._failing_since = None
-            self._say(f"The run is saved again, in {self._directory.path}: checkpoint {self.newest}.")
+            tell(self._directory, f"The run is saved again, in {self._directory.path}: checkpoint {self.newest}.")
+
+    def _limit(self) -> str:
+        return f", for {self._patience_s:.0f} s" if math.isfinite(self._patience_s) else ""
 
     def _write(self) -> None:
         if self._directory.metrics_bytes > self._written:
@@ -158,10 +163,6 @@ class Saver:
             f"is {self.newest}; what was trained since is lost. Make room or correct permissions there, then resume "
             f"with: {resume_command(self._directory.path)}"
         )
-
-    def _say(self, message: str) -> None:
-        self._directory.log(message)
-        stderr.print(message, markup=False)
 
 
 def _size(line: dict[str, Any]) -> int:

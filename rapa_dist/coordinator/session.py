@@ -55,6 +55,8 @@ class Place:
         """
         self._kind, self._machine, self._images, self._device = kind, machine, images, device
         self._nodes = nodes
+        self.where = ""
+        """The cluster that was joined or started, in words; empty where there is none."""
         self._cluster: Cluster | None = None
         self._fabric: Tiles | None = None
         self._rooms: list[Room] | None = None
@@ -78,10 +80,11 @@ class Place:
             self._rooms = self.rooms()
             on_nodes = placed(self._machine, self._rooms)
             self._check([tile for tile, node in enumerate(on_nodes) if node == node_here()])
-        stderr.print(f"Ray cluster at {self._cluster.address} ({self._cluster.description})", markup=False)
+        self.where = f"Ray cluster at {self._cluster.address} ({self._cluster.description})"
         if self._rooms is not None and (counts := Counter(on_nodes)).keys() != {node_here()}:
             shares = (f"{counts[room.node]} on {room.address}" for room in self._rooms if counts[room.node])
-            stderr.print(f"{len(on_nodes)} tiles on {len(counts)} nodes: {', '.join(shares)}", markup=False)
+            self.where += f"\n{len(on_nodes)} tiles on {len(counts)} nodes: {', '.join(shares)}"
+        stderr.print(self.where, markup=False)
 
     def rooms_left(self) -> list[Room]:
         """Return the same as `rooms` after something was lost.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from rapa_dist.errors import ClusterError
-from rapa_dist.interrupts import uninterrupted
+from rapa_dist.interrupts import NOTICES, uninterrupted
 from rapa_dist.leaving import leave
 
 LIMIT_S = 120.0
@@ -23,7 +23,7 @@ _GRACE_S = 5.0  # after a signal, for a call to come to its end, as it mostly do
 _UNWIND_S = 5.0  # for it to return once what it waits for was ended
 _LOOK_S = 0.1
 _LONGEST_COUNTED_S = 1.0  # between two looks: this process may have been stopped in between
-_IMPATIENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_IMPATIENT = (signal.SIGINT, signal.SIGTERM, *NOTICES)
 _INSTALL = "_ZN3ray6RayLog27InstallFailureSignalHandlerEPKcb"
 
 

@@ -8,6 +8,7 @@ unless it is named here.
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from rapa_dist.console import stderr
 from rapa_dist.interpreter import same_modules
+from rapa_dist.interrupts import NOTICES
 
 _KEPT = frozenset(
     {
@@ -93,8 +95,9 @@ def job_config() -> Any:
 def apart(folder: Path) -> Iterator[None]:
     """Have what Ray starts live apart from this process, and find the same modules.
 
-    It gets process groups of its own: batch systems, `timeout` and a terminal that is closed send their signals to a
-    whole group, and the coordinator has to finish a step and save, for which it needs its tiles.
+    It gets process groups of its own, and does not hear of notices: `timeout` and a terminal that is closed send their
+    signals to a whole group, and Slurm sends its notice to all processes of a job. The coordinator has to finish a step
+    and save, for which it needs its tiles.
 
     Args:
         folder: its current folder; that of this process may be deleted, or on a disk that goes away.
@@ -107,7 +110,9 @@ def apart(folder: Path) -> Iterator[None]:
         return before(command, env=env | same_modules(), cwd=folder, process_group=0, **options)
 
     services.ConsolePopen = start  # type: ignore[misc, assignment]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, NOTICES)  # which what is started inherits
     try:
         yield
     finally:
         services.ConsolePopen = before  # type: ignore[misc]
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
