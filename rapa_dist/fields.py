@@ -49,6 +49,7 @@ NUMBER = Kind(
 )
 POSITIVE = Kind("a finite number from 0", lambda value: NUMBER.fits(value) and value >= 0)
 TEXT = Kind("text", lambda value: isinstance(value, str) and "\0" not in value)
+TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 
 

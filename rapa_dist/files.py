@@ -141,17 +141,15 @@ def append_whole(path: Path, data: bytes, *, durable: bool = False) -> int:
         os.close(descriptor)
 
 
-def cut(path: Path, n_bytes: int) -> None:
-    """Cut a file to its first bytes; one that has a second name elsewhere, as backups have, is left as it is there.
+def part_from_copies(path: Path) -> None:
+    """See that a file, if it is there, has this name alone: backups by hard links would be written to with it.
 
     Raises:
-        OSError: it can't be written.
+        OSError: it can't be read, or written.
     """
-    if os.stat(path).st_nlink > 1:
-        with path.open("rb") as file:
-            write_whole(path, file.read(n_bytes))
-    else:
-        os.truncate(path, n_bytes)
+    with suppress(FileNotFoundError):
+        if os.stat(path).st_nlink > 1:
+            write_whole(path, path.read_bytes())
 
 
 def check_target(option: str, path: Path | None) -> None:

@@ -25,7 +25,7 @@ from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.errors import ClusterError, RunDirectoryError
 from rapa_dist.fabric.chip import Chip
 from rapa_dist.fabric.doorbell import Cycle, Ring
-from rapa_dist.files import append_whole, cut, parse_json, read_file, write_whole
+from rapa_dist.files import append_whole, parse_json, read_file, write_whole
 from rapa_dist.machine import Layer, Machine
 
 sys.path.append(str(Path(__file__).parent.parent / "scripts"))
@@ -161,12 +161,12 @@ def test_a_run_is_read_through_a_link_and_by_one(run, others):
     assert invoke(["evaluate", str(run.parent / "name")]).code == 0
 
 
-def test_a_backup_by_hard_links_keeps_its_metrics(run, tmp_path):
-    os.link(run / "metrics.jsonl", tmp_path / "backup")
-    before = (tmp_path / "backup").read_bytes()
-    cut(run / "metrics.jsonl", 10)
-    assert (run / "metrics.jsonl").read_bytes() == before[:10]
-    assert (tmp_path / "backup").read_bytes() == before
+def test_a_backup_by_hard_links_stays_as_it_is(run, tmp_path):
+    backup = Path(shutil.copytree(run, tmp_path / "backup", copy_function=os.link))
+    before = fingerprint(backup)
+    assert invoke(["train", "--resume", str(run), "--fabric", "serial", "--epochs", "5"]).code == 0
+    assert fingerprint(backup) == before
+    assert len(RunDirectory(run).metrics()) == 5
 
 
 def test_what_can_not_be_pruned_stays_and_stops_nothing(run):

@@ -357,7 +357,8 @@ def test_where_a_run_stands_is_told_at_first_and_after_every_tenth(store, capsys
     with (directory / "metrics.jsonl").open("w") as metrics:
         for epoch in range(1, 10):
             wall = {"train_s": 20.0, "test_s": 10.0}
-            metrics.write(json.dumps({"epoch": epoch, "test_error_percent": 50.0, "wall": wall}) + "\n")
+            numbers = dict.fromkeys(("learning_rate", "train_loss", "train_error_percent", "test_loss"), 1.0)
+            metrics.write(json.dumps({"epoch": epoch, "test_error_percent": 50.0, "wall": wall} | numbers) + "\n")
             metrics.flush()
             for _ in range(2):
                 a_round._show()

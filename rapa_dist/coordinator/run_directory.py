@@ -152,6 +152,15 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"Can't write to the run directory {self.path}: {error.strerror}. Correct its permissions, or its name."
             ) from error
+        for name in (_METRICS, _LOG):
+            try:
+                files.part_from_copies(self.path / name)
+            except OSError as error:
+                self.release()
+                raise RunDirectoryError(
+                    f"{self.path / name} has a second name elsewhere, and can't be copied: {error.strerror}. Make room "
+                    "there, or correct its permissions."
+                ) from error
 
     def _check_own(self) -> None:
         """Raise RunDirectoryError unless what a run writes to is a file or folder in this directory, and no link."""
@@ -291,7 +300,7 @@ class RunDirectory:
         """
         self.check_metrics(n_bytes)
         if self.has_metrics:
-            files.cut(self.path / _METRICS, n_bytes)
+            os.truncate(self.path / _METRICS, n_bytes)
 
     @property
     def has_metrics(self) -> bool:

@@ -1,6 +1,5 @@
 """Carrying out an experiment: its jobs as Ray tasks, a core or a GPU each, and no job twice."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rapa_dist.console import counted, stderr
-from rapa_dist.errors import ClusterError
+from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.errors import ClusterError, RapaError
 from rapa_dist.experiments.cells import Cell, analyses_of
 from rapa_dist.experiments.jobs import TRAIN, do_as_here
 from rapa_dist.experiments.store import Store
@@ -220,11 +220,10 @@ class _Round:
                 continue
             epochs = self._store.protocol.epochs
             try:
-                lines = (self._store.run_dir(job.cell, job.seed) / "metrics.jsonl").read_bytes().splitlines(True)
-                done = sum(line.endswith(b"\n") for line in lines)
-                standing = progress_of(json.loads(lines[done - 1]), epochs) if done else ""
-            except (OSError, ValueError, LookupError):  # not there yet; or damaged, which the job itself will say
+                metrics = RunDirectory(self._store.run_dir(job.cell, job.seed)).metrics()
+            except RapaError:  # they are damaged, which the job itself will say
                 continue
+            done, standing = len(metrics), progress_of(metrics[-1], epochs) if metrics else ""
             told = 10 * done // epochs + (done > 0)
             if told > self._told.get(job.name, 0):
                 self._told[job.name] = told

@@ -16,11 +16,13 @@ from rapa_dist.config import TrainConfig, difference
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.errors import RapaError, RunDirectoryError, UsageError, VoidError
 from rapa_dist.experiments.cells import Cell, Protocol
-from rapa_dist.files import write_whole
+from rapa_dist.fields import check
+from rapa_dist.files import cause, parse_json, read_file, write_whole
 from rapa_dist.locks import lock_folder
 from rapa_dist.revision import FIRST, check_revision
 
 _PROTOCOL = "protocol.json"
+_MOST = 1 << 26  # bytes of a result
 
 
 class Store:
@@ -46,11 +48,11 @@ class Store:
         """Return whether the folder has a protocol; see that it is this one."""
         path = self.path / _PROTOCOL
         try:
-            before = Protocol(**json.loads(path.read_bytes()))
+            before = Protocol(**parse_json(read_file(path, _MOST)))
         except FileNotFoundError:
             return False
         except (OSError, ValueError, TypeError) as error:
-            raise RapaError(f"{path} can't be read: {error}. Restore it, or give another --output.") from error
+            raise RapaError(f"{path} can't be read: {cause(error)}. Restore it, or give another --output.") from error
         if self._binding and (differs := before.differences(self.protocol)):
             raise UsageError(
                 f"{self.path} has results of another protocol: {'; '.join(differs)}. "
@@ -103,12 +105,12 @@ class Store:
     def result(self, cell: Cell, seed: int, what: str) -> dict[str, Any] | None:
         """Return a result that is there, or None. If an earlier version's, of another network, "void" says why."""
         try:
-            found: dict[str, Any] = json.loads(self._file(cell, seed, what).read_bytes())
+            found = check(json.loads(read_file(self._file(cell, seed, what), _MOST)), {})
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise RapaError(
-                f"{self._file(cell, seed, what)} can't be read: {error}. Delete it to have it made again."
+                f"{self._file(cell, seed, what)} can't be read: {cause(error)}. Delete it to have it made again."
             ) from error
         config = cell.config(self.protocol, seed)
         try:

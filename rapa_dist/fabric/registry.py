@@ -12,15 +12,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import access
 from rapa_dist.fabric.scratch import LOCK, Scratch, open_file, own_folders
+from rapa_dist.fields import TEXT, TRUTH, check, listing, optional, whole
+from rapa_dist.files import parse_json
 
 RAY = "ray"
 """The fabric whose tiles are processes of their own, which others can ask."""
-_FILE = "run.json"
+_FILE, _MOST = "run.json", 1 << 20  # bytes
+_FACTS = {
+    "run": TEXT,
+    "address": TEXT,
+    "auth_mode": optional(TEXT),
+    "token_path": optional(TEXT),
+    "pid": whole(1),
+    "run_dir": TEXT,
+    "started": TEXT,
+    "first": TRUTH,
+    "fabric": TEXT,
+    "options": listing(TEXT),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +129,8 @@ def registrations(root: Path) -> list[Registration]:
     found = []
     for folder in own_folders(root):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # it may end while it is read
-            with open(open_file(folder / _FILE, os.O_RDONLY)) as file:
-                facts: dict[str, Any] = json.load(file)
+            with open(open_file(folder / _FILE, os.O_RDONLY), "rb") as file:
+                facts = check(parse_json(file.read(_MOST)), _FACTS, exact=True)
             registration = Registration(**facts | {"options": tuple(facts["options"])}, folder=folder)
             if registration.alive:
                 found.append(registration)
