@@ -127,7 +127,10 @@ class World:
         )
         yield ["analyze", "similarity", at]
         yield ["analyze", *rng.choice(more)]
-        yield rng.choice((["runs", at], ["compare", at, at]))
+        theirs = str(self.path / "others" / "run")
+        yield rng.choice(
+            (["runs", str(run.parent)], ["runs", at, "--json"], ["compare", at, at], ["compare", at, theirs])
+        )
         if self.report:
             yield ["report", at]
         yield ["train", "--resume", at, "--dry-run"]
@@ -264,7 +267,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="rapa-fuzz-") as made:
         folder = Path(made)
         folder.chmod(0o755)
-        os.environ["HOME"] = str(folder)
+        shared = folder / "shared"
+        shared.mkdir()
+        shared.chmod(0o1777)
+        os.environ |= {"HOME": str(folder), "RAPA_DIST_SHM": str(shared)}
         output = folder.with_name(f"{folder.name}.out")
 
         def command(line: list[str], as_nobody: bool) -> Result:

@@ -363,6 +363,9 @@ def test_a_name_that_is_not_utf_8_is_refused_at_once(tmp_path, run):
     assert (done.code, os.listdir(tmp_path)) == (1, ["run"])
     assert "r\\udcff' is no UTF-8" in done.text
     os.rename(run, odd)
+    listed = invoke(["runs", str(tmp_path), "--json"])
+    assert listed.code == 0, listed.text
+    assert json.loads(listed.text)["runs"][0]["state"] == "unreadable"
     for command in (["evaluate"], ["report"], ["analyze", "similarity"], ["train", "--resume"]):
         done = invoke([*command, odd])
         assert done.code == 1

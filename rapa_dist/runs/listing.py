@@ -74,8 +74,9 @@ def list_runs(folder: Path) -> tuple[list[Listed], int]:
 
 def describe(path: Path) -> Listed:
     """Return how the run in a directory stands; whatever is in it, this fails on nothing."""
-    directory, name = RunDirectory(path), path.resolve().name
+    name = path.resolve().name
     try:
+        directory = RunDirectory(path)
         config = directory.config
         metrics = directory.metrics()
     except (RapaError, OSError, ValueError) as error:
