@@ -22,7 +22,7 @@ from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.trainer import initial_checkpoint
 from rapa_dist.coordinator.weights import weights_sha256
-from rapa_dist.data import ImageSet, download, load_dataset, official, vision
+from rapa_dist.data import ImageSet, download, folder, load_dataset, official, vision
 from rapa_dist.data.classes import translate
 from rapa_dist.errors import DataError, UsageError
 from rapa_dist.experiments.cells import Protocol, cells_of
@@ -289,10 +289,10 @@ def test_published_data_that_moved_are_found_by_their_folder(
         return data.classes, data.train, data.test
 
     monkeypatch.setattr(vision, "read_official", read)
-    for folder in ("before", "after"):
-        (tmp_path / folder).mkdir()
+    for place in ("before", "after"):
+        (tmp_path / place).mkdir()
         for part in ("train", "test"):
-            (tmp_path / folder / f"{part}_32x32.mat").touch()
+            (tmp_path / place / f"{part}_32x32.mat").touch()
     run = tmp_path / "run"
     assert train("--dataset", "svhn", "--data-dir", tmp_path / "before", "--run-dir", run).exit_code == 0
     (tmp_path / "before").rename(tmp_path / "aside")
@@ -609,3 +609,96 @@ def test_neither_command_loads_torch_or_ray(twins: tuple[Path, Path]) -> None:
     )
     for arguments in (["compare", *twins], ["runs", twins[0].parent]):
         subprocess.run([sys.executable, "-c", code, "x", *map(str, arguments)], check=True, capture_output=True)
+
+
+# --- a dry run
+
+
+def dry_run(*arguments: object) -> Result:
+    return invoke("train", "--dry-run", "--json", *arguments)
+
+
+def test_a_dry_run_says_what_the_data_are(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "decode_all", lambda *_: pytest.fail("an image was decoded"))
+    options = ["--dataset", f"images:{images}", "--limit-train", 7]
+    seen = dry_run(*options)
+    assert seen.exit_code == 0, seen.output
+    assert json.loads(seen.stdout)["data"] == {
+        "name": f"images:{images}",
+        "state": "not decoded yet, headers read",
+        "classes": list(CLASSES),
+        "train_images": 7,
+        "test_images": 6,
+        "fingerprint": None,
+    }
+    assert not (images / ".rapa-dist-cache").exists()
+    assert "Data: images:" in invoke("train", "--dry-run", *options).stdout
+    monkeypatch.undo()
+    data = load_dataset(f"images:{images}", limit_train=7)
+    assert json.loads(dry_run(*options).stdout)["data"]["fingerprint"] == data.fingerprint
+    assert json.loads(dry_run("--dataset", "builtin", "--limit-test", 30).stdout)["data"]["test_images"] == 30
+
+
+def _no_folder(images: Path) -> None:
+    shutil.rmtree(images)
+
+
+def _no_test_images(images: Path) -> None:
+    for path in (images / "test" / "cat").iterdir():
+        path.unlink()
+
+
+def _no_image(images: Path) -> None:
+    (images / "train" / "dog" / "2.bmp").write_bytes(b"not an image")
+
+
+def _empty_image(images: Path) -> None:
+    (images / "test" / "newt" / "1.bmp").write_bytes(b"")
+
+
+def _other_classes(images: Path) -> None:
+    (images / "test" / "newt").rename(images / "test" / "owl")
+
+
+@pytest.mark.parametrize("harm", [_no_folder, _no_test_images, _no_image, _empty_image, _other_classes])
+def test_a_dry_run_finds_the_mistakes_in_the_data_that_a_run_would(images: Path, harm: Callable[[Path], None]) -> None:
+    harm(images)
+    dry = dry_run("--dataset", f"images:{images}")
+    assert dry.exit_code == 1, dry.output
+    assert dry.stdout == train("--dataset", f"images:{images}", "--json").stdout
+
+
+@pytest.mark.parametrize("reachable", [False, True])
+def test_a_dry_run_fetches_nothing_and_says_whether_a_run_could(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reachable: bool
+) -> None:
+    monkeypatch.setattr(official, "reach", (lambda url: None) if reachable else _nobody)
+    dry = dry_run("--dataset", "svhn", "--data-dir", tmp_path)
+    assert dry.exit_code == (0 if reachable else 1)
+    assert ("to be fetched to" if reachable else "SVHN is not in") in dry.output
+    assert list(tmp_path.iterdir()) == []
+    if not reachable:
+        assert json.loads(dry_run("--data-dir", tmp_path).stdout)["data"]["name"] == "builtin"
+
+
+def test_a_dry_run_holds_the_data_against_the_run_that_is_to_be_resumed(
+    moved: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run, images = moved
+    assert "have moved, say where they are" in dry_run("--resume", run).stderr
+    resumed = dry_run("--resume", run, "--dataset", f"images:{images}", "--epochs", 5)
+    assert resumed.exit_code == 0, resumed.output
+    other = make_images(tmp_path / "other", seed=1)
+    fingerprints = json.loads(newest(run).with_suffix(".json").read_text())["data_fingerprint"], fingerprint(other)
+    refused = dry_run("--resume", run, "--dataset", f"images:{other}")
+    assert refused.exit_code == 1
+    assert all(each in refused.stderr for each in fingerprints)
+    refused = dry_run("--resume", run, "--dataset", "builtin")
+    assert "it has 10 classes, that of the run 3" in refused.stderr
+    assert dry_run("--resume", run, "--dataset", f"images:{images}", "--epochs", 1).exit_code == 2
+
+
+def test_a_dry_run_refuses_a_run_directory_that_a_run_would_refuse(twins: tuple[Path, Path], images: Path) -> None:
+    refused = dry_run("--dataset", f"images:{images}", "--run-dir", twins[0])
+    assert refused.exit_code == 1
+    assert "There is a run in" in refused.stderr

@@ -204,7 +204,7 @@ def test_the_emulation_has_a_process_for_every_tile_and_memory_for_each():
 
 
 def test_a_dry_run_of_train_agrees():
-    dry = CliRunner().invoke(main, ["train", "--dry-run", "--json"])
+    dry = CliRunner().invoke(main, ["train", "--dataset", "builtin", "--dry-run", "--json"])
     assert dry.exit_code == 0, dry.output
     theirs, ours = json.loads(dry.stdout), plan()
     assert theirs["memory_bytes"] == ours["emulation"]["memory_bytes"]

@@ -112,7 +112,7 @@ _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 1
     help="Stop if the run can't be saved for so long, as where the disk is full.",
 )
 @click.option("--live", is_flag=True, help="Show in place what every tile does; needs a terminal.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and start nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, look at the data, and start nothing.")
 @json_option
 def train(
     fabric: str,
@@ -173,13 +173,18 @@ def train(
         raise UsageError("--run-dir and --resume exclude each other: a resumed run stays in its directory.")
 
     if dry_run:
-        from rapa_dist.coordinator.plan import plan, print_plan
+        from rapa_dist.coordinator import dry_run as dry
+        from rapa_dist.coordinator.run_images import Where
 
-        described = plan(_resolve(given) if resume is None else _resumed(resume, given), fabric)
+        if resume is None:
+            described = dry.start(_resolve(given), fabric=fabric, data_dir=data_dir, run_dir=run_dir)
+        else:
+            where = Where(dataset=given.pop("dataset", None), data_dir=data_dir)
+            described = dry.resume(resume, _resumed(resume, given), fabric=fabric, where=where)
         if as_json:
             emit(described)
         else:
-            print_plan(described)
+            dry.show(described)
         return
 
     from rapa_dist.coordinator.run import Tolerance, resume_run, start_run

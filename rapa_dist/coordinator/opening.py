@@ -79,7 +79,7 @@ def check_images(directory: RunDirectory, data: DataSet, newest: Checkpoint | No
         DataError: they are others.
         CheckpointError: with them the run can't be as far as its checkpoint says.
     """
-    run_images.check_same(directory, data, newest, "or start a new run without --resume.")
+    run_images.check_same(directory, data, newest, run_images.NEW_RUN)
     if newest:
         _check_steps(directory, newest, len(data.train))
 

@@ -4,6 +4,8 @@ What they are is told by their fingerprint, of pixels and labels as the run uses
 that have moved can be resumed from, tested on and analysed, and others that took their place are refused.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +16,11 @@ from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.data import DataSet
 from rapa_dist.data.classes import listed
 from rapa_dist.data.load import AllImages, check_name, open_dataset
+from rapa_dist.data.look import Look, look
 from rapa_dist.errors import DataError, UsageError
 
+NEW_RUN = "or start a new run without --resume."
+"""What else to do than to resume."""
 _SAY_WHERE = "with --dataset (images:FOLDER) or --data-dir"
 
 
@@ -45,9 +50,30 @@ def open_images(directory: RunDirectory, config: TrainConfig, where: Where) -> A
         UsageError: there is no such data set.
         DataError: there are none, or they can't be read.
     """
-    name = config.dataset if where.dataset is None else check_name(where.dataset)
+    with _maybe_moved(directory, where):
+        return open_dataset(_name(config, where), where.data_dir or directory.data_dir)
+
+
+def look_at_images(directory: RunDirectory, config: TrainConfig, where: Where) -> Look:
+    """Return what is known of the images at a place without decoding them; errors are those of `open_images`."""
+    with _maybe_moved(directory, where):
+        return look(
+            _name(config, where),
+            data_dir=where.data_dir or directory.data_dir,
+            limit_train=config.limit_train,
+            limit_test=config.limit_test,
+        )
+
+
+def _name(config: TrainConfig, where: Where) -> str | None:
+    return config.dataset if where.dataset is None else check_name(where.dataset)
+
+
+@contextmanager
+def _maybe_moved(directory: RunDirectory, where: Where) -> Iterator[None]:
+    """Say what to do where images can't be found or read, and nobody has said where they are."""
     try:
-        return open_dataset(name, where.data_dir or directory.data_dir)
+        yield
     except DataError as error:
         if where.given:
             raise
@@ -60,7 +86,19 @@ def as_the_run_has_them(images: AllImages, config: TrainConfig, *, tell: bool = 
     return images.limited(config.limit_train, config.limit_test, tell=tell)
 
 
-def check_same(directory: RunDirectory, data: DataSet, newest: Checkpoint | None, otherwise: str) -> None:
+def check_looks_same(directory: RunDirectory, seen: Look, newest: Checkpoint | None) -> None:
+    """Raise DataError if images that were only looked at are, by what is known of them, not those of a run."""
+    if seen.fingerprint is not None:
+        check_same(directory, seen, newest, NEW_RUN)
+    elif newest is not None and seen.classes is not None and len(seen.classes) != len(newest.classes):
+        raise DataError(
+            f"The data set {seen.name} is not the one that the run in {directory.path} was trained on: it has "
+            f"{len(seen.classes)} classes, that of the run {len(newest.classes)}. Say where the run's images are now, "
+            f"{_SAY_WHERE}; {NEW_RUN}"
+        )
+
+
+def check_same(directory: RunDirectory, data: DataSet | Look, newest: Checkpoint | None, otherwise: str) -> None:
     """See that these are the images that a run was trained and tested on; warn if their classes are called otherwise.
 
     Args:
@@ -80,7 +118,7 @@ def check_same(directory: RunDirectory, data: DataSet, newest: Checkpoint | None
             f"labels have the fingerprint {data.fingerprint}, those of the run {newest.data_fingerprint}. "
             f"Restore it, or say where the run's images are now, {_SAY_WHERE}; {otherwise}"
         )
-    if data.classes != newest.classes:
+    if data.classes is not None and data.classes != newest.classes:
         stderr.print(
             f"warning: the images of {data.name} are those of the run in {directory.path}, but its classes had other "
             f"names: {listed(newest.classes)}. They are now: {listed(data.classes)}.",

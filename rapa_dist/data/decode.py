@@ -1,7 +1,7 @@
 """Image files into one uint8 array."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def decode_all(paths: Sequence[Path], folder: Path) -> tuple[npt.NDArray[np.uint
             try:
                 images[row], size = decode(paths[row])
             except Exception as error:  # noqa: BLE001 (a damaged file can raise anything in Pillow)
-                problems[row] = f"{paths[row]} ({_reason(error)})"
+                problems[row] = f"{paths[row]} ({reason(error)})"
             else:
                 if size != (SIDE, SIDE):
                     resized[row] = size
@@ -58,10 +58,7 @@ def decode_all(paths: Sequence[Path], folder: Path) -> tuple[npt.NDArray[np.uint
                 advance(done, n)
     finally:
         pool.shutdown(cancel_futures=True)
-    if problems:
-        named = "; ".join(problems[row] for row in sorted(problems)[:NAMED])
-        rest = f"; and {len(problems) - NAMED:,} more" if len(problems) > NAMED else ""
-        raise DataError(f"images that can't be decoded: {named}{rest}. Replace or delete them.")
+    refuse_damaged(problems)
     if not resized:
         return images, ""
     first = min(resized)
@@ -71,6 +68,14 @@ def decode_all(paths: Sequence[Path], folder: Path) -> tuple[npt.NDArray[np.uint
         f"{paths[first].relative_to(folder)}, is {width} × {height}): scaled, shorter side to {SIDE}, and "
         "cropped around their centre"
     )
+
+
+def refuse_damaged(problems: Mapping[int, str]) -> None:
+    """Raise DataError, with names and causes by their place in the order of the files, if there are any."""
+    if problems:
+        named = "; ".join(problems[row] for row in sorted(problems)[:NAMED])
+        rest = f"; and {len(problems) - NAMED:,} more" if len(problems) > NAMED else ""
+        raise DataError(f"images that can't be decoded: {named}{rest}. Replace or delete them.")
 
 
 def decode(path: Path) -> tuple[npt.NDArray[np.uint8], Size]:
@@ -96,7 +101,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Return why a file can't be decoded, in a few words."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
     return error.strerror or str(error) if isinstance(error, OSError) else str(error) or type(error).__name__

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +29,51 @@ def read_folder(folder: Path) -> cache.Decoded:
         DataError: the folder or a part is missing, the parts have different classes or none, a class has no image,
             or an image can't be decoded.
     """
+    found = find(folder)
+    if found.decoded is not None:
+        return found.decoded
+    decoded = _decode(folder, found)
+    cache.save("images", folder, found.made_from, decoded)
+    return decoded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A folder of images before they are decoded."""
+
+    classes: tuple[str, ...]
+    made_from: str
+    """`cache.signature` of the files."""
+    decoded: cache.Decoded | None
+    """From the cache; None: they are still to be decoded."""
+    samples: tuple[list[tuple[Path, int]], ...] = ()
+    """Of each part the files and their labels; none where they are decoded."""
+
+    @property
+    def files(self) -> list[Path]:
+        """All files to decode."""
+        return [path for samples in self.samples for path, _ in samples]
+
+    @property
+    def counts(self) -> list[int]:
+        """Files of each part."""
+        return [len(samples) for samples in self.samples]
+
+
+def find(folder: Path) -> Found:
+    """Return what there is in a folder of images, from the cache or to be decoded; arguments as for `read_folder`.
+
+    Raises:
+        DataError: as `read_folder` does, but no image is decoded.
+    """
     try:
         classes = _classes(folder)
         made_from = cache.signature(stamp for part in PARTS for stamp in _stamps(folder / part, part))
         decoded = cache.load("images", folder, made_from)
-        if decoded is None:
-            decoded = _decode(folder, classes)
-            cache.save("images", folder, made_from, decoded)
+        samples = _samples(folder, classes) if decoded is None else ()
     except OSError as error:
         raise DataError(f"{folder} can't be read: {error}") from error
-    return decoded
+    return Found(classes=classes, made_from=made_from, decoded=decoded, samples=samples)
 
 
 def is_image_folder(folder: Path) -> bool:
@@ -91,7 +127,8 @@ def _stamps(folder: Path, name: str) -> Iterator[cache.Stamp]:
                 yield cache.stamp(path, status)
 
 
-def _decode(folder: Path, classes: tuple[str, ...]) -> cache.Decoded:
+def _samples(folder: Path, classes: tuple[str, ...]) -> tuple[list[tuple[Path, int]], ...]:
+    """Return the image files of each part with their labels; raise DataError if a class has none."""
     samples = {part: vision.list_folder(folder / part, classes) for part in PARTS}
     for part in PARTS:
         filled = {label for _, label in samples[part]}
@@ -100,11 +137,18 @@ def _decode(folder: Path, classes: tuple[str, ...]) -> cache.Decoded:
             endings = ", ".join(vision.image_suffixes())
             message = f"no images in {_some(empty)}; a class folder needs at least one file ending in {endings}"
             raise DataError(message)
-    images, note = decode_all([path for part in PARTS for path, _ in samples[part]], folder)
-    n = len(samples["train"])
-    train, test = (np.array([label for _, label in samples[part]], dtype=np.int64) for part in PARTS)
+    return tuple(samples.values())
+
+
+def _decode(folder: Path, found: Found) -> cache.Decoded:
+    try:
+        images, note = decode_all(found.files, folder)
+    except OSError as error:
+        raise DataError(f"{folder} can't be read: {error}") from error
+    n = found.counts[0]
+    train, test = (np.array([label for _, label in samples], dtype=np.int64) for samples in found.samples)
     return cache.Decoded(
-        classes=classes,
+        classes=found.classes,
         train=ImageSet(images=images[:n], labels=train),
         test=ImageSet(images=images[n:], labels=test),
         note=note,

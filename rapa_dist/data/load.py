@@ -77,10 +77,10 @@ class AllImages:
 
     def _part(self, part: int, limit: int | None, tell: bool) -> ImageSet:
         if self.decoded is None:
-            n = builtin.DEFAULT[part] if limit is None else _at_most(limit, builtin.MOST[part], part, tell)
+            n = builtin.DEFAULT[part] if limit is None else at_most(limit, builtin.MOST[part], part, tell)
             return _draw(part, n)
         images = (self.decoded.train, self.decoded.test)[part]
-        return images.sample(_at_most(limit, len(images), part, tell), part)
+        return images.sample(at_most(limit, len(images), part, tell), part)
 
 
 def open_dataset(name: str | None, data_dir: Path | None = None) -> AllImages:
@@ -89,16 +89,21 @@ def open_dataset(name: str | None, data_dir: Path | None = None) -> AllImages:
         try:
             return open_dataset("cifar10", data_dir)
         except DataError as error:
-            say(
-                f"warning: {error}. The built-in set of drawn shapes takes its place; its errors can't be held against "
-                f"the paper's{_at_hand(data_dir)}. Name a set with --dataset, and none takes its place."
-            )
+            say_substitute(error, data_dir)
             return open_dataset("builtin", data_dir)
     name = check_name(name)
     decoded = None if name == "builtin" else _decoded(name, data_dir)
     if decoded is not None and decoded.note:
         say(decoded.note)
     return AllImages(name=name, decoded=decoded)
+
+
+def say_substitute(error: DataError, data_dir: Path | None) -> None:
+    """Say that the built-in set takes CIFAR-10's place, and why."""
+    say(
+        f"warning: {error}. The built-in set of drawn shapes takes its place; its errors can't be held against "
+        f"the paper's{_at_hand(data_dir)}. Name a set with --dataset, and none takes its place."
+    )
 
 
 def check_name(name: str) -> str:
@@ -185,7 +190,7 @@ def _draw(part: int, n: int) -> ImageSet:
         return builtin.draw(part, n, advance)
 
 
-def _at_most(limit: int | None, n: int, part: int, tell: bool) -> int:
+def at_most(limit: int | None, n: int, part: int, tell: bool = True) -> int:
     """Return the number of images to use of n, and tell where that isn't the number asked for."""
     if limit is None:
         return n

@@ -2,14 +2,17 @@
 
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from rapa_dist.console import home_as_tilde
 from rapa_dist.data import cache, vision
 from rapa_dist.data.download import Unreachable, download, reach
 from rapa_dist.errors import DataError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,23 +83,62 @@ def read_official(kind: str, places: Sequence[Path], fetch_to: Path) -> cache.De
     Raises:
         DataError: it is in none of them, and can't be fetched.
     """
-    data = OFFICIAL[kind]
-    problems = []
-    for place in places:
-        if data.lies_in(place):
-            try:
-                return _read(kind, place)
-            except DataError as error:
-                problems.append(str(error))
-    if not problems:
-        problems.append(f"{data.title} is not in {' or '.join(map(home_as_tilde, places))}")
+    decoded, problem = _first_whole(kind, places, _read)
+    if decoded is not None:
+        return decoded
     try:
         _fetch(kind, fetch_to)
         return _read(kind, fetch_to)
     except (Unreachable, OSError) as error:
-        problem = "; ".join(problems)
-        message = f"{problem}, and it can't be fetched: {error}. Put {data.sources()} into {home_as_tilde(fetch_to)}"
-        raise DataError(message) from error
+        raise _not_fetched(kind, problem, error, fetch_to) from error
+
+
+def find(kind: str, places: Sequence[Path], fetch_to: Path) -> tuple[cache.Decoded | None, str]:
+    """Return a published data set if it lies unpacked in one of the places, and how it is there, in a few words.
+
+    Nothing is unpacked, fetched or written. Arguments as for `read_official`.
+
+    Raises:
+        DataError: it is in none of them, or damaged, and it can't be fetched.
+    """
+    data = OFFICIAL[kind]
+    found, problem = _first_whole(kind, places, _look)
+    if found is not None:
+        return found
+    try:
+        reach(f"{data.url}/{data.archives[0]}")
+    except Unreachable as error:
+        raise _not_fetched(kind, problem, error, fetch_to) from error
+    return None, f"to be fetched to {home_as_tilde(fetch_to)}"
+
+
+def _first_whole(kind: str, places: Sequence[Path], read: Callable[[str, Path], T]) -> tuple[T | None, str]:
+    """Return what could be read in the first place that has a data set whole; else None, and why in none."""
+    problems = []
+    for place in places:
+        if OFFICIAL[kind].lies_in(place):
+            try:
+                return read(kind, place), ""
+            except DataError as error:
+                problems.append(str(error))
+    title = OFFICIAL[kind].title
+    return None, "; ".join(problems) or f"{title} is not in {' or '.join(map(home_as_tilde, places))}"
+
+
+def _not_fetched(kind: str, problem: str, error: Exception, fetch_to: Path) -> DataError:
+    sources = OFFICIAL[kind].sources()
+    return DataError(f"{problem}, and it can't be fetched: {error}. Put {sources} into {home_as_tilde(fetch_to)}")
+
+
+def _look(kind: str, place: Path) -> tuple[cache.Decoded | None, str]:
+    """Return a data set that lies unpacked in a place; None for a whole archive of it."""
+    data = OFFICIAL[kind]
+    if data.stamps(place) is None:
+        for name, md5 in vision.checksums(kind).items():
+            if not vision.is_whole(place / name, md5):
+                raise DataError(f"{data.title} in {place} is incomplete or damaged: {name} is not as published")
+        return None, "in its archive, to be unpacked"
+    return _read(kind, place), "decoded and cached"
 
 
 def _read(kind: str, place: Path) -> cache.Decoded:

@@ -1,0 +1,98 @@
+"""Looking at a data set before a run: is it there, which classes, how many images. No image is decoded for that.
+
+What is cached is read from there, so that its fingerprint is known too. Of other images the headers are read: what is
+no image, or is empty, is found; one that is damaged further down is found when it is decoded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from rapa_dist.console import work
+from rapa_dist.data import builtin, cache, folder, official
+from rapa_dist.data.decode import reason as reason_of
+from rapa_dist.data.decode import refuse_damaged
+from rapa_dist.data.load import IMAGES, AllImages, at_most, check_limits, check_name, places, say_substitute
+from rapa_dist.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """A data set as far as it is known without decoding it."""
+
+    name: str
+    """In full, as `DataSet.name`."""
+    state: str
+    """How it is there, in a few words."""
+    classes: tuple[str, ...] | None = None
+    """None where it is still to be fetched."""
+    train_images: int | None = None
+    """Training images that a run would use; None where that is not known yet."""
+    test_images: int | None = None
+    """Test images that a run would use."""
+    fingerprint: str | None = None
+    """Of these; None where they are not decoded yet."""
+
+
+def look(
+    name: str | None, *, data_dir: Path | None = None, limit_train: int | None = None, limit_test: int | None = None
+) -> Look:
+    """Look at a data set; arguments and errors are those of `load_dataset`."""
+    check_limits(limit_train, limit_test)
+    if name is None:
+        try:
+            return look("cifar10", data_dir=data_dir, limit_train=limit_train, limit_test=limit_test)
+        except DataError as error:
+            say_substitute(error, data_dir)
+            return look("builtin", limit_train=limit_train, limit_test=limit_test)
+    name = check_name(name)
+    limits = (limit_train, limit_test)
+    if name == "builtin":
+        counts = [
+            builtin.DEFAULT[part] if limit is None else at_most(limit, builtin.MOST[part], part)
+            for part, limit in enumerate(limits)
+        ]
+        return _known(name, "drawn when it is needed", builtin.CLASSES, counts)
+    if name.startswith(IMAGES):
+        place = Path(name.removeprefix(IMAGES))
+        found = folder.find(place)
+        if found.decoded is None:
+            _look_at(found.files, place)
+            counts = [at_most(limit, n, part) for part, (limit, n) in enumerate(zip(limits, found.counts, strict=True))]
+            return _known(name, "not decoded yet, headers read", found.classes, counts)
+        return _cached(name, found.decoded, limits)
+    looked_at = places(data_dir)
+    decoded, state = official.find(name, looked_at, looked_at[0])
+    return Look(name=name, state=state) if decoded is None else _cached(name, decoded, limits)
+
+
+def _known(name: str, state: str, classes: tuple[str, ...], counts: Sequence[int]) -> Look:
+    return Look(name=name, state=state, classes=classes, train_images=counts[0], test_images=counts[1])
+
+
+def _cached(name: str, decoded: cache.Decoded, limits: tuple[int | None, int | None]) -> Look:
+    data = AllImages(name=name, decoded=decoded).limited(*limits)
+    return Look(
+        name=name,
+        state="decoded and cached",
+        classes=data.classes,
+        train_images=len(data.train),
+        test_images=len(data.test),
+        fingerprint=data.fingerprint,
+    )
+
+
+def _look_at(paths: Sequence[Path], place: Path) -> None:
+    """Raise DataError if files are no images by their headers."""
+    problems = {}
+    with work("looking at images", "images") as advance:
+        for row, path in enumerate(paths):
+            try:
+                with path.open("rb") as file, Image.open(file):
+                    pass
+            except Exception as error:  # noqa: BLE001 (a damaged file can raise anything in Pillow)
+                problems[row] = f"{path} ({reason_of(error)})"
+            advance(row + 1, len(paths))
+    refuse_damaged(problems)
