@@ -22,7 +22,9 @@ from rapa_dist.cli import main
 from rapa_dist.coordinator.checkpoint import checkpoints, prune
 from rapa_dist.coordinator.metrics import parse_metrics
 from rapa_dist.coordinator.run_directory import RunDirectory
-from rapa_dist.errors import ClusterError, RunDirectoryError
+from rapa_dist.errors import ClusterError, RapaError, RunDirectoryError
+from rapa_dist.experiments.cells import Protocol
+from rapa_dist.experiments.store import Store
 from rapa_dist.fabric.chip import Chip
 from rapa_dist.fabric.doorbell import Cycle, Ring
 from rapa_dist.files import append_whole, parse_json, read_file, write_whole
@@ -169,6 +171,14 @@ def test_a_backup_by_hard_links_stays_as_it_is(run, tmp_path):
     assert len(RunDirectory(run).metrics()) == 5
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints"])
+def test_what_can_not_be_written_to_is_said_before_anything_is_written(run, others, monkeypatch, name):
+    """Read-only, or immutable, which holds for root, too."""
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, how: Path(path).name != name and allowed(path, how))
+    assert f"{run / name} can't be written to" in resumed(run)
+
+
 def test_what_can_not_be_pruned_stays_and_stops_nothing(run):
     (run / "checkpoints" / "step-000000000-epoch-00000.safetensors").mkdir()
     prune(run / "checkpoints", best=None)
@@ -187,6 +197,21 @@ def test_a_device_is_not_opened(monkeypatch):
     monkeypatch.setattr(os, "open", lambda *arguments, **options: pytest.fail("a device acts on being opened"))
     with pytest.raises(OSError, match="it is a device, not a file"):
         read_file(Path("/dev/zero"), 10)
+
+
+def test_results_of_an_experiment_that_are_no_files_are_not_waited_for(tmp_path):
+    """The folder of `reproduce`, and what `report` is given by an option."""
+    os.mkfifo(tmp_path / "protocol.json")
+    with pytest.raises(RapaError, match=r"protocol\.json can't be read: it is a pipe, not a file"):
+        Store(tmp_path, Protocol(dataset="builtin", epochs=1, lr_decay_every=1))
+
+
+@pytest.mark.parametrize("what", [pipe, folder, dangling])
+def test_measurements_to_report_that_are_no_file_are_refused(run, others, what):
+    what(run / "odd.json", others)
+    done = invoke(["report", str(run), "--scaling", str(run / "odd.json")])
+    assert done.code == 2
+    assert "is no scaling.json" in done.text
 
 
 # --- lines of metrics

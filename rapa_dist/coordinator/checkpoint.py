@@ -260,6 +260,13 @@ def checkpoints(folder: Path) -> list[Path]:
     return [folder / f"{match[0].removesuffix('.json')}.safetensors" for match in found]
 
 
+def entries(folder: Path) -> list[Path]:
+    """Return whatever is called like a file of a checkpoint in a folder; nothing where that can't be read."""
+    with suppress(OSError):
+        return [folder / name for name in os.listdir(folder) if name.startswith("step-")]
+    return []
+
+
 def name_of(step: int, epoch: int) -> str:
     """Return the name of the checkpoint after a step, with `epoch` epochs finished; names sort in time.
 

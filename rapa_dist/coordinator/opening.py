@@ -141,12 +141,12 @@ def go_on(
     try:
         directory.add_session(options, data_dir)
         directory.write_config(config)
+        directory.cut_metrics(start.progress.metrics_bytes)
     except OSError as error:
         raise RunDirectoryError(
             f"Can't write to the run directory {directory.path}: {error.strerror}. Make room there, or correct "
             "permissions."
         ) from error
-    directory.cut_metrics(start.progress.metrics_bytes)
     name = checkpoints.name_of(start.progress.step, start.progress.epoch)
     origin = name if newest else "its beginning"
     tell(directory, f"Resuming {directory.path} from {origin}")

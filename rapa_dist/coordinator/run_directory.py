@@ -8,7 +8,6 @@ import errno
 import io
 import json
 import os
-import stat
 import time
 import tomllib
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator import sessions
 from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.coordinator.metrics import parse_metrics
+from rapa_dist.coordinator.own_files import check_own, check_writable, take_out_of_backups
 from rapa_dist.errors import CheckpointError, RunDirectoryError, UsageError, VoidError
 from rapa_dist.fields import TEXT
 from rapa_dist.locks import lock_folder
@@ -140,7 +140,8 @@ class RunDirectory:
             RunDirectoryError: another process has it, it can't be written to, or something in it is no file or folder
                 of its own.
         """
-        self._check_own()
+        check_own((self.path / name for name in _OWN_FILES), (self.path / name for name in _OWN_FOLDERS))
+        check_own(checkpoints.entries(self.checkpoint_folder), ())
         try:
             self._lock = lock_folder(self.path, _LOCK)
         except BlockingIOError:
@@ -152,33 +153,12 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"Can't write to the run directory {self.path}: {error.strerror}. Correct its permissions, or its name."
             ) from error
-        for name in (_METRICS, _LOG):
-            try:
-                files.part_from_copies(self.path / name)
-            except OSError as error:
-                self.release()
-                raise RunDirectoryError(
-                    f"{self.path / name} has a second name elsewhere, and can't be copied: {error.strerror}. Make room "
-                    "there, or correct its permissions."
-                ) from error
-
-    def _check_own(self) -> None:
-        """Raise RunDirectoryError unless what a run writes to is a file or folder in this directory, and no link."""
-        wanted = [(self.path / name, stat.S_ISREG) for name in _OWN_FILES]
-        wanted += [(self.path / name, stat.S_ISDIR) for name in _OWN_FOLDERS]
-        with contextlib.suppress(OSError):  # it is not there, or that will be said where it is read
-            names = os.listdir(self.checkpoint_folder)
-            wanted += [(self.checkpoint_folder / name, stat.S_ISREG) for name in names if name.startswith("step-")]
-        for path, fits in wanted:
-            try:
-                mode = path.lstat().st_mode
-            except OSError:
-                continue
-            if not fits(mode):
-                raise RunDirectoryError(
-                    f"{path} is {files.kind_of(mode)}; expected {'a file' if fits is stat.S_ISREG else 'a folder'}. "
-                    "A run writes to files of its own alone: put what belongs there in its place, or move it away."
-                )
+        try:
+            check_writable(self.checkpoint_folder, self.path / _METRICS)
+            take_out_of_backups((self.path / _METRICS, self.path / _LOG))
+        except RunDirectoryError:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Unlock the directory. Safe to call twice."""
