@@ -128,7 +128,8 @@ class Place:
         options = last_options(run_dir)
         if self._kind != "ray":
             registration = registered(run=run, run_dir=run_dir, fabric=self._kind, options=options)
-            self._registered.enter_context(registration)
+            with uninterrupted():
+                self._registered.enter_context(registration)
         if self._kind == "batched":
             from rapa_dist.fabric.batched import BatchedFabric
 

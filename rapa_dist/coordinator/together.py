@@ -28,7 +28,7 @@ from rapa_dist.errors import RapaError, UsageError
 from rapa_dist.fabric.batched import BatchedFabric
 from rapa_dist.fabric.registry import registered
 from rapa_dist.footprint import check_memory, images_per_batch
-from rapa_dist.interrupts import asked_to_stop
+from rapa_dist.interrupts import asked_to_stop, uninterrupted
 from rapa_dist.network.batched import BatchedNetwork
 from rapa_dist.network.pipeline import Result, Step
 
@@ -213,7 +213,8 @@ def _open(
     else:
         directory, start = opening.begin(path, config, data, data_dir, clean_up, options)
     registration = registered(run=directory.name, run_dir=path, fabric=BatchedFabric.name, options=options)
-    clean_up.enter_context(registration)
+    with uninterrupted():
+        clean_up.enter_context(registration)
     return _Member(directory, start)
 
 
