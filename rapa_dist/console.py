@@ -8,14 +8,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rapa_dist import folders
+
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 stdout = Console(highlight=False, soft_wrap=True)
 
 
 def home_as_tilde(path: Path | str) -> str:
     """Return a path as people write it, with ~ for the home directory."""
-    home, text = str(Path.home()), str(path)
-    return f"~{text.removeprefix(home)}" if text == home or text.startswith(f"{home}/") else text
+    home, text = folders.home(), str(path)
+    if home is None or not (text == f"{home}" or text.startswith(f"{home}/")):
+        return text
+    return f"~{text.removeprefix(f'{home}')}"
 
 
 def counted(number: int, noun: str) -> str:

@@ -6,7 +6,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rapa_dist import folders
 from rapa_dist.chaos.disturbance import Deed, Disturbance
 from rapa_dist.chaos.mischief import draw
 from rapa_dist.chaos.nodes import LocalNodes
@@ -23,6 +23,7 @@ from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.environment import environment
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.errors import ClusterError
+from rapa_dist.fabric.address import find_address
 from rapa_dist.fabric.scratch import shared_memory_root
 from rapa_dist.interpreter import same_modules
 
@@ -53,6 +54,8 @@ def campaign(plan: Plan, say: Say) -> dict[str, Any]:
     """Do it all and return what came of it: counts, seconds lost, what is wrong, and the verdict."""
     if plan.nodes:
         plan.nodes.check_unused()
+    else:  # before the undisturbed run, which takes its time
+        find_address(plan.address or os.environ.get("RAY_ADDRESS") or "local")
     deeds: list[Deed] = []
     wrong: list[str] = []
     facts: dict[str, Any] = {}
@@ -170,11 +173,13 @@ def _train_reference(plan: Plan, directory: Path, surroundings: dict[str, str]) 
 def _folders() -> Iterator[tuple[Path, Path, Path]]:
     """Yield folders of its own for a campaign: for run directories, for shared memory, and for what is temporary."""
     token = secrets.token_hex(4)
-    temporary = Path("/tmp") / f"rc{token}"  # short: the names of Ray's sockets below it have 107 bytes in all
-    work = Path(tempfile.mkdtemp(prefix="rapa-chaos-"))
-    shared = shared_memory_root() / f"rapa-chaos-{token}"
+    shared_root = shared_memory_root()
+    usual = Path("/tmp")
+    root = usual if os.access(usual, os.W_OK | os.X_OK) else folders.temporary() or shared_root
+    work, temporary = (root / f"rc{kind}{token}" for kind in "wt")  # short, for the names of Ray's sockets
+    shared = shared_root / f"rapa-chaos-{token}"
     try:
-        for folder in (temporary, shared):
+        for folder in (work, temporary, shared):
             folder.mkdir(mode=0o700)
         yield work, shared, temporary
     finally:

@@ -19,6 +19,7 @@ from rapa_dist import __version__
 from rapa_dist.cli import standard_streams
 from rapa_dist.cli.output import Output, emit_error, tell
 from rapa_dist.errors import OutputError, RapaError
+from rapa_dist.folders import check_current
 from rapa_dist.interrupts import end_like_ctrl_c, notice_no_more
 from rapa_dist.leaving import report_with
 
@@ -66,6 +67,8 @@ class CommandLine(click.Group):
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command and forget what it returns: only an exit code set on purpose counts."""
+        if not {"-h", "--help"}.intersection(ctx.args):
+            check_current()
         super().invoke(ctx)
 
     def main(

@@ -1,10 +1,12 @@
 """Types of options: what is refused before a command begins."""
 
 import math
-import os
 from pathlib import Path
 
 import click
+
+from rapa_dist.errors import UsageError
+from rapa_dist.folders import expanded
 
 
 def text(value: str) -> str:
@@ -16,7 +18,10 @@ def text(value: str) -> str:
 
 def path(value: str) -> Path:
     """Return a path, with ~ for the home directory: the shell expands `--run-dir ~/x`, but not `--run-dir=~/x`."""
-    return Path(os.path.expanduser(text(value)))
+    try:
+        return expanded(text(value))
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def patience(value: str) -> float:

@@ -47,6 +47,7 @@ def _git_state() -> dict[str, Any] | None:
     """Return commit and cleanliness of the checkout that this program runs from, or None outside one."""
     here = Path(__file__).resolve().parent
     try:
+        _git(here, "ls-files", "--error-unmatch", Path(__file__).name)  # not a checkout that .venv merely lies in
         commit = _git(here, "rev-parse", "HEAD")
         return {"commit": commit, "dirty": bool(_git(here, "status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
@@ -55,4 +56,6 @@ def _git_state() -> dict[str, Any] | None:
 
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    # in a hook of another repository's, variables name that one
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=ours).stdout.strip()

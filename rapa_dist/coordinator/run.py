@@ -18,7 +18,7 @@ from rapa_dist.coordinator.rollback import NODE_PATIENCE_S, Rollback
 from rapa_dist.coordinator.run_directory import RAY_LOGS, RunDirectory
 from rapa_dist.coordinator.run_images import Where, as_the_run_has_them, check_elsewhere, open_images
 from rapa_dist.coordinator.saving import PATIENCE_S, Saver
-from rapa_dist.coordinator.session import Place, one_digital_thread
+from rapa_dist.coordinator.session import Place, look_ahead, one_digital_thread
 from rapa_dist.coordinator.sessions import options_of
 from rapa_dist.coordinator.telemetry import RayMetrics
 from rapa_dist.coordinator.telling import tell
@@ -133,6 +133,7 @@ def start_run(
         RapaError: with the cause, and what to do.
     """
     RunDirectory.check_new(run_dir)
+    look_ahead(fabric, address)
     data = opening.load(config, data_dir)
     config = replace(config, dataset=data.name)
     with ExitStack() as clean_up:
@@ -184,6 +185,7 @@ def resume_run(
         opening.check_progress(directory, config, newest)
         if opening.is_finished(directory, config, newest):
             return RunResult(directory, directory.find_checkpoint("newest").stem, finished=True)
+        look_ahead(fabric, address)
         where = Where(dataset=dataset, data_dir=data_dir)
         check_elsewhere(directory, config, newest, where)
         data = as_the_run_has_them(open_images(directory, config, where), config)

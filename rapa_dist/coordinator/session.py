@@ -18,6 +18,7 @@ from rapa_dist.fabric.nodes import find_rooms, node_here, placed, reachable
 from rapa_dist.fabric.placement import Room
 from rapa_dist.fabric.quiet import keep_memory
 from rapa_dist.fabric.registry import registered
+from rapa_dist.fabric.running_code import installed_modules
 from rapa_dist.footprint import check_memory
 from rapa_dist.interrupts import uninterrupted
 from rapa_dist.machine import Machine
@@ -38,6 +39,19 @@ def one_digital_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def look_ahead(kind: str, address: str | None) -> None:
+    """Look for the Ray cluster that a run will join, before its images are read, which may take minutes.
+
+    What code this process runs is noted as well, as long as it is surely what the files hold.
+
+    Raises:
+        UsageError, ClusterError: an address was asked for, and nothing that can be joined is there.
+    """
+    if kind == "ray":
+        installed_modules()
+        find_address(address)
 
 
 class Place:

@@ -12,6 +12,7 @@ from rapa_dist.command_lines import resume
 from rapa_dist.coordinator.environment import environment
 from rapa_dist.fields import TEXT
 from rapa_dist.files import parse_json, read_file, write_whole
+from rapa_dist.folders import expanded
 
 FILE = "environment.json"
 _MOST = 1 << 24  # bytes
@@ -43,7 +44,7 @@ def add(run_dir: Path, options: Sequence[str], data_dir: Path | None = None) -> 
     Raises:
         OSError: it can't be written.
     """
-    looked_in = str(data_dir.expanduser().absolute()) if data_dir else read(run_dir).get("data_dir")
+    looked_in = str(expanded(data_dir).absolute()) if data_dir else read(run_dir).get("data_dir")
     found = [*sessions_of(run_dir), environment() | {"options": list(options)}]
     about = {"data_dir": looked_in, "sessions": found}
     write_whole(run_dir / FILE, (json.dumps(about, indent=2) + "\n").encode())

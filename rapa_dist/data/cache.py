@@ -12,7 +12,6 @@ take about as long as decoding small images.
 import hashlib
 import os
 import stat
-import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rapa_dist import folders
 from rapa_dist.console import stderr
 from rapa_dist.data.sets import ImageSet
 from rapa_dist.errors import DataError
@@ -43,17 +43,16 @@ class Decoded:
 
 
 def home_cache() -> Path:
-    """Return the folder for data and caches of this user."""
-    try:
-        return Path.home() / ".cache" / "rapa-dist"
-    except RuntimeError:  # no home directory, as for an arbitrary user in a container
-        folder = Path(tempfile.gettempdir()) / f"rapa-dist-{os.getuid()}"
-        if os.path.lexists(folder) and not _is_own(folder):
-            raise DataError(
-                f"There is no home directory, and the folder {folder}, which would stand in for it, is not yours "
-                "alone. Have it removed, or set HOME."
-            ) from None
-        return folder
+    """Return the folder for data and caches of this user; one for temporary files where there is no home directory."""
+    if (home := folders.home()) is not None:
+        return home / ".cache" / "rapa-dist"
+    folder = (folders.temporary() or Path("/tmp")) / f"rapa-dist-{os.getuid()}"
+    if os.path.lexists(folder) and not _is_own(folder):
+        raise DataError(
+            f"There is no home directory, and the folder {folder}, which would stand in for it, is not yours "
+            "alone. Have it removed, or set HOME."
+        )
+    return folder
 
 
 def _is_own(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from rapa_dist.data.folder import NEEDED, is_image_folder, read_folder
 from rapa_dist.data.official import OFFICIAL, read_official
 from rapa_dist.data.sets import DataSet, ImageSet, make_dataset
 from rapa_dist.errors import DataError, UsageError
+from rapa_dist.folders import expanded, home
 
 NAMES = ("builtin", *OFFICIAL, "images:FOLDER")
 """What `load_dataset` takes as a name."""
@@ -116,7 +117,7 @@ def check_name(name: str) -> str:
         folder = name.removeprefix(IMAGES)
         if not folder:
             raise UsageError(f"{IMAGES} lacks the folder; {NEEDED}")
-        return IMAGES + os.path.abspath(os.path.expanduser(folder))
+        return IMAGES + os.path.abspath(expanded(folder))
     if name in NAMES[:-1]:
         return name
     close = difflib.get_close_matches(name.lower().replace("-", ""), NAMES[:-1], n=1)
@@ -129,11 +130,12 @@ def check_name(name: str) -> str:
 def places(data_dir: Path | None) -> list[Path]:
     """Return the folders published data sets are looked for in; they are fetched to the first."""
     if data_dir is not None:
-        return [data_dir.expanduser().absolute()]
+        return [expanded(data_dir).absolute()]
     named = os.environ.get("RAPA_DIST_DATA")
     if named:
-        return [Path(named).expanduser().absolute()]
-    return [home_cache(), Path("~/data").expanduser()]
+        return [expanded(named).absolute()]
+    at_home = home()
+    return [home_cache(), *([at_home / "data"] if at_home else [])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

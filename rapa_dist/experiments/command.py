@@ -172,7 +172,8 @@ def prepare(request: Request) -> Work:
         raise UsageError(f"--device is for the fabric batched; --fabric {request.fabric} computes on the CPU.")
     from rapa_dist.fabric.batched import check_device
 
-    check_device(request.device, here=request.device == "cpu" or find_address(request.address) is None)
+    found = None if request.experiment == "regularizer" else find_address(request.address)
+    check_device(request.device, here=request.device == "cpu" or found is None)
     name = None if request.dataset is None else check_name(request.dataset)
     # images last: they may take a while
     planned = Protocol.scaled(epochs=request.epochs, lr_decay_every=request.lr_decay_every, dataset=name or "cifar10")

@@ -18,6 +18,7 @@ from rapa_dist.experiments.store import Store
 from rapa_dist.fabric.address import find_address
 from rapa_dist.fabric.cluster import connect_to
 from rapa_dist.fabric.running_code import installed_code
+from rapa_dist.folders import expanded
 from rapa_dist.interrupts import asked_to_stop, uninterrupted
 
 _POLL_S = 0.25
@@ -120,7 +121,7 @@ def carry_out(
                 for job in jobs
             ]
             given = data_dir or os.environ.get("RAPA_DIST_DATA")  # in the job's process it may mean another folder
-            folder = str(Path(given).expanduser().absolute()) if given else None
+            folder = str(expanded(given).absolute()) if given else None
             gpus = int(device == "cuda" and what == TRAIN)  # analyses compute on the CPU
             return task.options(num_gpus=gpus).remote(code, what, runs, folder, fabric, device)
 

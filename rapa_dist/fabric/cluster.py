@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rapa_dist import folders
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import access
 from rapa_dist.fabric.address import RUNNING_HERE, find_address, heard
@@ -18,7 +18,7 @@ from rapa_dist.fabric.nodes import CUT_OFF_S, PROBE_TIMEOUT_S, check_capacity, f
 from rapa_dist.fabric.patience import bounded
 from rapa_dist.fabric.placement import RESOURCE
 from rapa_dist.fabric.processes import end_users_of
-from rapa_dist.fabric.scratch import Scratch, fresh_name
+from rapa_dist.fabric.scratch import Scratch, fresh_name, shared_memory_root
 from rapa_dist.fabric.surroundings import apart, job_config, settle
 from rapa_dist.interrupts import uninterrupted
 from rapa_dist.preconditions import check_before_start
@@ -127,7 +127,7 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int, *, gpus: int = 0) ->
     before = access.current()
     options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
     if found is None:
-        scratch = Scratch(_short_temporary_folder())
+        scratch = Scratch(_folder_for_ray())
         end = partial(_end_all, scratch)
         try:
             access.use(access.with_own_token(scratch.path))
@@ -220,7 +220,19 @@ def _end_all(scratch: Scratch | None) -> None:
         scratch.remove()
 
 
-def _short_temporary_folder() -> Path:
-    """Return a folder short enough for the socket names that Ray makes below it (107 bytes at most)."""
-    folder = Path(tempfile.gettempdir())
-    return folder if len(f"{folder}/{fresh_name()}/{_RAY}") <= _LONGEST_FOLDER else Path("/tmp")
+def _folder_for_ray() -> Path:
+    """Return a folder for Ray's files, short enough for the names of the sockets that it makes there (107 bytes).
+
+    That is one for temporary files, or one in memory where none can be written to.
+
+    Raises:
+        ClusterError: there is neither.
+    """
+    usual = Path("/tmp")
+    for folder in (folders.temporary(), usual if os.access(usual, os.W_OK | os.X_OK) else None, shared_memory_root()):
+        if folder is not None and len(os.fsencode(f"{folder}/{fresh_name()}/{_RAY}")) <= _LONGEST_FOLDER:
+            return folder
+    raise ClusterError(
+        "Ray needs a folder for its files whose name is short, and that can be written to; /tmp can't be. "
+        "Name one in TMPDIR."
+    )

@@ -14,11 +14,11 @@ import secrets
 import shutil
 import stat
 import sys
-import tempfile
 import time
 import weakref
 from pathlib import Path
 
+from rapa_dist import folders
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric.processes import end
 from rapa_dist.interrupts import uninterrupted
@@ -36,7 +36,7 @@ def shared_memory_root() -> Path:
     Symbolic links are resolved, as in /proc, where a tile's process is told by the files it has mapped.
 
     Raises:
-        ClusterError: RAPA_DIST_SHM names another folder, which can't be used.
+        ClusterError: RAPA_DIST_SHM names another folder, which can't be used; or neither can be written to.
     """
     if named := os.environ.get("RAPA_DIST_SHM"):
         root = Path(named)
@@ -46,7 +46,14 @@ def shared_memory_root() -> Path:
             )
         return root.resolve()
     root = Path("/dev/shm")
-    return (root if os.access(root, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())).resolve()
+    if not os.access(root, os.W_OK | os.X_OK):
+        if (temporary := folders.temporary()) is None:
+            raise ClusterError(
+                f"A run needs a folder that can be written to in memory, usually {root}, or at least one for temporary "
+                "files, usually /tmp; there is neither. Name one in RAPA_DIST_SHM, or in TMPDIR."
+            )
+        root = temporary
+    return root.resolve()
 
 
 class Scratch:

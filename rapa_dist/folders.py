@@ -1,0 +1,61 @@
+"""Folders that the surroundings give: the home directory, one for temporary files, the current one; each may lack."""
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from rapa_dist.errors import UsageError
+
+_USUAL = ("/tmp", "/var/tmp", "/usr/tmp")
+
+
+def home() -> Path | None:
+    """Return the home directory; None where there is none, as for an arbitrary user in a container."""
+    found = Path(os.path.expanduser("~"))
+    return found if found.is_absolute() else None
+
+
+def expanded(path: Path | str) -> Path:
+    """Return a path with the home directory for ~.
+
+    Raises:
+        UsageError: there is no such home directory; the path would mean a folder called "~".
+    """
+    found = os.path.expanduser(path)
+    if str(found).startswith("~"):
+        raise UsageError(f"{path} begins with ~, and this user has no such home directory. Give the path in full.")
+    return Path(found)
+
+
+def temporary() -> Path | None:
+    """Return the folder for temporary files; None where there is none that can be written to.
+
+    Python takes the current folder in its place, which may be on any kind of disk.
+    """
+    try:
+        found = tempfile.gettempdir()
+    except FileNotFoundError:
+        return None
+    named = filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP")))
+    return Path(found) if found in {*_USUAL, *map(os.path.abspath, named)} else None
+
+
+def is_own(folder: Path) -> bool:
+    """Return whether a folder was made by this user, and by no other before; one that is not there counts as own."""
+    try:
+        status = os.lstat(folder)
+    except OSError:
+        return True
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & stat.S_IWOTH
+
+
+def check_current() -> None:
+    """Raise UsageError if the current folder was deleted: neither relative paths nor PyTorch's MKL work there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError(
+            "The folder that this command was called in does not exist any more. Go to one that does, as with "
+            "`cd`, and call it again."
+        ) from None
