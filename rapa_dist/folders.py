@@ -12,8 +12,8 @@ _USUAL = ("/tmp", "/var/tmp", "/usr/tmp")
 
 def home() -> Path | None:
     """Return the home directory; None where there is none, as for an arbitrary user in a container."""
-    found = Path(os.path.expanduser("~"))
-    return found if found.is_absolute() else None
+    found = os.environ["HOME"] if "HOME" in os.environ else os.path.expanduser("~")  # for Python an empty one is /
+    return Path(found) if os.path.isabs(found) else None
 
 
 def expanded(path: Path | str) -> Path:
@@ -22,10 +22,13 @@ def expanded(path: Path | str) -> Path:
     Raises:
         UsageError: there is no such home directory; the path would mean a folder called "~".
     """
-    found = os.path.expanduser(path)
-    if str(found).startswith("~"):
+    user, _, rest = os.fspath(path).partition("/")
+    if not user.startswith("~"):
+        return Path(path)
+    root = home() if user == "~" else os.path.expanduser(user)
+    if root is None or not os.path.isabs(root):
         raise UsageError(f"{path} begins with ~, and this user has no such home directory. Give the path in full.")
-    return Path(found)
+    return Path(root, rest)
 
 
 def temporary() -> Path | None:

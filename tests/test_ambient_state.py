@@ -2,25 +2,38 @@
 
 import json
 import os
+import pwd
+import secrets
+import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import rapa_dist
+from rapa_dist import folders
 from rapa_dist.chaos import campaign
+from rapa_dist.cli import main
+from rapa_dist.console import home_as_tilde
+from rapa_dist.coordinator import opening
 from rapa_dist.coordinator.run import start_run
 from rapa_dist.coordinator.run_directory import RunDirectory
-from rapa_dist.errors import ClusterError
+from rapa_dist.data import cache
+from rapa_dist.data.load import find_datasets, places
+from rapa_dist.errors import ClusterError, UsageError
+from rapa_dist.experiments import command
 from rapa_dist.experiments.jobs import do_as_here
-from rapa_dist.fabric import surroundings, tile_actors
+from rapa_dist.fabric import access, cluster, surroundings, tile_actors
 from rapa_dist.fabric.actor import Tile
 from rapa_dist.fabric.cluster import connect
 from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.fabric.remote import RemoteChip
 from rapa_dist.fabric.running_code import RunningCode, installed_code, loaded_code
+from rapa_dist.fabric.scratch import shared_memory_root
 from rapa_dist.interpreter import same_modules
 from rapa_dist.machine import Machine
 from rapa_dist.network.model import initial_kernels
@@ -92,14 +105,14 @@ def test_a_run_started_among_namesakes_and_foreign_settings_has_the_weights_of_s
 @pytest.mark.ray
 def test_a_run_is_refused_before_its_first_step_where_tiles_run_other_code(monkeypatch):
     machine = Machine.build(channels=(4, 4, 4), tiles=(1, 1, 1))
-    cluster = connect("local", 3)
+    three = connect("local", 3)
     try:
         other = other_code()  # as if the tiles' was another: they themselves see it first
         monkeypatch.setattr(tile_actors, "installed_code", lambda: other)
         with pytest.raises(ClusterError, match=r"A tile does not start: .*These differ: rapa_dist\.tile\."):
-            RayFabric(machine, 1, initial_kernels(machine, 0), run="some-run", cluster=cluster)
+            RayFabric(machine, 1, initial_kernels(machine, 0), run="some-run", cluster=three)
     finally:
-        cluster.close()
+        three.close()
 
 
 def other_code() -> RunningCode:
@@ -229,3 +242,135 @@ class TestSettings:
         surroundings.settle(joins=False)
         surroundings.settle(joins=False)
         assert capsys.readouterr().err == ""
+
+
+class TestFolders:
+    """Those that the surroundings should give, where they don't."""
+
+    @pytest.fixture
+    def homeless(self, monkeypatch):
+        """A user without a home directory, as an arbitrary one in a container."""
+
+        def unknown(uid):
+            raise KeyError(uid)
+
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+    @pytest.fixture
+    def no_temporary(self, monkeypatch):
+        """No folder for temporary files that can be written to."""
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        monkeypatch.setattr(tempfile, "_get_default_tempdir", raises(FileNotFoundError))
+        access = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: str(path) != "/tmp" and access(path, mode))
+
+    def test_without_a_home_directory_images_are_looked_for_in_the_temporary_folder(self, homeless, monkeypatch):
+        monkeypatch.delenv("RAPA_DIST_DATA", raising=False)
+        assert places(None) == [Path(tempfile.gettempdir()) / f"rapa-dist-{os.getuid()}"]
+        assert home_as_tilde("/data/x") == "/data/x"
+        assert find_datasets()[0].found
+
+    @pytest.mark.parametrize("home", ["", "relative"])
+    def test_a_home_directory_that_is_no_full_path_is_none(self, home, monkeypatch):
+        monkeypatch.setenv("HOME", home)
+        assert folders.home() is None
+
+    def test_a_home_directory_that_is_not_there_stops_nothing(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path / "none"))
+        assert not find_datasets()[1].found
+        assert access.with_users_token().get("RAY_AUTH_MODE") is None
+
+    def test_a_path_below_a_home_directory_that_is_missing_is_refused(self, homeless, monkeypatch):
+        for arguments in (["train", "--run-dir=~/run"], ["train", "--dataset", "images:~/photos"]):
+            result = CliRunner().invoke(main, arguments)
+            assert result.exit_code == 2
+            assert "begins with ~, and this user has no such home directory" in result.stderr
+        monkeypatch.setenv("RAPA_DIST_DATA", "~/data")
+        with pytest.raises(UsageError, match="~/data begins with ~"):
+            places(None)
+
+    def test_a_folder_that_another_user_made_in_the_temporary_one_is_not_used(self, homeless, tmp_path, monkeypatch):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        usual = cache.home_cache()
+        for make in (lambda: usual.mkdir(), lambda: usual.symlink_to(tmp_path), lambda: usual.mkdir(0o700)):
+            make()
+            usual.chmod(0o777)
+            assert cache.home_cache() != usual
+            usual.unlink() if usual.is_symlink() else usual.rmdir()
+            tmp_path.chmod(0o700)
+
+    def test_rays_files_go_to_memory_where_there_is_no_temporary_folder(self, no_temporary, monkeypatch, tmp_path):
+        short = Path("/dev/shm") / f"r{secrets.token_hex(2)}"
+        short.mkdir(0o700)
+        monkeypatch.setenv("RAPA_DIST_SHM", str(short))
+        assert cluster.folder_for_ray() == short
+        short.rmdir()
+
+    def test_neither_memory_nor_a_temporary_folder_is_an_error_with_a_way_out(self, no_temporary, monkeypatch):
+        monkeypatch.delenv("RAPA_DIST_SHM")
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        for use in (cluster.folder_for_ray, shared_memory_root):
+            with pytest.raises(ClusterError, match=r"there is neither\. Name one in RAPA_DIST_SHM, or in TMPDIR"):
+                use()
+
+    def test_the_current_folder_is_none_for_temporary_files(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        assert folders.temporary() is None
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        assert folders.temporary() == tmp_path
+
+    def test_a_current_folder_that_was_deleted_is_said_first(self, folder, monkeypatch):
+        monkeypatch.chdir(folder)
+        folder.rmdir()
+        for line in ("train", "evaluate x", "analyze similarity x", "reproduce table1", "scale", "chaos", "doctor"):
+            result = CliRunner().invoke(main, line.split())
+            assert result.exit_code == 2
+            assert "does not exist any more. Go to one that does" in result.stderr
+        for line in ("plan", "stats", "train --help"):
+            assert "does not exist any more" not in CliRunner().invoke(main, line.split()).stderr
+
+
+class TestStaleAddress:
+    """An address at which nothing answers is said before images are read, or anything else that takes its time."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_is_read(self, monkeypatch):
+        for module in (opening, command):
+            monkeypatch.setattr(module, "load_dataset", raises(AssertionError), raising=False)
+        monkeypatch.setattr(campaign, "_train_reference", raises(AssertionError))
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["train", *TINY],
+            ["reproduce", "table1"],
+            ["reproduce", "table1", "--device=cuda"],
+            ["chaos", "--kills=1"],
+        ],
+    )
+    @pytest.mark.parametrize("named", ["--address", "RAY_ADDRESS"])
+    def test_is_refused_first(self, arguments, named, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))  # taken, and nobody listens
+            address = f"127.0.0.1:{closed.getsockname()[1]}"
+            if named == "--address":
+                arguments = [*arguments, f"--address={address}"]
+            else:
+                monkeypatch.setenv("RAY_ADDRESS", address)
+            result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 1
+        assert f"No Ray cluster answers at {address} ({named})" in result.stderr
+        assert not list(tmp_path.iterdir())
+
+
+def raises(kind):
+    """Return a function that raises, whatever it is given."""
+
+    def fail(*_, **__):
+        raise kind("must not be called")
+
+    return fail

@@ -54,8 +54,8 @@ def campaign(plan: Plan, say: Say) -> dict[str, Any]:
     """Do it all and return what came of it: counts, seconds lost, what is wrong, and the verdict."""
     if plan.nodes:
         plan.nodes.check_unused()
-    else:  # before the undisturbed run, which takes its time
-        find_address(plan.address or os.environ.get("RAY_ADDRESS") or "local")
+    elif plan.address or os.environ.get("RAY_ADDRESS"):
+        find_address(plan.address)  # before the undisturbed run, which takes its time
     deeds: list[Deed] = []
     wrong: list[str] = []
     facts: dict[str, Any] = {}
@@ -175,7 +175,9 @@ def _folders() -> Iterator[tuple[Path, Path, Path]]:
     token = secrets.token_hex(4)
     shared_root = shared_memory_root()
     usual = Path("/tmp")
-    root = usual if os.access(usual, os.W_OK | os.X_OK) else folders.temporary() or shared_root
+    root = usual if os.access(usual, os.W_OK | os.X_OK) else folders.temporary()
+    if root is None:
+        raise ClusterError("chaos needs a folder for temporary files, and there is none. Name one in TMPDIR.")
     work, temporary = (root / f"rc{kind}{token}" for kind in "wt")  # short, for the names of Ray's sockets
     shared = shared_root / f"rapa-chaos-{token}"
     try:

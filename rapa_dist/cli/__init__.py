@@ -38,6 +38,8 @@ COMMANDS = {
     "doctor": "rapa_dist.cli.doctor:doctor",
 }
 
+_ANYWHERE = frozenset({"stats", "plan", "report"})  # they work where the current folder was deleted, too
+
 INTERRUPTED = 130
 
 
@@ -61,14 +63,15 @@ class CommandLine(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the named command; a misspelt name gets a suggestion."""
         try:
-            return super().resolve_command(ctx, args)
+            name, command, rest = super().resolve_command(ctx, args)
         except click.exceptions.NoSuchCommand as error:
             raise click.exceptions.NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx) from error
+        if name not in _ANYWHERE and not {"-h", "--help"}.intersection(rest):
+            check_current()
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command and forget what it returns: only an exit code set on purpose counts."""
-        if not {"-h", "--help"}.intersection(ctx.args):
-            check_current()
         super().invoke(ctx)
 
     def main(

@@ -127,7 +127,7 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int, *, gpus: int = 0) ->
     before = access.current()
     options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
     if found is None:
-        scratch = Scratch(_folder_for_ray())
+        scratch = Scratch(folder_for_ray())
         end = partial(_end_all, scratch)
         try:
             access.use(access.with_own_token(scratch.path))
@@ -220,7 +220,7 @@ def _end_all(scratch: Scratch | None) -> None:
         scratch.remove()
 
 
-def _folder_for_ray() -> Path:
+def folder_for_ray() -> Path:
     """Return a folder for Ray's files, short enough for the names of the sockets that it makes there (107 bytes).
 
     That is one for temporary files, or one in memory where none can be written to.
