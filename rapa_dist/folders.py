@@ -1,7 +1,6 @@
 """Folders that the surroundings give: the home directory, one for temporary files, the current one; each may lack."""
 
 import os
-import stat
 import tempfile
 from pathlib import Path
 
@@ -42,15 +41,6 @@ def temporary() -> Path | None:
         return None
     named = filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP")))
     return Path(found) if found in {*_USUAL, *map(os.path.abspath, named)} else None
-
-
-def is_own(folder: Path) -> bool:
-    """Return whether a folder was made by this user, and by no other before; one that is not there counts as own."""
-    try:
-        status = os.lstat(folder)
-    except OSError:
-        return True
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & stat.S_IWOTH
 
 
 def check_current() -> None:

@@ -22,7 +22,6 @@ from rapa_dist.console import home_as_tilde
 from rapa_dist.coordinator import opening
 from rapa_dist.coordinator.run import start_run
 from rapa_dist.coordinator.run_directory import RunDirectory
-from rapa_dist.data import cache
 from rapa_dist.data.load import find_datasets, places
 from rapa_dist.errors import ClusterError, UsageError
 from rapa_dist.experiments import command
@@ -289,17 +288,6 @@ class TestFolders:
         monkeypatch.setenv("RAPA_DIST_DATA", "~/data")
         with pytest.raises(UsageError, match="~/data begins with ~"):
             places(None)
-
-    def test_a_folder_that_another_user_made_in_the_temporary_one_is_not_used(self, homeless, tmp_path, monkeypatch):
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-        monkeypatch.setenv("TMPDIR", str(tmp_path))
-        usual = cache.home_cache()
-        for make in (lambda: usual.mkdir(), lambda: usual.symlink_to(tmp_path), lambda: usual.mkdir(0o700)):
-            make()
-            usual.chmod(0o777)
-            assert cache.home_cache() != usual
-            usual.unlink() if usual.is_symlink() else usual.rmdir()
-            tmp_path.chmod(0o700)
 
     def test_rays_files_go_to_memory_where_there_is_no_temporary_folder(self, no_temporary, monkeypatch, tmp_path):
         short = Path("/dev/shm") / f"r{secrets.token_hex(2)}"
