@@ -4,7 +4,6 @@ import os
 import sys
 from contextlib import redirect_stdout, suppress
 from functools import partial
-from pathlib import PurePath
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -81,7 +80,7 @@ def stats(
     from rapa_dist.fabric.watcher import RunEndedError, find_run
 
     with redirect_stdout(sys.stderr):  # Ray prints its warnings to stdout
-        watcher = find_run(PurePath(run).name if run else run, address, partial(_leave, as_json=as_json))
+        watcher = find_run(run, address, partial(_leave, as_json=as_json))
     try:
         try:
             first = watcher.read().only(only)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rapa_dist.command_lines import resume
@@ -175,7 +176,7 @@ def find_run(run: str | None, address: str | None, leave: Leave) -> Watcher:
     `find_address` finds.
 
     Args:
-        run: its name; None for the only one.
+        run: its name, or its directory: two runs in different folders may have one name; None for the only one.
         address: the cluster; None to look around.
         leave: what to do if the cluster goes away while Ray is asked.
 
@@ -184,6 +185,9 @@ def find_run(run: str | None, address: str | None, leave: Leave) -> Watcher:
         ClusterError: there is no run, or no cluster.
     """
     here = registrations(shared_memory_root())
+    if run is not None and os.sep in run:
+        place = Path(run).resolve()
+        here, run = _in_directory(place, here), place.name
     if address is None:
         chosen = _choose_registered(run, here)
         if chosen is not None:
@@ -231,6 +235,20 @@ def _find_cluster(address: str | None) -> tuple[str, str] | None:
         raise ClusterError(
             f"No Ray cluster answers at {where}. Correct it, or leave it out to look into runs that train on this node."
         ) from None
+
+
+def _in_directory(path: Path, here: list[Registration]) -> list[Registration]:
+    """Return the runs on this node that can be meant by a directory: the one in it, and those of other names.
+
+    Raises:
+        UsageError: none trains in it, but one of the same name elsewhere.
+    """
+    namesakes = [entry for entry in here if entry.run == path.name]
+    inside = [entry for entry in namesakes if Path(entry.run_dir).resolve() == path]
+    if namesakes and not inside:
+        places = ", ".join(entry.run_dir for entry in namesakes)
+        raise UsageError(f"No run trains in {path}. One with the same name trains in {places}: give that directory.")
+    return [entry for entry in here if entry not in namesakes or entry in inside]
 
 
 def _choose_registered(run: str | None, here: list[Registration]) -> Registration | None:
