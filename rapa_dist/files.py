@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rapa_dist.errors import UsageError
 
@@ -33,18 +33,32 @@ def kind_of(mode: int) -> str:
     return next((name for test, name in _KINDS if test(mode)), "a device")
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read it; a link to one is followed.
+
+    Raises:
+        OSError: it can't be read, or is something else.
+    """
+    _check_regular(path, os.stat(path).st_mode)  # before it is opened: a device may act on that
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_regular(path, os.fstat(descriptor).st_mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return open(descriptor, "rb")
+
+
 def read_file(path: Path, most: int) -> bytes:
     """Return the contents of a regular file of at most `most` bytes; a link to one is followed.
 
     Raises:
         OSError: it can't be read, is something else, or longer.
     """
-    _check_regular(path, os.stat(path).st_mode)  # before it is opened: a device may act on that
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        about = os.fstat(file.fileno())
-        _check_regular(path, about.st_mode)
-        if about.st_size > most:
-            too_long = f"it has {about.st_size:,} bytes, where at most {most:,} are expected"
+    with open_regular(path) as file:
+        length = os.fstat(file.fileno()).st_size
+        if length > most:
+            too_long = f"it has {length:,} bytes, where at most {most:,} are expected"
             raise OSError(errno.EFBIG, too_long, str(path))
         return file.read(most)
 

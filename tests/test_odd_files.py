@@ -386,7 +386,7 @@ def test_a_name_that_is_not_utf_8_is_refused_at_once(tmp_path, run):
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/r\xff")
     done = invoke(["train", "--dataset", "builtin", *SMALL, "--run-dir", odd])
     assert (done.code, os.listdir(tmp_path)) == (1, ["run"])
-    assert "r\\udcff' is no UTF-8" in done.text
+    assert "r\\xff is not named in UTF-8" in done.text
     os.rename(run, odd)
     listed = invoke(["runs", str(tmp_path), "--json"])
     assert listed.code == 0, listed.text

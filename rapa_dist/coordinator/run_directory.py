@@ -27,6 +27,7 @@ from rapa_dist.coordinator.own_files import check_own, check_writable, take_out_
 from rapa_dist.errors import CheckpointError, RunDirectoryError, UsageError, VoidError
 from rapa_dist.fields import TEXT
 from rapa_dist.locks import lock_folder
+from rapa_dist.names import is_utf8, printable
 
 _CONFIG, _ENVIRONMENT, _METRICS, _LOG, _LOCK = "config.toml", sessions.FILE, "metrics.jsonl", "log", ".lock"
 _CHECKPOINTS, _TILES, RAY_LOGS = "checkpoints", "tiles.json", "ray-logs"
@@ -44,13 +45,11 @@ class RunDirectory:
         Raises:
             RunDirectoryError: its name can't be written down.
         """
-        try:
-            str(path).encode()
-        except UnicodeEncodeError:
+        if not is_utf8(path):
             raise RunDirectoryError(
-                f"The name of the run directory {str(path)!a} is no UTF-8, so it can't be written into its files. "
-                "Rename it, or give another name."
-            ) from None
+                f"The run directory {printable(path)} is not named in UTF-8, so its name can't be written into its "
+                "files. Rename it, or give another name."
+            )
         self.path = path
         self.name = path.resolve().name
         self._lock: int | None = None

@@ -24,7 +24,7 @@ from rapa_dist.console import stderr
 from rapa_dist.data.sets import ImageSet
 from rapa_dist.errors import DataError
 
-FORMAT = 2  # counted up when the images decoded from the same files change
+FORMAT = 3  # counted up when the images decoded from the same files change
 BESIDE = ".rapa-dist-cache"
 
 Stamp = tuple[str | int, ...]

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rapa_dist.errors import DataError
+from rapa_dist.names import printable
 
 _SHOWN = 8
 
@@ -13,7 +14,7 @@ _SHOWN = 8
 def listed(names: Sequence[str]) -> str:
     """Return names for a message, shortened where they are many."""
     rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + rest
+    return ", ".join(map(printable, names[:_SHOWN])) + rest
 
 
 def translate(known: Sequence[str], found: Sequence[str], name: str) -> tuple[npt.NDArray[np.int64] | None, str]:

@@ -1,16 +1,17 @@
 """Any folder of images: FOLDER/train/<class>/… and FOLDER/test/<class>/…, as torchvision's ImageFolder reads it."""
 
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from rapa_dist.data import cache, vision
+from rapa_dist.data import cache
+from rapa_dist.data.classes import listed
 from rapa_dist.data.decode import decode_all
+from rapa_dist.data.scan import SUFFIXES, Part, PassedOver, class_folders, endings, scan
 from rapa_dist.data.sets import ImageSet
 from rapa_dist.errors import DataError
+from rapa_dist.names import printable
 
 PARTS = ("train", "test")
 NEEDED = "images:FOLDER needs FOLDER/train/<class>/… and FOLDER/test/<class>/…, with the same classes in both"
@@ -19,22 +20,23 @@ NEEDED = "images:FOLDER needs FOLDER/train/<class>/… and FOLDER/test/<class>/�
 def read_folder(folder: Path) -> cache.Decoded:
     """Return all images of a folder, decoded, or from the cache if nothing in it has changed.
 
-    Images of another size than 32 × 32 are scaled, shorter side to 32, and cropped around their centre; greyscale
-    and transparent ones become RGB.
+    Images of another size than 32 × 32 are scaled, shorter side to 32, and cropped around their centre; what becomes
+    of other pixels than RGB of 8 bits is told in `rapa_dist.data.colour`. What is passed over is said in the note.
 
     Args:
         folder: with `train` and `test`, each with one folder per class; labels follow the sorted names.
 
     Raises:
-        DataError: the folder or a part is missing, the parts have different classes or none, a class has no image,
-            or an image can't be decoded.
+        DataError: the folder or a part is missing, the parts have different classes or fewer than two, a class has no
+            image, or an image can't be decoded.
     """
     found = find(folder)
-    if found.decoded is not None:
-        return found.decoded
-    decoded = _decode(folder, found)
-    cache.save("images", folder, found.made_from, decoded)
-    return decoded
+    decoded = found.decoded
+    if decoded is None:
+        decoded = _decode(folder, found)
+        cache.save("images", folder, found.made_from, decoded)
+    note = "\n".join(part for part in (found.note, decoded.note) if part)
+    return cache.Decoded(classes=found.classes, train=decoded.train, test=decoded.test, note=note)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,22 +44,24 @@ class Found:
     """A folder of images before they are decoded."""
 
     classes: tuple[str, ...]
+    train: Part
+    test: Part
+    note: str
+    """What the user should know about the folder's names, lines."""
     made_from: str
     """`cache.signature` of the files."""
     decoded: cache.Decoded | None
     """From the cache; None: they are still to be decoded."""
-    samples: tuple[list[tuple[Path, int]], ...] = ()
-    """Of each part the files and their labels; none where they are decoded."""
 
     @property
-    def files(self) -> list[Path]:
-        """All files to decode."""
-        return [path for samples in self.samples for path, _ in samples]
+    def files(self) -> list[str]:
+        """All files, relative to the folder: those to train on and those to test on, by class."""
+        return [file for part in (self.train, self.test) for name in self.classes for file in part.images[name]]
 
     @property
     def counts(self) -> list[int]:
         """Files of each part."""
-        return [len(samples) for samples in self.samples]
+        return [len(part.stamps) for part in (self.train, self.test)]
 
 
 def find(folder: Path) -> Found:
@@ -66,95 +70,103 @@ def find(folder: Path) -> Found:
     Raises:
         DataError: as `read_folder` does, but no image is decoded.
     """
+    passed_over = PassedOver()
     try:
-        classes = _classes(folder)
-        made_from = cache.signature(stamp for part in PARTS for stamp in _stamps(folder / part, part))
+        _check_parts(folder)
+        train, test = (scan(folder, part, passed_over) for part in PARTS)
+        classes = _classes(folder, train, test)
+        _check_filled(folder, train, test, passed_over)
+        made_from = cache.signature([*train.stamps, *test.stamps])
         decoded = cache.load("images", folder, made_from)
-        samples = _samples(folder, classes) if decoded is None else ()
     except OSError as error:
-        raise DataError(f"{folder} can't be read: {error}") from error
-    return Found(classes=classes, made_from=made_from, decoded=decoded, samples=samples)
+        raise DataError(f"{printable(folder)} can't be read: {error}") from error
+    notes = [passed_over.sentence(folder), *_alike(folder, train, test)]
+    note = "\n".join(note for note in notes if note)
+    return Found(classes=classes, train=train, test=test, note=note, made_from=made_from, decoded=decoded)
 
 
 def is_image_folder(folder: Path) -> bool:
     """Return whether a folder looks like what `read_folder` reads; looks at names only."""
     try:
-        return all(_class_folders(folder / part) for part in PARTS)
+        return all(class_folders(folder / part) for part in PARTS)
     except OSError:
         return False
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
-    """Return the sorted names of the classes, the same in both parts."""
+def _check_parts(folder: Path) -> None:
     if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}; {NEEDED}")
-    found = []
+        raise DataError(f"there is no folder {printable(folder)}; {NEEDED}")
     for part in PARTS:
         if not (folder / part).is_dir():
-            raise DataError(f"{folder} has no folder {part!r}; {NEEDED}")
-        found.append(_class_folders(folder / part))
-        if not found[-1]:
-            raise DataError(f"{folder / part} has no class folders; {NEEDED}")
-    train, test = found
-    if train != test:
-        differences = [
-            f"only in {part}: {_some(sorted(set(own) - set(others)))}"
-            for part, own, others in (("train", train, test), ("test", test, train))
-            if set(own) - set(others)
-        ]
-        raise DataError(f"train and test of {folder} have different classes ({'; '.join(differences)}); {NEEDED}")
-    return tuple(train)
+            raise DataError(f"{printable(folder)} has no folder {part!r}; {NEEDED}")
 
 
-def _class_folders(part: Path) -> list[str]:
-    with os.scandir(part) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+def _classes(folder: Path, train: Part, test: Part) -> tuple[str, ...]:
+    """Return the sorted names of the classes, the same in both parts."""
+    for name, part in zip(PARTS, (train, test), strict=True):
+        if not part.images:
+            raise DataError(f"{printable(folder / name)} has no class folders; {NEEDED}")
+    if train.images.keys() != test.images.keys():
+        only = [sorted(own.images.keys() - other.images.keys()) for own, other in ((train, test), (test, train))]
+        named = [f"only in {part}: {listed(names)}" for part, names in zip(PARTS, only, strict=True) if names]
+        folded = [{name.casefold() for name in names} for names in only]
+        case = " Some differ in upper and lower case alone: rename them." if folded[0] & folded[1] else ""
+        raise DataError(
+            f"train and test of {printable(folder)} have different classes ({'; '.join(named)}); {NEEDED}.{case}"
+        )
+    if len(train.images) == 1:
+        raise DataError(
+            f"{printable(folder)} has a single class, {listed(list(train.images))}; a network needs two or more to "
+            f"tell apart. {NEEDED}"
+        )
+    return tuple(train.images)
 
 
-def _stamps(folder: Path, name: str) -> Iterator[cache.Stamp]:
-    """Yield a stamp of each file and folder below a folder, under names that begin with `name`."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            path = f"{name}/{entry.name}"
-            if entry.is_dir():
-                yield (path,)  # a class may be empty; the folder's times change with what is cached beside
-                yield from _stamps(Path(entry.path), path)
-            else:
-                try:
-                    status = entry.stat()
-                except OSError:  # a link that leads nowhere
-                    status = entry.stat(follow_symlinks=False)
-                yield cache.stamp(path, status)
+def _check_filled(folder: Path, train: Part, test: Part, passed_over: PassedOver) -> None:
+    """Raise DataError if a class has no image in a part."""
+    empty = [
+        printable(folder / place)
+        for part in (train, test)
+        for name, images in part.images.items()
+        if not images
+        for place in part.folders[name]
+    ]
+    if empty:
+        others = f"; other files there: {endings(passed_over.otherwise)}" if passed_over.otherwise else ""
+        needed = f"a class folder needs at least one file ending in {', '.join(SUFFIXES)}"
+        raise DataError(f"no images in {listed(empty)}; {needed}{others}")
 
 
-def _samples(folder: Path, classes: tuple[str, ...]) -> tuple[list[tuple[Path, int]], ...]:
-    """Return the image files of each part with their labels; raise DataError if a class has none."""
-    samples = {part: vision.list_folder(folder / part, classes) for part in PARTS}
-    for part in PARTS:
-        filled = {label for _, label in samples[part]}
-        empty = [str(folder / part / name) for label, name in enumerate(classes) if label not in filled]
-        if empty:
-            endings = ", ".join(vision.image_suffixes())
-            message = f"no images in {_some(empty)}; a class folder needs at least one file ending in {endings}"
-            raise DataError(message)
-    return tuple(samples.values())
+def _alike(folder: Path, train: Part, test: Part) -> list[str]:
+    """Return lines on classes whose names people can hardly tell apart."""
+    lines = []
+    several = [places for part in (train, test) for places in part.folders.values() if len(places) > 1]
+    if several:
+        together = "; ".join(" and ".join(ascii(place) for place in places) for places in several)
+        lines.append(
+            f"folders whose names differ in their Unicode form alone are one class in {printable(folder)}: {together}"
+        )
+    spellings: dict[str, list[str]] = {}
+    for name in train.images:
+        spellings.setdefault(name.casefold(), []).append(name)
+    if cases := [" and ".join(names) for names in spellings.values() if len(names) > 1]:
+        lines.append(f"warning: classes of {printable(folder)} differ in upper and lower case alone: {listed(cases)}")
+    return lines
 
 
 def _decode(folder: Path, found: Found) -> cache.Decoded:
     try:
-        images, note = decode_all(found.files, folder)
+        images, note = decode_all([folder / file for file in found.files], folder)
     except OSError as error:
-        raise DataError(f"{folder} can't be read: {error}") from error
-    n = found.counts[0]
-    train, test = (np.array([label for _, label in samples], dtype=np.int64) for samples in found.samples)
+        raise DataError(f"{printable(folder)} can't be read: {error}") from error
+    train, test = (
+        np.repeat(np.arange(len(found.classes)), [len(part.images[name]) for name in found.classes])
+        for part in (found.train, found.test)
+    )
+    n = len(train)
     return cache.Decoded(
         classes=found.classes,
         train=ImageSet(images=images[:n], labels=train),
         test=ImageSet(images=images[n:], labels=test),
         note=note,
     )
-
-
-def _some(names: list[str]) -> str:
-    """Return a list of names for a message, shortened if it is long."""
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

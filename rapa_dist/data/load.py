@@ -17,6 +17,7 @@ from rapa_dist.data.official import OFFICIAL, read_official
 from rapa_dist.data.sets import DataSet, ImageSet, make_dataset
 from rapa_dist.errors import DataError, UsageError
 from rapa_dist.folders import expanded, home
+from rapa_dist.names import is_utf8, printable
 
 NAMES = ("builtin", *OFFICIAL, "images:FOLDER")
 """What `load_dataset` takes as a name."""
@@ -111,13 +112,19 @@ def check_name(name: str) -> str:
     """Return a data set's name in full: a folder of images by its absolute path.
 
     Raises:
-        UsageError: there is no such data set.
+        UsageError: there is no such data set, or its folder's name can't be written down.
     """
     if name.startswith(IMAGES):
         folder = name.removeprefix(IMAGES)
         if not folder:
             raise UsageError(f"{IMAGES} lacks the folder; {NEEDED}")
-        return IMAGES + os.path.abspath(expanded(folder))
+        folder = os.path.abspath(expanded(folder))
+        if not is_utf8(folder):
+            raise UsageError(
+                f"The folder of images {printable(folder)} is not named in UTF-8, so its name can't be written into a "
+                "run's files. Rename it, or name a link to it."
+            )
+        return IMAGES + folder
     if name in NAMES[:-1]:
         return name
     close = difflib.get_close_matches(name.lower().replace("-", ""), NAMES[:-1], n=1)

@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from rapa_dist.console import work
 from rapa_dist.data import builtin, cache, folder, official
-from rapa_dist.data.decode import reason as reason_of
-from rapa_dist.data.decode import refuse_damaged
+from rapa_dist.data.cache import say
+from rapa_dist.data.decode import check_header, problem, quiet_pillow, refuse_damaged
 from rapa_dist.data.load import IMAGES, AllImages, at_most, check_limits, check_name, places, say_substitute
 from rapa_dist.errors import DataError
 
@@ -58,8 +56,10 @@ def look(
     if name.startswith(IMAGES):
         place = Path(name.removeprefix(IMAGES))
         found = folder.find(place)
+        if found.note:
+            say(found.note)
         if found.decoded is None:
-            _look_at(found.files, place)
+            _look_at([place / file for file in found.files])
             counts = [at_most(limit, n, part) for part, (limit, n) in enumerate(zip(limits, found.counts, strict=True))]
             return _known(name, "not decoded yet, headers read", found.classes, counts)
         return _cached(name, found.decoded, limits)
@@ -84,15 +84,14 @@ def _cached(name: str, decoded: cache.Decoded, limits: tuple[int | None, int | N
     )
 
 
-def _look_at(paths: Sequence[Path], place: Path) -> None:
+def _look_at(paths: Sequence[Path]) -> None:
     """Raise DataError if files are no images by their headers."""
     problems = {}
-    with work("looking at images", "images") as advance:
+    with work("looking at images", "images") as advance, quiet_pillow():
         for row, path in enumerate(paths):
             try:
-                with path.open("rb") as file, Image.open(file):
-                    pass
+                check_header(path)
             except Exception as error:  # noqa: BLE001 (a damaged file can raise anything in Pillow)
-                problems[row] = f"{path} ({reason_of(error)})"
+                problems[row] = problem(path, error)
             advance(row + 1, len(paths))
     refuse_damaged(problems)

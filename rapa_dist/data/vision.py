@@ -123,26 +123,6 @@ def _image_set(images: Any, labels: Any) -> ImageSet:
     return ImageSet(images=np.ascontiguousarray(images), labels=np.asarray(labels, dtype=np.int64))
 
 
-def list_folder(root: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    """Return the image files under root/<class>/… and their labels, as torchvision's ImageFolder lists them.
-
-    Args:
-        root: the folder of one part.
-        classes: its class folders, in the order of their labels.
-    """
-
-    class Folder(torchvision().datasets.ImageFolder):  # type: ignore[misc]
-        def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-            return list(classes), {name: label for label, name in enumerate(classes)}
-
-    return [(Path(path), label) for path, label in Folder(str(root), allow_empty=True).samples]
-
-
-def image_suffixes() -> tuple[str, ...]:
-    """Return the endings by which ImageFolder knows an image file, such as ".jpg"."""
-    return tuple(torchvision().datasets.folder.IMG_EXTENSIONS)
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep torchvision's and pickle's deprecation warnings from users, who can do nothing about them."""

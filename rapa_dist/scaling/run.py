@@ -225,7 +225,7 @@ def write_json(findings: Findings, out: Path) -> None:
     text = json.dumps(findings.as_dict(), indent=1, ensure_ascii=False) + "\n"
     try:
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(out / JSON, text.encode())
+        write_whole(out / JSON, text.encode(errors="backslashreplace"))
     except OSError as error:
         raise RunDirectoryError(f"Can't write to {out}: {error.strerror}. Give another --out.") from error
 
