@@ -1,5 +1,6 @@
 """Where words go: data on stdout, everything else on stderr."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,8 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rapa_dist import folders
 
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
-stdout = Console(highlight=False, soft_wrap=True)
+# A width of 0, as some surroundings have it, is a width that is not known; rich would print nothing at all.
+_width = 80 if os.environ.get("COLUMNS", "1").strip("0") == "" else None
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True, width=_width)
+stdout = Console(highlight=False, soft_wrap=True, width=_width)
 
 
 def home_as_tilde(path: Path | str) -> str:

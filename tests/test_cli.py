@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -127,6 +128,15 @@ def test_a_broken_pipe_that_is_not_stdout_is_no_quiet_matter(run):
     result = run(raising(BrokenPipeError("a socket")))
     assert result.exit_code == 1
     assert "BrokenPipeError: a socket" in result.stderr
+
+
+def test_a_full_disk_is_no_fault(run):
+    result = run(raising(OSError(errno.ENOSPC, "No space left on device", "out/scaling.json")), "--json")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: out/scaling.json can't be written: No space left on device. Make room for it there.\n"
+    )
+    assert json.loads(result.stdout)["error"]["message"] in result.stderr
 
 
 def test_what_a_command_returns_is_no_exit_code(run):

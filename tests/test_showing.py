@@ -339,6 +339,14 @@ def test_what_is_drawn_is_drawn_although_its_numbers_can_not_be_shown(start, tra
     assert plot.exists()
 
 
+@pytest.mark.parametrize("columns", ["0", "", "1"])
+def test_a_width_that_is_no_width_hides_nothing(columns):
+    environment = os.environ | {"COLUMNS": columns}
+    program = "from rapa_dist.console import stdout; stdout.print('words', markup=False)"
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, env=environment, capture_output=True, check=True).stdout == b"words\n"
+
+
 def test_files_and_sockets_do_not_land_where_words_go():
     program = (
         "import os, sys\nfrom rapa_dist.cli import standard_streams\nfor number in range(3): os.close(number)\n"

@@ -1,6 +1,7 @@
 """`rapa-dist stats` and the metrics: finding runs, showing their tiles, losing them; no run trains here."""
 
 import dataclasses
+import errno
 import fcntl
 import io
 import json
@@ -17,9 +18,9 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from rapa_dist import cli
+from rapa_dist import cli, console
 from rapa_dist.coordinator.tiles_table import count, seconds, tiles_table
-from rapa_dist.errors import ClusterError, UsageError
+from rapa_dist.errors import ClusterError, OutputError, UsageError
 from rapa_dist.fabric import watcher
 from rapa_dist.fabric.registry import Registration, is_held, registrations
 from rapa_dist.fabric.scratch import Scratch
@@ -552,6 +553,23 @@ def test_ctrl_c_ends_watching(three_looks):
     three_looks.end = KeyboardInterrupt()
     assert invoke("--watch", "--interval", "0.01").exit_code == 130
     assert three_looks.closed
+
+
+def test_watching_ends_with_its_terminal(three_looks, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return three_looks.looks < 2
+
+        def write(self, text):
+            if not self.isatty():
+                raise OutputError(OSError(errno.EIO, "Input/output error"))
+            return len(text)
+
+    monkeypatch.setattr(console, "stdout", Console(file=Terminal()))
+    done = invoke("--watch", "--interval", "0.01")
+    assert done.exit_code == 1
+    assert "stdout can't be written to: Input/output error" in done.stderr
+    assert three_looks.looks == 2
 
 
 def test_json_is_one_object_with_tiles_layers_and_totals(three_looks):

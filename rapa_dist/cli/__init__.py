@@ -6,6 +6,7 @@ Ray, NumPy or rich.
 """
 
 import contextlib
+import errno
 import importlib
 import sys
 import traceback
@@ -126,6 +127,12 @@ def _report(error: BaseException, output: Output | None) -> int:
         case click.Abort() | KeyboardInterrupt():
             code, kind, message = INTERRUPTED, "Interrupted", "interrupted"
             tell("\nInterrupted.")
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG | errno.EROFS):
+            code, message = (
+                1,
+                f"{error.filename or 'A file'} can't be written: {error.strerror}. Make room for it there.",
+            )
+            tell(f"Error: {message}")
         case _:
             code = 1
             traceback.print_exception(error)

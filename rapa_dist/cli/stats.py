@@ -154,7 +154,7 @@ def _watch(watcher: "Watcher", first: "RunStats", layer: int | None, sort: str, 
             live = clean_up.enter_context(Live(console=stdout, auto_refresh=False, redirect_stdout=False))
         due = time.monotonic()
         while True:
-            if live is not None:
+            if live is not None and stdout.is_terminal:  # one that hung up is none any more, and shows nothing
                 live.update(tiles_table(latest, sort=sort, width=stdout.width, height=stdout.height), refresh=True)
             else:
                 _show(latest, sort)
