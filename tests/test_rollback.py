@@ -220,6 +220,21 @@ def test_the_wall_time_of_an_epoch_has_that_of_its_lost_steps_and_of_the_wait(ru
     assert all((wall["train_s"], wall["steps"]) == (40, 4) for wall in others)
 
 
+def test_a_snapshot_in_the_middle_of_an_epoch_has_the_wall_time_up_to_it(run, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(trainers, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    run.snapshot_every = 2
+    run.fabric.failures = [(3, ClusterError("The head is gone"))]
+
+    def look() -> bool:
+        clock.now += 10
+        return False
+
+    with pytest.raises(ClusterError, match="The head is gone"):
+        run(look)
+    assert (run.newest.progress.step, run.newest.progress.train_s) == (2, 30), "the third step is under way by then"
+
+
 def test_a_checkpoint_that_could_not_be_written_is_not_forgotten_with_the_node(run, undisturbed, disk):
     """The line of metrics that it counts neither, where the run then ends."""
     disk["full"] = True

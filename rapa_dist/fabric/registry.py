@@ -109,19 +109,14 @@ class Registration:
 @contextlib.contextmanager
 def registered(*, run: str, run_dir: Path, fabric: str, options: Sequence[str]) -> Iterator[None]:
     """Register a run whose tiles are in this process, so that it has no scratch directory for them."""
-    try:
-        scratch = Scratch()
-    except (ClusterError, OSError):  # it needs none to train
-        yield
-        return
-    try:
-        with contextlib.suppress(OSError):
+    with contextlib.ExitStack() as clean_up:
+        with contextlib.suppress(ClusterError, OSError):  # it needs none to train
+            scratch = Scratch()
+            clean_up.callback(scratch.remove)
             Registration.of_this_process(
                 run=run, address="", run_dir=run_dir, folder=scratch.path, fabric=fabric, options=options
             ).write()
         yield
-    finally:
-        scratch.remove()
 
 
 def registrations(root: Path) -> list[Registration]:
