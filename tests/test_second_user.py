@@ -18,6 +18,7 @@ import second_user
 from listeners import abstract_sockets, listening, outer_addresses, processes, services
 from second_user import METHODS, OTHER
 
+from rapa_dist import folders
 from rapa_dist.config import resolve
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.data import cache
@@ -246,11 +247,8 @@ def test_a_cache_that_everybody_may_write_to_is_not_read(cached):
 
 @pytest.mark.parametrize("what", ["open to all", "a link"])
 def test_a_folder_in_the_place_of_a_home_directory_has_to_be_ones_own(tmp_path, monkeypatch, what):
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", homeless)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(folders, "home", lambda: None)
+    monkeypatch.setattr(folders, "temporary", lambda: tmp_path)
     folder = cache.home_cache()
     assert not folder.exists()
     folder.mkdir(mode=0o700)
