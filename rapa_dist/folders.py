@@ -36,11 +36,11 @@ def temporary() -> Path | None:
     Python takes the current folder in its place, which may be on any kind of disk.
     """
     try:
-        found = tempfile.gettempdir()
-    except FileNotFoundError:
+        found, current = tempfile.gettempdir(), os.getcwd()
+    except FileNotFoundError:  # there is none, or no current folder
         return None
-    named = filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP")))
-    return Path(found) if found in {*_USUAL, *map(os.path.abspath, named)} else None
+    named = map(os.path.abspath, filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP"))))
+    return None if found == current and found not in (*_USUAL, *named) else Path(found)
 
 
 def check_current() -> None:
