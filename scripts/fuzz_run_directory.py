@@ -143,7 +143,10 @@ class World:
             "--save-patience",
             "1",
         ]
-        yield [*resume, *rng.choice(([], ["--epochs", "6"], ["--epochs", "6"], ["--epochs", "5", "--json"]))]
+        yield [
+            *resume,
+            *rng.choice((["--epochs", "4"], ["--epochs", "6"], ["--epochs", "6"], ["--epochs", "5", "--json"])),
+        ]
         yield ["evaluate", at, "--json"]
 
 
