@@ -162,8 +162,10 @@ def part_from_copies(path: Path) -> None:
         OSError: it can't be read, or written.
     """
     with suppress(FileNotFoundError):
-        if os.stat(path).st_nlink > 1:
+        about = os.stat(path)
+        if about.st_nlink > 1:
             write_whole(path, path.read_bytes())
+            os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
 def check_target(option: str, path: Path | None) -> None:

@@ -163,6 +163,12 @@ def test_a_run_is_read_through_a_link_and_by_one(run, others):
     assert invoke(["evaluate", str(run.parent / "name")]).code == 0
 
 
+def test_a_refused_run_whose_metrics_have_a_second_name_is_as_it_was(run, others):
+    (run / "metrics.jsonl").unlink()
+    os.link(others / "log", run / "metrics.jsonl")
+    assert "damaged" in resumed(run)
+
+
 def test_a_backup_by_hard_links_stays_as_it_is(run, tmp_path):
     backup = Path(shutil.copytree(run, tmp_path / "backup", copy_function=os.link))
     before = fingerprint(backup)
