@@ -1,4 +1,4 @@
-"""Ending this process while its main thread waits in vain, so that nothing can be raised there."""
+"""How this process ends: in good order; or at once, where something in it waits in vain and can't be told so."""
 
 import os
 import sys
@@ -16,6 +16,7 @@ def _say(error: BaseException) -> int:
 
 
 _report: Report = _say
+_at_once = False
 
 
 def report_with(report: Report) -> None:
@@ -25,12 +26,31 @@ def report_with(report: Report) -> None:
 
 
 def leave(error: BaseException) -> NoReturn:
-    """Report an error, and end the process at once; what it put anywhere has to be removed before."""
+    """Report an error and end the process, while its main thread waits for something that does not come.
+
+    What it put anywhere has to be removed before.
+    """
     code = 1
     try:
         code = _report(error)
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
     finally:
-        os._exit(code)
+        _exit(code)
+
+
+def will_end_at_once() -> None:
+    """Have `hurry` end the process: when it ends in good order, some library would wait for good."""
+    global _at_once
+    _at_once = True
+
+
+def hurry(code: int) -> None:
+    """End the process with an exit code if it has to end at once; call it when everything is done."""
+    if _at_once:
+        _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -22,8 +24,11 @@ from rapa_dist.fabric.cluster import connect
 from rapa_dist.fabric.doorbell import Cycle, Ring, Status, TileDoorbell, answers_path
 from rapa_dist.fabric.lookout import Lookout
 from rapa_dist.fabric.patience import bounded
+from rapa_dist.fabric.ray import RayFabric
+from rapa_dist.fabric.tile_actors import TileActors
 from rapa_dist.interrupts import interrupt
 from rapa_dist.machine import Layer, Machine
+from rapa_dist.network.model import initial_kernels
 from rapa_dist.tile import Word
 
 MACHINE = Machine((Layer(index=0, side=4, c_in=1, c_out=3, n_tiles=2),))
@@ -284,3 +289,50 @@ def test_a_signal_at_any_moment_leaves_no_folder(number, tmp_path):
     )
     assert "KeyboardInterrupt" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+# --- ends
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Return what a process has started, and what that has, as {pid: command line}."""
+    parents, titles = {}, {}
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            state, parent, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
+            if state not in "ZX":
+                parents[int(entry.name)] = int(parent)
+                titles[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace")
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {child: titles[child] for child in found - {pid}}
+
+
+@pytest.mark.ray
+def test_what_ends_on_a_cluster_that_stays_ends_whatever_is_killed_or_stopped_meanwhile(start_head, monkeypatch):
+    head, machine = start_head(3), Machine.build(channels=(4, 4, 4), tiles=(1, 1, 1))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", head.token["RAY_AUTH_TOKEN"])
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+
+    def tiles() -> dict[int, str]:
+        return {pid: title for pid, title in descendants(head.process.pid).items() if "Tile" in title}
+
+    fabric = RayFabric(machine, 2, initial_kernels(machine, 0), run="ends", cluster=connect(head.address, 3))
+    assert len(tiles()) == 3
+    killed, stopped, _ = (int(cells.words[Word.PID]) for layer in range(3) for cells in fabric.cells(layer))
+    ask = TileActors.ask_to_leave
+
+    def ask_to_leave(actors: TileActors) -> list:
+        os.kill(killed, signal.SIGKILL)
+        time.sleep(0.2)  # Ray has noticed, and begins to restart it
+        os.kill(stopped, signal.SIGSTOP)
+        return ask(actors)
+
+    monkeypatch.setattr(TileActors, "ask_to_leave", ask_to_leave)
+    began = time.monotonic()
+    fabric.close()
+    assert time.monotonic() - began < 20
+    for _ in range(20):
+        assert not tiles()
+        time.sleep(0.1)

@@ -22,7 +22,7 @@ from rapa_dist.cli.output import Output, emit_error, tell
 from rapa_dist.errors import OutputError, RapaError
 from rapa_dist.folders import check_current
 from rapa_dist.interrupts import end_like_ctrl_c, notice_no_more
-from rapa_dist.leaving import report_with
+from rapa_dist.leaving import hurry, report_with
 
 COMMANDS = {
     "train": "rapa_dist.cli.train:train",
@@ -107,6 +107,7 @@ class CommandLine(click.Group):
         except KeyboardInterrupt:  # another one, while the first was told
             code = INTERRUPTED
         notice_no_more()
+        hurry(code)
         sys.exit(code)
 
 

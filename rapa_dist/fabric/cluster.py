@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from rapa_dist import folders
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import access
-from rapa_dist.fabric.address import RUNNING_HERE, find_address, heard
+from rapa_dist.fabric.address import RUNNING_HERE, answers, find_address, heard
 from rapa_dist.fabric.nodes import CUT_OFF_S, PROBE_TIMEOUT_S, check_capacity, find_rooms
 from rapa_dist.fabric.patience import bounded
 from rapa_dist.fabric.placement import RESOURCE
@@ -21,6 +21,7 @@ from rapa_dist.fabric.processes import end_users_of
 from rapa_dist.fabric.scratch import Scratch, fresh_name, shared_memory_root
 from rapa_dist.fabric.surroundings import apart, job_config, settle
 from rapa_dist.interrupts import uninterrupted
+from rapa_dist.leaving import will_end_at_once
 from rapa_dist.preconditions import check_before_start
 
 NAMESPACE = "rapa-dist"
@@ -76,6 +77,11 @@ class Cluster:
             time.sleep(_HEAD_PAUSE_S)
         self._unheard_s, self._asked = 0.0, None
 
+    def is_there(self) -> bool:
+        """Return whether the head answers. If not it is taken for lost: Ray would wait for it."""
+        self.head_lost = self.head_lost or not answers(self.address)
+        return not self.head_lost
+
     def _lost(self, how: str) -> NoReturn:
         self.head_lost = True
         raise ClusterError(
@@ -86,8 +92,10 @@ class Cluster:
     def close(self) -> None:
         """Disconnect; stop the cluster if it was started for this run."""
         with uninterrupted():
-            if not self.head_lost:  # else there is nobody to take leave of, and Ray would wait for it
+            if not self.head_lost and (self.scratch is not None or self.is_there()):  # else nobody takes leave of it
                 _leave(f"Leaving the Ray cluster at {self.address}", partial(_end_all, self.scratch))
+            else:
+                will_end_at_once()  # when this process ends, Ray would take leave by itself
             _end_all(self.scratch)
             access.use(self._access_before)
 

@@ -162,13 +162,20 @@ class Lookout:
         work_s = sum(work_s_of(ring, layer) for ring in self._chip.owed(tile))
         return max(self._hang_s or _HANG_S, _HANG_S_PER_TILE * len(self._chip.cells)) + work_s
 
-    def end_stopped(self) -> None:
-        """Kill tiles that are stopped: they would hear no request to leave, and stay for good."""
+    def end_tiles(self, *, only_stopped: bool = False) -> bool:
+        """Kill tiles' processes that are still there, or those of them that are stopped and hear no request to leave.
+
+        Returns:
+            Whether none is left.
+        """
+        left = False
         for tile, cells in self._chip.cells.items():
-            words = cells.words
-            seen = look(words[Word.PID])
-            if seen is not None and seen.stopped:
-                end(words[Word.PID], self._chip.scratch.path / cells_name(tile))
+            pid = cells.words[Word.PID]
+            if (seen := look(pid)) is not None:
+                left = True
+                if seen.stopped or not only_stopped:
+                    end(pid, self._chip.scratch.path / cells_name(tile))
+        return not left
 
     def _hangs(self, tile: int, seen: Look, look_s: float) -> bool:
         words = self._chip.cells[tile].words

@@ -8,7 +8,7 @@ they are, and the lost ones are shared out among them.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from rapa_dist.machine import Machine
 
@@ -104,3 +104,19 @@ def runs(positions: Sequence[int]) -> list[tuple[int, int]]:
         else:
             found.append((position, position + 1))
     return found
+
+
+def choose(started: Machine, machine: Machine, node_of: Mapping[int, str]) -> list[list[int]]:
+    """Return, for every layer, which of the tiles that were started a smaller machine uses, every node its share."""
+    nodes = list(dict.fromkeys(node_of.values()))
+    chosen, first = [], 0
+    for layer, ours in zip(machine.layers, started.layers, strict=True):
+        tiles = range(first, first + ours.n_tiles)
+        first += ours.n_tiles
+        if layer.n_tiles == ours.n_tiles:
+            chosen.append(list(tiles))
+            continue
+        at = {node: [tile for tile in tiles if node_of[tile] == node] for node in nodes}
+        turns = (of_node[turn] for turn in range(ours.n_tiles) for of_node in at.values() if turn < len(of_node))
+        chosen.append(sorted(islice(turns, layer.n_tiles)))
+    return chosen

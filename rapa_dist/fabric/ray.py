@@ -1,11 +1,11 @@
 """Fabric `ray`: every tile an actor in a process of its own, fed through shared memory."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import partial
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.fabric.chip import Chip
 from rapa_dist.fabric.cluster import Cluster
 from rapa_dist.fabric.doorbell import Cycle
+from rapa_dist.fabric.ending import end_tiles
 from rapa_dist.fabric.far import FarChip
 from rapa_dist.fabric.lookout import RESTARTS, Lookout, Restart
 from rapa_dist.fabric.nodes import node_here, placed, room_here
 from rapa_dist.fabric.order import Order
-from rapa_dist.fabric.placement import Room
+from rapa_dist.fabric.placement import Room, choose
 from rapa_dist.fabric.registry import Registration
 from rapa_dist.fabric.tile_actors import TileActors, named
 from rapa_dist.hardware import Pace
@@ -31,7 +32,6 @@ from rapa_dist.interrupts import uninterrupted
 from rapa_dist.machine import Layer, Machine
 from rapa_dist.tile import Cells, Matrix, Update, Word
 
-_STOP_TIMEOUT_S = 5.0
 _HEAD_AFTER_S = 1.5  # of silence
 _RETRY_S = 0.1
 _NAME_PATIENCE_S = 20.0  # for Ray to free the names of actors that were killed
@@ -372,13 +372,13 @@ class RayFabric(Fabric):
     def _stop_tiles(self) -> None:
         import ray
 
-        self._lookout.end_stopped()
-        if ray.is_initialized() and not self.cluster.head_lost:
-            leaving = [*self._leaving, *self._actors.ask_to_leave(), *(far.close() for far in self._far)]
-            if leaving and self.cluster.scratch is None:
-                ray.wait(leaving, num_returns=len(leaving), timeout=_STOP_TIMEOUT_S)
-            for far in self._far:
-                far.kill()
+        if not ray.is_initialized() or (self.cluster.scratch is None and not self.cluster.is_there()):
+            self._lookout.end_tiles()  # Ray does not
+        elif self.cluster.scratch is None:
+            end_tiles(self._run, self._actors, self._lookout, self._far, self._leaving, self._chip.close)
+        else:  # what does not leave goes with the cluster
+            self._lookout.end_tiles(only_stopped=True)
+            self._actors.ask_to_leave()
         self._far.clear()
         self._chip.close()
 
@@ -403,19 +403,3 @@ class RayFabric(Fabric):
             registration.write()
         for far in self._far:
             far.register(registration)
-
-
-def choose(started: Machine, machine: Machine, node_of: Mapping[int, str]) -> list[list[int]]:
-    """Return, for every layer, which of the tiles that were started a smaller machine uses, every node its share."""
-    nodes = list(dict.fromkeys(node_of.values()))
-    chosen, first = [], 0
-    for layer, ours in zip(machine.layers, started.layers, strict=True):
-        tiles = range(first, first + ours.n_tiles)
-        first += ours.n_tiles
-        if layer.n_tiles == ours.n_tiles:
-            chosen.append(list(tiles))
-            continue
-        at = {node: [tile for tile in tiles if node_of[tile] == node] for node in nodes}
-        turns = (of_node[turn] for turn in range(ours.n_tiles) for of_node in at.values() if turn < len(of_node))
-        chosen.append(sorted(islice(turns, layer.n_tiles)))
-    return chosen

@@ -67,7 +67,7 @@ class RemoteChip:
             self._chip = Chip(machine, images, tiles=())
             self._at_close.callback(self._chip.close)
             lookout = Lookout(self._chip, self._actors, self._restarted.append, restarts=restarts)
-            self._at_close.callback(lookout.end_stopped)
+            self._at_close.callback(lookout.end_tiles)
             return self._chip.scratch.path
 
     def adopt(self, tiles: Sequence[int]) -> dict[int, Site]:

@@ -110,10 +110,13 @@ class TileActors(Mapping[int, Any]):
                 ray.kill(self._handles.pop(tile))
 
     def ask_to_leave(self) -> list[Any]:
-        """Ask all to end by themselves, and forget them; return references that are done when they have."""
-        leaving = [actor.__ray_terminate__.remote() for actor in self._handles.values()]
-        self._handles.clear()
-        return leaving
+        """Ask all to end by themselves; return references that are done when they have."""
+        return [actor.__ray_terminate__.remote() for actor in self._handles.values()]
+
+    def end_all(self) -> None:
+        """Kill all that are still there for good, and forget them: one that is being restarted comes no more."""
+        for tile in list(self._handles):
+            self.end(tile)
 
 
 def named(make: Callable[[], _Made], run: str, deadline: float) -> _Made:
