@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 NOTICES = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 """That the terminal has been closed, and what batch systems send some time before they kill (Slurm, Grid Engine, LSF):
@@ -20,7 +21,7 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether somebody wants to stop.
 
     The first signal only answers it, so that the step under way can be finished and saved; a second Ctrl-C or SIGTERM
-    raises KeyboardInterrupt at once.
+    raises KeyboardInterrupt at once. A notice that comes still later says nothing new, and changes nothing.
     """
     asked: float | None = None
 
@@ -31,8 +32,12 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
         elif number not in NOTICES and time.monotonic() - asked > _ONE_DEED_S:
             raise KeyboardInterrupt
 
-    with _handled_by(ask):
-        yield lambda: asked is not None
+    with _handled_by(ask) as before:
+        try:
+            yield lambda: asked is not None
+        finally:
+            if asked is not None:
+                before |= {number: _heed_no_more for number in NOTICES if callable(before.get(number))}
 
 
 @contextmanager
@@ -55,6 +60,7 @@ def uninterrupted() -> Iterator[None]:
 
 def interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt, as Ctrl-C does, for a signal by which others than a person end a program."""
+    notice_no_more()
     raise KeyboardInterrupt
 
 
@@ -67,22 +73,27 @@ def end_like_ctrl_c() -> None:
 
 
 def notice_no_more() -> None:
-    """Let notices change nothing: the command has ended, and only its process is still there."""
+    """Let notices change nothing any more: the command ends, or has ended and only its process is still there."""
     if threading.current_thread() is threading.main_thread():
         for number in NOTICES:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # which what is started would inherit
-                signal.signal(number, lambda number, frame: None)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _heed_no_more)
+
+
+def _heed_no_more(number: int, frame: FrameType | None) -> None:
+    """Do nothing, as SIG_IGN does, which the processes that are started would inherit."""
 
 
 @contextmanager
-def _handled_by(handler: _Handler) -> Iterator[None]:
+def _handled_by(handler: _Handler) -> Iterator[dict[signal.Signals, Any]]:
+    """Yield the handlers that are put back at the end; they may be changed."""
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield
+        yield {}
         return
     heeded = [number for number in _SIGNALS if number not in NOTICES or signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in heeded}  # under nohup, SIGHUP is ignored
     try:
-        yield
+        yield before
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)

@@ -38,7 +38,7 @@ TINY = ["--dataset", "builtin", "--limit-train", "20", "--limit-test", "10", "--
 TRAIN = ["train", *TINY, "--fabric", "serial"]
 _TIMEOUT_S = 60
 _FORKS = """
-import io, json, os, signal, sys
+import io, json, os, signal, sys, traceback
 import rapa_dist.coordinator.run, rapa_dist.cli.train
 from rapa_dist.cli import main, standard_streams
 
@@ -74,8 +74,9 @@ for line in sys.stdin:
     if child == 0:
         try:
             play(json.loads(line))
-        finally:
-            os._exit(99)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(99)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -468,7 +469,7 @@ def test_a_notice_has_a_run_save_and_end_however_often_it_comes(train, number):
         with suppress(ProcessLookupError):
             os.kill(run.pid, number)
         time.sleep(0.005)
-    assert run.wait() == 130
+    assert run.wait() == 130, (run.directory.parent / "err").read_text()
     assert f"Resume with: rapa-dist train --resume {run.directory}" in (run.directory.parent / "err").read_text()
     assert_all_in_a_checkpoint(run.directory)
 

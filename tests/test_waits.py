@@ -26,7 +26,6 @@ from rapa_dist.fabric.lookout import Lookout
 from rapa_dist.fabric.patience import bounded
 from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.fabric.tile_actors import TileActors
-from rapa_dist.interrupts import interrupt
 from rapa_dist.machine import Layer, Machine
 from rapa_dist.network.model import initial_kernels
 from rapa_dist.tile import Word
@@ -228,6 +227,9 @@ def test_a_start_that_takes_too_long_is_ended():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("returns", [True, False], ids=["returns", "does not return"])
 def test_a_signal_is_heard_while_ray_starts(monkeypatch, number, returns):
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(patience, "_GRACE_S", 10.0 if returns else 0.3)
     before, ended = signal.signal(number, interrupt), threading.Event()
     try:
