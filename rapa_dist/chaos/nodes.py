@@ -9,11 +9,14 @@ from pathlib import Path
 
 from rapa_dist.errors import UsageError
 from rapa_dist.fabric.scratch import PREFIX
+from rapa_dist.files import read_file
 
 _SCRIPT = Path(__file__).resolve().parents[2] / "cluster" / "local.sh"
 _OF_A_RUN = ("ray::Tile", "ray::RemoteChip")
 _CHIP = "ray::RemoteChip"
 _PATIENCE_S = 60.0
+_MOST_BYTES = 4096  # of a file that says something about the cluster
+_SCRIPT_S = 150.0  # for the script to start a node again
 _LEAVING_S = 15.0  # for the tiles of a run that has just ended
 _PAUSE_S = 0.2
 
@@ -30,9 +33,9 @@ class LocalNodes:
         self._state = state
         self._under_way: list[subprocess.Popen[bytes]] = []
         try:
-            self.number = int((state / "nodes").read_text())
-            self.address = (state / "address").read_text().strip()
-            self._has_links = (state / "kind").read_text().strip() == "namespaces"
+            self.number = int(_read(state / "nodes"))
+            self.address = _read(state / "address")
+            self._has_links = _read(state / "kind") == "namespaces"
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"--local-cluster is the folder that cluster/local.sh keeps a cluster in; {state} is none ({error}). "
@@ -60,7 +63,7 @@ class LocalNodes:
         if self._has_links:
             return Path(f"/proc/{self._holder(node)}/root/dev/shm")
         with suppress(OSError):
-            return Path((self._state / "shm").read_text().strip()) / f"n{node}"
+            return Path(_read(self._state / "shm")) / f"n{node}"
         return Path("/dev/shm")
 
     def chips(self) -> dict[int, int]:
@@ -74,7 +77,7 @@ class LocalNodes:
 
     def kill(self, node: int) -> None:
         """End every process of a node at once, and begin to start it again, empty."""
-        subprocess.run(self._script("kill", str(node)), check=True, capture_output=True)
+        subprocess.run(self._script("kill", str(node)), check=True, capture_output=True, timeout=_SCRIPT_S)
         self._begin("revive", str(node))
 
     def cut(self, node: int, seconds: float) -> None:
@@ -84,7 +87,7 @@ class LocalNodes:
     def settle(self) -> None:
         """Wait until all nodes are back."""
         while self._under_way:
-            self._under_way.pop().wait(timeout=150)
+            self._under_way.pop().wait(timeout=_SCRIPT_S)
 
     def check_unused(self) -> None:
         """Raise UsageError if something of another run is on the nodes: mischief would be done to that, too."""
@@ -122,7 +125,7 @@ class LocalNodes:
 
     def _holder(self, node: int) -> int:
         """Return the process that all processes of a node descend from."""
-        return int((self._state / f"n{node}" / "holder").read_text())
+        return int(_read(self._state / f"n{node}" / "holder"))
 
     def _processes(self, node: int) -> Sequence[tuple[int, str]]:
         """Return the processes of a node as (pid, title)."""
@@ -138,6 +141,10 @@ class LocalNodes:
                     parents[pid] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
                     titles[pid] = os.fsdecode((entry / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" "))
         return [(pid, titles[pid]) for pid in titles if top in _ancestors(pid, parents)]
+
+
+def _read(file: Path) -> str:
+    return read_file(file, _MOST_BYTES).decode().strip()
 
 
 def _ancestors(pid: int, parents: dict[int, int]) -> set[int]:

@@ -23,6 +23,7 @@ from rapa_dist import folders
 from rapa_dist.console import stderr
 from rapa_dist.data.sets import ImageSet
 from rapa_dist.errors import DataError
+from rapa_dist.files import open_regular
 
 FORMAT = 3  # counted up when the images decoded from the same files change
 BESIDE = ".rapa-dist-cache"
@@ -142,7 +143,7 @@ def _paths(kind: str, source: Path) -> list[Path]:
 
 
 def _read(path: Path, wanted: str) -> Decoded | None:
-    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # np.load leaves damaged files open
+    with open_regular(path) as raw, np.load(raw, allow_pickle=False) as file:  # np.load leaves damaged files open
         if file["made_from"].item() != wanted:
             return None
         train, test = (
