@@ -1,23 +1,31 @@
-"""Pixels of every mode and format, what a folder's scan passes over, and names of any bytes.
+"""Pixels of every mode, format and orientation; what can't be read for what it is, is refused by name.
 
-Pixels are held against NumPy's arithmetic and against files that are written byte by byte.
+They are held against NumPy's arithmetic and against files that are written byte by byte.
 """
 
 import colorsys
+import io
+import os
+import socket
+import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hand_made import png, tiff
 from PIL import Image
 
-from rapa_dist.data import colour
+from rapa_dist.data import colour, load_dataset
+from rapa_dist.data.decode import decode, decode_all
+from rapa_dist.errors import DataError
 
 DRAW = np.random.default_rng(0)
 GREY8 = DRAW.integers(0, 256, (32, 32), dtype=np.uint8)
 RGB8 = DRAW.integers(0, 256, (32, 32, 3), dtype=np.uint8)
 DEEP = DRAW.integers(0, 65536, (32, 32), dtype=np.uint16)
-DEEP[0, :4] = 0, 255, 256, 65535
+DEEP[0, :5] = 0, 1, 255, 256, 65535
 DEEP_RGB = DRAW.integers(0, 65536, (32, 32, 3), dtype=np.uint16)
 ALPHA = DRAW.integers(1, 256, (32, 32, 1), dtype=np.uint8)
 PALETTE = DRAW.integers(0, 256, (256, 3), dtype=np.uint8)
@@ -29,6 +37,15 @@ UNIT[0, :2] = 0, 1
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("RAPA_DIST_DATA", raising=False)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two classes of one image each, of one colour."""
+    for part in ("train", "test"):
+        for i, name in enumerate(("cat", "dog")):
+            written(tmp_path / "images" / part / name / "1.png", png(np.full((32, 32, 3), 10 * i + 5), 8, 2))
+    return tmp_path / "images"
 
 
 def thrice(grey: np.ndarray) -> np.ndarray:
@@ -138,3 +155,350 @@ def test_every_mode_becomes_rgb_by_its_rule(case: str) -> None:
 
 def test_no_mode_of_pillow_is_without_a_rule_and_a_test() -> None:
     assert set(Image.MODES) == {case.partition(",")[0] for case in CASES} | REFUSED_MODES == set(colour.RULES)
+
+
+# --- formats, written byte by byte where Pillow would write what it reads
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def written(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def _levels(bits: int) -> np.ndarray:
+    """Grey of so few bits: the values that are stored."""
+    return GREY8 >> (8 - bits)
+
+
+def _as_eight(values: np.ndarray, bits: int) -> np.ndarray:
+    return thrice(values.astype(int) * 255 // (2**bits - 1))
+
+
+def _pgm(values: np.ndarray, most: int) -> bytes:
+    kind = b"P6" if values.ndim == 3 else b"P5"
+    return kind + b" 32 32 %d\n" % most + values.astype(">u2" if most > 255 else "u1").tobytes()
+
+
+def _twelve_bits(values: np.ndarray) -> bytes:
+    first, second = values.reshape(-1, 2).astype(int).T
+    return np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=-1).astype(np.uint8).tobytes()
+
+
+def _frames(kind: str) -> bytes:
+    others = [Image.new("RGB", (32, 32), colour) for colour in ((1, 2, 3), (4, 5, 6))]
+    first = Image.fromarray(RGB8 // 128 * 255)  # eight colours, which GIF has without loss
+    return saved(first, kind, save_all=True, append_images=others, lossless=True)
+
+
+def _bmp_555(values: np.ndarray) -> bytes:
+    header = struct.pack("<2sIHHI", b"BM", 54 + 2048, 0, 0, 54)
+    about = struct.pack("<IiiHHIIiiII", 40, 32, -32, 1, 16, 0, 2048, 0, 0, 0, 0)
+    return header + about + values.astype("<u2").tobytes()
+
+
+DEEP12 = DEEP >> 4
+SMALL = DEEP % 1024
+FIVES = DEEP & 0x7FFF
+FORMATS: dict[str, tuple[Callable[[], bytes], Callable[[], np.ndarray]]] = {
+    **{
+        f"PNG, grey, {bits} bits": (
+            lambda bits=bits: png(_levels(bits), bits, 0),
+            lambda bits=bits: _as_eight(_levels(bits), bits),
+        )
+        for bits in (1, 2, 4, 8)
+    },
+    **{
+        f"PNG, palette, {bits} bits": (
+            lambda bits=bits: png(_levels(bits), bits, 3, PALETTE[: 2**bits].tobytes(), bytes(range(2**bits))),
+            lambda bits=bits: PALETTE[_levels(bits)],
+        )
+        for bits in (1, 2, 4, 8)
+    },
+    "PNG, grey, 16 bits": (lambda: png(DEEP, 16, 0), lambda: thrice(DEEP >> 8)),
+    "PNG, grey, 16 bits, one transparent": (
+        lambda: png(DEEP, 16, 0, transparency=b"\0\1"),
+        lambda: thrice(DEEP >> 8),
+    ),
+    "PNG, RGB, 8 bits": (lambda: png(RGB8, 8, 2), lambda: RGB8),
+    "PNG, RGB, 16 bits": (lambda: png(DEEP_RGB, 16, 2), lambda: DEEP_RGB >> 8),
+    "PNG, grey and alpha, 8 bits": (lambda: png(LA, 8, 4), lambda: thrice(GREY8)),
+    "PNG, grey and alpha, 16 bits": (
+        lambda: png(np.stack([DEEP, DEEP[::-1]], axis=-1), 16, 4),
+        lambda: thrice(DEEP >> 8),
+    ),
+    "PNG, RGBA, 8 bits": (lambda: png(RGBA, 8, 6), lambda: RGB8),
+    "PNG, RGBA, 16 bits": (
+        lambda: png(np.concatenate([DEEP_RGB, DEEP[..., None]], axis=-1), 16, 6),
+        lambda: DEEP_RGB >> 8,
+    ),
+    **{
+        f"TIFF, {what}, {order}{', deflated' if deflated else ''}": (
+            lambda make=make, order=order, deflated=deflated: make(order=order, deflated=deflated),
+            truth,
+        )
+        for order in ("II", "MM")
+        for deflated in (False, True)
+        for what, make, truth in (
+            ("grey, 8 bits", partial(tiff, GREY8, 1), lambda: thrice(GREY8)),
+            ("grey, 8 bits, 0 is white", partial(tiff, GREY8, 0), lambda: thrice(255 - GREY8)),
+            ("grey, 16 bits", partial(tiff, DEEP, 1), lambda: thrice(DEEP >> 8)),
+            ("RGB, 8 bits", partial(tiff, RGB8, 2), lambda: RGB8),
+            ("RGB, 16 bits", partial(tiff, DEEP_RGB, 2), lambda: DEEP_RGB >> 8),
+            ("RGBA", partial(tiff, RGBA, 2, extra=[2]), lambda: RGB8),
+            ("grey and alpha", partial(tiff, LA, 1, extra=[2]), lambda: thrice(GREY8)),
+            ("CIELAB", partial(tiff, LAB, 8), lambda: _from_lab(LAB)),
+        )
+    },
+    "TIFF, RGB, 8 bits, channel by channel": (lambda: tiff(RGB8, 2, separate=True), lambda: RGB8),
+    "TIFF, grey, 16 bits, 0 is white": (lambda: tiff(DEEP, 0), lambda: thrice(255 - (DEEP >> 8))),
+    "TIFF, grey, 12 bits": (
+        lambda: tiff(DEEP12, 1, bits=12, packed=_twelve_bits(DEEP12)),
+        lambda: thrice(DEEP12 >> 4),
+    ),
+    "TIFF, floating point": (lambda: tiff(UNIT, 1), lambda: thrice(np.rint(UNIT.astype(float) * 255))),
+    "TIFF, floating point, MM": (lambda: tiff(UNIT, 1, "MM"), lambda: thrice(np.rint(UNIT.astype(float) * 255))),
+    "TIFF, floating point, deflated": (
+        lambda: tiff(UNIT, 1, deflated=True),
+        lambda: thrice(np.rint(UNIT.astype(float) * 255)),
+    ),
+    "PGM, 8 bits": (lambda: _pgm(GREY8, 255), lambda: thrice(GREY8)),
+    "PGM, 4 bits": (lambda: _pgm(_levels(4), 15), lambda: _as_eight(_levels(4), 4)),
+    "PGM, 16 bits": (lambda: _pgm(DEEP, 65535), lambda: thrice(DEEP >> 8)),
+    "PGM, 10 bits": (lambda: _pgm(SMALL, 1023), lambda: thrice(np.rint(SMALL / 1023 * 65535).astype(int) >> 8)),
+    "PGM, 16 bits, in words": (
+        lambda: b"P2 32 32 65535\n" + b" ".join(b"%d" % value for value in DEEP.reshape(-1)),
+        lambda: thrice(DEEP >> 8),
+    ),
+    "PPM, 8 bits": (lambda: _pgm(RGB8, 255), lambda: RGB8),
+    "PPM, 16 bits": (lambda: _pgm(DEEP_RGB, 65535), lambda: np.rint(DEEP_RGB / 257)),
+    "PBM": (
+        lambda: b"P4 32 32\n" + np.packbits(GREY8 > 127, axis=1).tobytes(),
+        lambda: thrice(np.where(GREY8 > 127, 0, 255)),
+    ),
+    "PFM": (
+        lambda: b"Pf 32 32 -1\n" + UNIT[::-1].astype("<f4").tobytes(),
+        lambda: thrice(np.rint(UNIT.astype(float) * 255)),
+    ),
+    "BMP, 24 bits": (lambda: saved(Image.fromarray(RGB8), "BMP"), lambda: RGB8),
+    "BMP, grey": (lambda: saved(Image.fromarray(GREY8), "BMP"), lambda: thrice(GREY8)),
+    "BMP, 1 bit": (lambda: saved(Image.fromarray(GREY8 > 127), "BMP"), lambda: thrice(np.where(GREY8 > 127, 255, 0))),
+    "BMP, 15 bits": (
+        lambda: _bmp_555(FIVES),
+        lambda: np.stack([FIVES >> 10, FIVES >> 5 & 31, FIVES & 31], axis=-1).astype(int) * 255 // 31,
+    ),
+    "GIF": (
+        lambda: saved(_with_palette(in_mode("P", GREY8)), "GIF"),
+        lambda: PALETTE[GREY8],
+    ),
+    "GIF, animated": (lambda: _frames("GIF"), lambda: RGB8 // 128 * 255),
+    "PNG, animated": (lambda: _frames("PNG"), lambda: RGB8 // 128 * 255),
+    "TIFF, pages": (lambda: _frames("TIFF"), lambda: RGB8 // 128 * 255),
+    "WebP, animated": (lambda: _frames("WEBP"), lambda: RGB8 // 128 * 255),
+    "WebP": (lambda: saved(Image.fromarray(RGB8), "WEBP", lossless=True), lambda: RGB8),
+    "WebP, transparent": (
+        lambda: saved(Image.fromarray(RGBA, "RGBA"), "WEBP", lossless=True, exact=True),
+        lambda: RGB8,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FORMATS)
+def test_every_format_is_read_as_its_specification_says(case: str, tmp_path: Path) -> None:
+    data, truth = FORMATS[case]
+    picture = decode(written(tmp_path / "image.jpg", data()))  # whatever the ending says
+    assert np.abs(picture.pixels.astype(float) - truth()).max() <= (3 if "CIELAB" in case else 0)
+    assert picture.several == ("animated" in case or "pages" in case)
+    assert picture.transparent == any(sign in case for sign in ("alpha", "RGBA", "transparent", "PNG, palette"))
+
+
+SMOOTH = np.stack(np.broadcast_arrays(np.arange(32)[:, None] * 8, np.arange(32) * 8, 90), axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_of_every_kind_is_about_what_was_saved(tmp_path: Path, mode: str, progressive: bool) -> None:
+    image = Image.fromarray(SMOOTH).convert(mode)
+    data = saved(image, "JPEG", quality=95, subsampling=0, progressive=progressive)
+    truth = thrice(SMOOTH @ np.array([0.299, 0.587, 0.114])) if mode == "L" else SMOOTH
+    assert np.abs(decode(written(tmp_path / "a.jpg", data)).pixels - truth.astype(float)).max() < 8
+
+
+# --- what would be read wrongly, and is refused by name
+
+FOREIGN = {
+    "TIFF of signed 8 bits": (lambda: tiff(GREY8.astype(np.int8), 1), "numbers have a sign"),
+    "TIFF of signed 16 bits": (lambda: tiff(DEEP.astype(np.int16), 1), "numbers have a sign"),
+    "TIFF of 32 bits": (lambda: tiff(DEEP.astype(np.uint32), 1), "whole numbers .* no agreed range"),
+    "TIFF of 16 bits, channel by channel": (lambda: tiff(DEEP_RGB, 2, separate=True), "lie one after the other"),
+    "TIFF of floating point, compressed, MM": (lambda: tiff(UNIT, 1, "MM", deflated=True), "big-endian"),
+    "TIFF of floating point, 0 is white": (lambda: tiff(UNIT, 0), "0 for white"),
+    "TIFF of floating point, 0…255": (lambda: tiff(UNIT * 255, 1), r"in 0…1, from black to white; it has 0…255"),
+    "TIFF of floating point, below 0": (lambda: tiff(UNIT - 0.5, 1), r"it has -0\.5…0\.5"),
+    "TIFF of floating point, not a number": (lambda: tiff(UNIT * np.float32("nan"), 1), "it has nan"),
+    "TIFF of doubles": (lambda: tiff(UNIT.astype(np.float64), 1), "TIFF in a form that Pillow does not read"),
+    "PFM of another unit": (lambda: b"Pf 32 32 -100\n" + UNIT.tobytes(), "have the unit 100"),
+    "HEIC": (lambda: b"\0\0\0\x18ftypheic" + bytes(90), "HEIC image"),
+    "AVIF": (lambda: b"\0\0\0\x18ftypavif" + bytes(90), "AVIF image"),
+    "PostScript": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n", "it is PostScript"),
+    "PDF": (lambda: b"%PDF-1.7\n", "it is a PDF"),
+    "a web page": (lambda: b"\n<!DOCTYPE html><title>404</title>", "it is a web page"),
+    "Git LFS": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    "AppleDouble": (lambda: b"\0\5\x16\7\0\2\0\0Mac OS X", "what macOS stores beside a file"),
+    "nothing": (lambda: b"", "it is empty"),
+    "zeros": (lambda: bytes(3000), "zeros only"),
+    "JPEG 2000": (lambda: saved(Image.fromarray(RGB8), "JPEG2000"), "it is a JPEG 2000 image"),
+    "a bomb": (lambda: b"P5 20000 20000 255\n", "decompression bomb"),
+    "words": (lambda: b"no image", "not an image"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_what_is_no_image_or_has_no_rule_is_named_with_its_reason(case: str, tmp_path: Path) -> None:
+    data, said = FOREIGN[case]
+    path = written(tmp_path / "im\x1bage\udcff.png", data())
+    with pytest.raises(DataError, match=rf"can't be decoded: .*/im\\x1bage\\xff\.png \(.*{said}"):
+        decode_all([path], tmp_path)
+
+
+CUT = {
+    "JPEG": {},
+    "progressive JPEG": {"progressive": True},
+    "PNG": {},
+    "TIFF": {},
+    "deflated TIFF": {"compression": "tiff_deflate"},
+    "BMP": {},
+    "PPM": {},
+    "GIF": {},
+    "WEBP": {},
+}
+
+
+@pytest.mark.parametrize("kind", CUT)
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.95])
+def test_a_file_cut_short_is_never_half_an_image(kind: str, part: float, tmp_path: Path) -> None:
+    data = saved(Image.fromarray(RGB8), kind.split()[-1], **CUT[kind])
+    path = written(tmp_path / "cut.png", data[: int(part * len(data))])
+    with pytest.raises(DataError, match=r"can't be decoded: .*/cut\.png \(.+\)"):
+        decode_all([path], tmp_path)
+
+
+def _device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (os.mkfifo, "it is a pipe, not a file"),
+        (_device, "it is a device, not a file"),
+        (_socket, "it is a socket, not a file"),
+        (lambda path: path.symlink_to("nowhere"), "No such file"),
+    ],
+)
+def test_what_is_no_file_is_named_and_not_waited_for(images: Path, make: Callable[[Path], None], said: str) -> None:
+    make(images / "train" / "cat" / "0.jpg")
+    for _ in range(2):
+        with pytest.raises(DataError, match=rf"cat/0\.jpg \({said}"):
+            load_dataset(f"images:{images}")
+
+
+# --- orientation
+
+
+def _exif(*entries: bytes) -> bytes:
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+
+
+def _orientation(value: int) -> bytes:
+    return _exif(struct.pack("<HHIHH", 274, 3, 1, value, 0))
+
+
+CORNERS = np.repeat(np.repeat(np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [90, 90, 90]]]), 16, 0), 16, 1)
+CORNERS = CORNERS.astype(np.uint8)
+
+# EXIF 2.3, 4.6.4.A: where the stored row 0 and column 0 are in what is to be seen
+SEEN = {
+    1: lambda stored: stored,  # top, left
+    2: lambda stored: stored[:, ::-1],  # top, right
+    3: lambda stored: stored[::-1, ::-1],  # bottom, right
+    4: lambda stored: stored[::-1],  # bottom, left
+    5: lambda stored: stored.swapaxes(0, 1),  # left, top
+    6: lambda stored: stored[::-1].swapaxes(0, 1),  # right, top
+    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),  # right, bottom
+    8: lambda stored: stored[:, ::-1].swapaxes(0, 1),  # left, bottom
+}
+CARRIERS = {
+    "JPEG": lambda n: saved(Image.fromarray(CORNERS), "JPEG", quality=95, subsampling=0, exif=_orientation(n)),
+    "PNG": lambda n: saved(Image.fromarray(CORNERS), "PNG", exif=_orientation(n)),
+    "WebP": lambda n: saved(Image.fromarray(CORNERS), "WEBP", lossless=True, exif=_orientation(n)),
+    "TIFF": lambda n: tiff(CORNERS, 2, orientation=n),
+    "TIFF, deflated": lambda n: tiff(CORNERS, 2, deflated=True, orientation=n),
+    "XMP": lambda n: saved(
+        Image.fromarray(CORNERS), "JPEG", quality=95, subsampling=0, xmp=b'<x tiff:Orientation="%d"/>' % n
+    ),
+}
+
+
+@pytest.mark.parametrize("orientation", SEEN)
+@pytest.mark.parametrize("carrier", CARRIERS)
+def test_exif_orientation_is_applied(carrier: str, orientation: int, tmp_path: Path) -> None:
+    picture = decode(written(tmp_path / "a.jpg", CARRIERS[carrier](orientation)))
+    assert np.abs(picture.pixels - SEEN[orientation](CORNERS).astype(float)).max() <= 4
+    assert picture.turned == (orientation != 1)
+
+
+def test_a_large_jpeg_is_turned_before_it_is_cropped(tmp_path: Path) -> None:
+    stored = np.zeros((400, 800, 3), dtype=np.uint8)
+    stored[:, 400:] = 200  # the right half, at the bottom when it is seen
+    data = saved(Image.fromarray(stored), "JPEG", exif=_orientation(6))
+    pixels = decode(written(tmp_path / "a.jpg", data)).pixels.astype(int)
+    assert pixels[:14].max() < 20
+    assert pixels[18:].min() > 180
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        _orientation(0),
+        _orientation(9),
+        b"Exif\0\0nonsense",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        _exif(struct.pack("<HHI4s", 274, 2, 4, b"six\0")),
+        _exif(struct.pack("<HHII", 274, 3, 2**31, 2**31)),
+        _orientation(6)[:-8],
+    ],
+)
+def test_damaged_exif_data_spoil_no_image(exif: bytes, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jpg", saved(Image.fromarray(CORNERS), "JPEG", quality=95, subsampling=0, exif=exif))
+    pixels, note = decode_all([path], tmp_path)
+    assert np.abs(pixels[0] - CORNERS.astype(float)).max() <= 4
+    assert note == ""
+
+
+def test_what_was_done_to_images_is_said_with_how_many_and_the_first(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(images / "train" / "cat" / "0.png", saved(Image.fromarray(CORNERS), "PNG", exif=_orientation(6)))
+    written(images / "train" / "cat" / "2.png", png(RGBA, 8, 6))
+    written(images / "train" / "dog" / "0.webp", _frames("WEBP"))
+    written(images / "train" / "dog" / "2.png", png(np.full((32, 32, 4), 255), 8, 6))  # with alpha, and opaque
+    for _ in range(2):  # decoded, then cached
+        load_dataset(f"images:{images}")
+        assert capsys.readouterr().err.splitlines() == [
+            f"1 of 8 images in {images} have an EXIF orientation (the first, train/cat/0.png): turned upright by it",
+            f"1 of 8 images in {images} are partly transparent (the first, train/cat/2.png): their transparency is dropped",
+            f"1 of 8 images in {images} have several frames or pages (the first, train/dog/0.webp): only the first one "
+            "is used",
+        ]

@@ -60,8 +60,10 @@ def check(image: Image.Image) -> None:
 
 def is_transparent(image: Image.Image) -> bool:
     """Return whether any pixel is less than opaque."""
-    if image.mode in _DEEP or not image.has_transparency_data:
+    if not image.has_transparency_data:
         return False
+    if image.mode in _DEEP:  # PNG names one value
+        return bool(np.any(np.asarray(image) == image.info["transparency"]))
     lowest, _ = _with_alpha(image).getchannel("A").getextrema()
     return bool(lowest < 255)  # type: ignore[operator]
 

@@ -20,6 +20,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 _SYSTEM_FOLDERS = frozenset({"@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information"})
 """What systems put between a user's folders, not called hidden by a dot."""
 _ENDINGS_SHOWN = 5
+_NO_ENDING = "without an ending"
 
 
 @dataclass(slots=True)
@@ -36,11 +37,11 @@ class PassedOver:
     def sentence(self, folder: Path) -> str:
         """Return what was passed over in a folder, or ""."""
         parts = [
-            f"{counted(len(names), noun)} (the first, {printable(min(names, key=by_name))})"
-            for noun, names in (
-                ("hidden file", self.hidden_files),
-                ("hidden folder", self.hidden_folders),
-                ("file beside the class folders", self.beside_classes),
+            f"{counted(len(names), noun)}{where} (the first, {printable(min(names, key=by_name))})"
+            for noun, where, names in (
+                ("hidden file", "", self.hidden_files),
+                ("hidden folder", "", self.hidden_folders),
+                ("file", " beside the class folders", self.beside_classes),
             )
             if names
         ]
@@ -109,8 +110,8 @@ def is_hidden(folder: str) -> bool:
 
 def endings(names: list[str]) -> str:
     """Return how many files end how: "12 .heic, 1 .txt"."""
-    counts = Counter(os.path.splitext(name)[1].lower() or "without an ending" for name in names)
-    shown = counts.most_common(_ENDINGS_SHOWN)
+    counts = Counter(os.path.splitext(name)[1].lower() or _NO_ENDING for name in names)
+    shown = sorted(counts.items(), key=lambda each: (-each[1], each[0]))[:_ENDINGS_SHOWN]
     rest = len(names) - sum(number for _, number in shown)
     text = ", ".join(f"{number:,} {printable(ending)}" for ending, number in shown)
     return f"{text} and {rest:,} more" if rest else text
