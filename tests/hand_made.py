@@ -1,14 +1,31 @@
-"""Image files written byte by byte, as the formats' specifications say: a truth that owes nothing to Pillow."""
+"""Image files for tests: byte by byte as specifications say, a truth that owes nothing to Pillow; and as it saves."""
 
+import io
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 _TYPES = {3: "H", 4: "I"}  # TIFF's SHORT and LONG
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _OFFSETS, _ORIENTATION = 256, 257, 258, 259, 262, 273, 274
 _SAMPLES, _ROWS, _COUNTS, _PLANES, _EXTRA, _SAMPLE_FORMAT = 277, 278, 279, 284, 338, 339
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    """Return the file that Pillow makes of an image."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def written(path: Path, data: bytes) -> Path:
+    """Write a file and its folders; return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
 
 
 def png(values: np.ndarray, bits: int, colour: int, palette: bytes = b"", transparency: bytes = b"") -> bytes:

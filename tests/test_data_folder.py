@@ -114,47 +114,6 @@ def test_a_large_jpeg_is_scaled_about_as_if_it_were_decoded_in_full(tmp_path: Pa
     assert np.abs(picture.pixels - expected).max() < 6
 
 
-def _grey(path: Path) -> list[int]:
-    Image.new("L", (32, 32), 77).save(path)
-    return [77, 77, 77]
-
-
-def _transparent(path: Path) -> list[int]:
-    Image.new("RGBA", (32, 32), (10, 20, 30, 128)).save(path)
-    return [10, 20, 30]
-
-
-def _grey_transparent(path: Path) -> list[int]:
-    Image.new("LA", (32, 32), (40, 0)).save(path)
-    return [40, 40, 40]
-
-
-def _sixteen_bits(path: Path) -> list[int]:
-    Image.fromarray(np.full((32, 32), 0x8040, dtype=np.uint16)).save(path)
-    return [0x80] * 3
-
-
-def _two_colours(path: Path) -> list[int]:
-    Image.new("1", (32, 32), 1).save(path)
-    return [255, 255, 255]
-
-
-def _palette(path: Path) -> list[int]:
-    image = Image.new("P", (32, 32), 1)
-    image.putpalette([0, 0, 0, 90, 60, 30])
-    image.save(path, transparency=b"\x00\x80")
-    return [90, 60, 30]
-
-
-MODES = [_grey, _transparent, _grey_transparent, _sixteen_bits, _two_colours, _palette]
-
-
-@pytest.mark.parametrize("save", MODES, ids=lambda save: save.__name__.strip("_"))
-def test_every_mode_becomes_rgb(images: Path, save: Callable[[Path], list[int]]) -> None:
-    colour = save(images / "train" / "cat" / "0.png")
-    assert _load(images).train.images[0, 5, 6].tolist() == colour
-
-
 # What is refused
 
 

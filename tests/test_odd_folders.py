@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from hand_made import png
 
 from rapa_dist.cli import main
@@ -30,6 +30,10 @@ SMALL = ["--channels", "2,2", "--tiles", "2,1", "--epochs", "1", "--batch-size",
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("RAPA_DIST_DATA", raising=False)
+
+
+def invoke(arguments: list[str]) -> Result:
+    return CliRunner().invoke(main, arguments)
 
 
 def fill(path: Path, value: int = 0) -> None:
@@ -111,9 +115,8 @@ def test_the_order_is_that_of_torchvision(images: Path) -> None:
     theirs = torchvision().datasets.ImageFolder(str(images / "train"))
     assert torchvision().datasets.folder.IMG_EXTENSIONS == SUFFIXES
     found = scan(images, "train", PassedOver())
-    assert [str(images / file) for files in found.images.values() for file in files] == [
-        path for path, _ in theirs.imgs
-    ]
+    ours = [str(images / file) for files in found.images.values() for file in files]
+    assert ours == [path for path, _ in theirs.imgs]
     assert list(found.images) == theirs.classes
 
 
@@ -246,16 +249,12 @@ def test_a_folder_of_images_whose_name_can_not_be_stored_is_refused_before_anyth
         load_dataset(f"images:{odd}")
     run = tmp_path / "run"
     for options in ([], ["--json"], ["--dry-run"]):
-        done = CliRunner().invoke(
-            main, ["train", "--dataset", f"images:{odd}", "--run-dir", str(run), *SMALL, *options]
-        )
+        done = invoke(["train", "--dataset", f"images:{odd}", "--run-dir", str(run), *SMALL, *options])
         assert done.exit_code == 2, done.output
         assert r"/caf\xe9 is not named in UTF-8" in done.stderr
         assert not run.exists()
     (tmp_path / "link").symlink_to(odd)
-    done = CliRunner().invoke(
-        main, ["train", "--dataset", f"images:{tmp_path / 'link'}", "--run-dir", str(run), *SMALL]
-    )
+    done = invoke(["train", "--dataset", f"images:{tmp_path / 'link'}", "--run-dir", str(run), *SMALL])
     assert done.exit_code == 0, done.output
 
 
@@ -276,7 +275,7 @@ def test_data_and_a_home_in_folders_of_any_name_do_no_harm(
         ["evaluate", run, "--json"],
         ["report", run, "--output", str(page)],
     ):
-        done = CliRunner().invoke(main, command)
+        done = invoke(command)
         assert done.exit_code == 0, (command, done.output)
     assert json.loads(Path(run, "environment.json").read_text())["data_dir"] == str(odd)
     assert r"/caf\xe9" in printable(check_datasets().value)

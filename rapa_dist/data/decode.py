@@ -194,9 +194,8 @@ def _notes(unexpected: dict[int, Picture], paths: Sequence[Path], folder: Path) 
         centred = f"scaled, shorter side to {SIDE}, and cropped around their centre"
         note(scaled, f"are not {SIDE} × {SIDE}", centred, f", is {first.width} × {first.height}")
     note([row for row in rows if unexpected[row].turned], "have an EXIF orientation", "turned upright by it")
-    note(
-        [row for row in rows if unexpected[row].transparent], "are partly transparent", "their transparency is dropped"
-    )
+    transparent = [row for row in rows if unexpected[row].transparent]
+    note(transparent, "are partly transparent", "their transparency is dropped")
     several = [row for row in rows if unexpected[row].several]
     note(several, "have several frames or pages", "only the first one is used")
     return "\n".join(lines)
