@@ -124,6 +124,18 @@ def start_head():
         process.wait(timeout=_PATIENCE_S)
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 4 MB in memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "rapa-test", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a file system can't be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_left_behind(request: pytest.FixtureRequest):
     """Fail at the end of the session if processes, sockets or files of a run are still there."""

@@ -278,6 +278,19 @@ def test_a_run_is_saved_although_neither_stream_is_there(train, behind, kind):
     assert_all_in_a_checkpoint(run.directory, 20)
 
 
+def test_a_disk_that_fills_up_under_run_and_streams_leaves_a_whole_run(start, small_disk):
+    directory, filler = small_disk / "run", small_disk / "filler"
+    options = ["--epochs", 10000, "--save-patience", 0.2, "--run-dir", directory]
+    run = start(*TRAIN, *options, out=small_disk / "out", err=small_disk / "err")
+    run.until(lambda: epochs_in_metrics(directory))
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 12))
+    assert run.wait() == 1
+    filler.unlink()
+    assert_all_in_a_checkpoint(directory)
+
+
 @pytest.mark.parametrize("kind", ["closed", "full disk", "closed pipe"])
 def test_an_interrupted_run_without_stdout_has_the_exit_code_of_an_interrupted_run(train, behind, kind):
     where = behind(kind)
