@@ -19,12 +19,11 @@ from rapa_dist import folders
 from rapa_dist.chaos import campaign
 from rapa_dist.cli import main
 from rapa_dist.console import home_as_tilde
-from rapa_dist.coordinator import opening
 from rapa_dist.coordinator.run import start_run
 from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.data import builtin, load
 from rapa_dist.data.load import find_datasets, places
 from rapa_dist.errors import ClusterError, UsageError
-from rapa_dist.experiments import command
 from rapa_dist.experiments.jobs import do_as_here
 from rapa_dist.fabric import access, cluster, surroundings, tile_actors
 from rapa_dist.fabric.actor import Tile
@@ -326,14 +325,15 @@ class TestStaleAddress:
 
     @pytest.fixture(autouse=True)
     def nothing_is_read(self, monkeypatch):
-        for module in (opening, command):
-            monkeypatch.setattr(module, "load_dataset", raises(AssertionError), raising=False)
+        monkeypatch.setattr(builtin, "draw", raises(AssertionError))
+        monkeypatch.setattr(load, "read_official", raises(AssertionError))
         monkeypatch.setattr(campaign, "_train_reference", raises(AssertionError))
 
     @pytest.mark.parametrize(
         "arguments",
         [
             ["train", *TINY],
+            ["train"],
             ["reproduce", "table1"],
             ["reproduce", "table1", "--device=cuda"],
             ["chaos", "--kills=1"],
