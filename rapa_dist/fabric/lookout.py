@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -212,10 +213,8 @@ class Lookout:
         for reference in answers:
             if (death := death_of(reference, _ASK_TIMEOUT_S)) is not None:
                 tile = asked[reference]
-                raise ClusterError(
-                    f"{self._chip.name_of(tile)} {how_it_ended(death)}"
-                    f"{self._log_of(self._chip.cells[tile].words[Word.PID])}"
-                ) from death
+                log = partial(self._log_of, self._chip.cells[tile].words[Word.PID])
+                raise ClusterError(f"{self._chip.name_of(tile)} {how_it_ended(death, log)}") from death
 
     @staticmethod
     def _log_of(pid: int) -> str:

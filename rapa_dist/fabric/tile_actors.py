@@ -153,12 +153,17 @@ def check_code(answer: Any) -> None:
     installed_code().check(code)
 
 
-def how_it_ended(death: Exception) -> str:
-    """Say of an actor why it will answer no more."""
+def how_it_ended(death: Exception, log: Callable[[], str] = str) -> str:
+    """Say of an actor why it will answer no more.
+
+    Args:
+        death: what Ray says.
+        log: returns what its process said last, for where that is not what Ray says anyway.
+    """
     text = str(death).strip()
     if getattr(death, "actor_init_failed", False):  # it raised something itself, whose traceback comes first
         return f"does not start: {text.splitlines()[-1].removeprefix(_OURS)}"
-    return f"is dead and Ray does not restart it: {text}"
+    return f"is dead and Ray does not restart it: {text}{log()}"
 
 
 def death_of(answer: Any, timeout_s: float) -> Exception | None:
