@@ -15,10 +15,9 @@ from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import access
 from rapa_dist.fabric.address import RUNNING_HERE, answers, find_address, heard
 from rapa_dist.fabric.nodes import CUT_OFF_S, PROBE_TIMEOUT_S, check_capacity, find_rooms
-from rapa_dist.fabric.patience import bounded
+from rapa_dist.fabric.patience import ADVICE, bounded
 from rapa_dist.fabric.placement import RESOURCE
-from rapa_dist.fabric.processes import end_users_of
-from rapa_dist.fabric.scratch import Scratch, fresh_name, shared_memory_root
+from rapa_dist.fabric.scratch import RAY, Scratch, fresh_name, shared_memory_root
 from rapa_dist.fabric.surroundings import apart, job_config, settle
 from rapa_dist.interrupts import uninterrupted
 from rapa_dist.leaving import will_end_at_once
@@ -26,11 +25,9 @@ from rapa_dist.preconditions import check_before_start
 
 NAMESPACE = "rapa-dist"
 _OBJECT_STORE_BYTES = 100_000_000  # rows never pass through it; Ray wants at least 75 MB
-_RAY = "r"  # Ray's own folder in the scratch directory: it opens the one it is given to everybody
 _LONGEST_FOLDER = 107 - len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 _HEAD_TRIES, _HEAD_PAUSE_S = 3, 1.0  # a network may stutter
 _LEAVE_S = 30.0  # Ray gives each of its processes two seconds
-_LOOK = "Look whether its processes are stopped, and into its logs, in /tmp/ray where it was started by hand."
 _LONGEST_COUNTED_S = 5.0  # between two tries: this process may have been stopped in between
 
 
@@ -92,7 +89,7 @@ class Cluster:
     def close(self) -> None:
         """Disconnect; stop the cluster if it was started for this run."""
         with uninterrupted():
-            if not self.head_lost and (self.scratch is not None or self.is_there()):  # else nobody takes leave of it
+            if self.is_there():
                 _leave(f"Leaving the Ray cluster at {self.address}", partial(_end_all, self.scratch))
             else:
                 will_end_at_once()  # when this process ends, Ray would take leave by itself
@@ -102,7 +99,7 @@ class Cluster:
     def keep_logs(self, folder: Path) -> None:
         """Copy Ray's logs of a cluster that was started for this run; for after a failure."""
         if self.scratch is not None:
-            logs = self.scratch.path / _RAY / "session_latest" / "logs"
+            logs = self.scratch.path / RAY / "session_latest" / "logs"
             shutil.copytree(logs, folder, dirs_exist_ok=True, ignore_dangling_symlinks=True)
 
 
@@ -139,7 +136,7 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int, *, gpus: int = 0) ->
         end = partial(_end_all, scratch)
         try:
             access.use(access.with_own_token(scratch.path))
-            with bounded("Starting Ray", _LOOK, end=end), apart(scratch.path), access.on_loopback():
+            with bounded("Starting Ray", ADVICE, end=end), apart(scratch.path), access.on_loopback():
                 context: Any = ray.init(
                     address="local",
                     _node_ip_address=access.LOOPBACK,
@@ -148,7 +145,7 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int, *, gpus: int = 0) ->
                     resources={RESOURCE: n_tiles} if n_tiles else {},
                     object_store_memory=_OBJECT_STORE_BYTES,
                     include_dashboard=False,
-                    _temp_dir=str(scratch.path / _RAY),
+                    _temp_dir=str(scratch.path / RAY),
                     job_config=job_config(),
                     **options,
                 )
@@ -210,22 +207,21 @@ def _join(found: tuple[str, str], environment: dict[str, str], **options: Any) -
     access.use(environment)
     import ray
 
-    with bounded(f"Joining the Ray cluster at {found[0]}", _LOOK), access.as_it_listens(found[0]):
+    with bounded(f"Joining the Ray cluster at {found[0]}", ADVICE), access.as_it_listens(found[0]):
         ray.init(address=found[0], job_config=job_config(), **options)
 
 
 def _leave(what: str, end: Callable[[], None]) -> None:
     import ray
 
-    with bounded(what, _LOOK, limit_s=_LEAVE_S, end=end, needed=False):
+    with bounded(what, ADVICE, limit_s=_LEAVE_S, end=end, needed=False):
         ray.shutdown()
 
 
 def _end_all(scratch: Scratch | None) -> None:
     """End what is left of a cluster that was started for this run, stopped or not, and remove its files."""
     if scratch is not None:
-        end_users_of(scratch.path / _RAY)
-        scratch.remove()
+        scratch.abandon()
 
 
 def folder_for_ray() -> Path:
@@ -238,7 +234,7 @@ def folder_for_ray() -> Path:
     """
     usual = Path("/tmp")
     for folder in (folders.temporary(), usual if os.access(usual, os.W_OK | os.X_OK) else None, shared_memory_root()):
-        if folder is not None and len(os.fsencode(f"{folder}/{fresh_name()}/{_RAY}")) <= _LONGEST_FOLDER:
+        if folder is not None and len(os.fsencode(f"{folder}/{fresh_name()}/{RAY}")) <= _LONGEST_FOLDER:
             return folder
     raise ClusterError(
         "Ray needs a folder for its files whose name is short, and that can be written to; /tmp can't be. "

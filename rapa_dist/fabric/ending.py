@@ -5,13 +5,13 @@ that it hears nothing. Whatever happens, all of them are gone within a limited t
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from rapa_dist.fabric.far import FarChip
 from rapa_dist.fabric.lookout import Lookout
-from rapa_dist.fabric.patience import bounded
+from rapa_dist.fabric.patience import ADVICE, bounded
 from rapa_dist.fabric.tile_actors import TileActors
 
 _LEAVE_S = 5.0  # for tiles to leave by themselves, and for chips to remove their files
@@ -19,7 +19,6 @@ _GONE_S = 10.0  # for Ray to know them dead, and their processes to be gone
 _KILL_AFTER_S = 1.0  # of that, a process that is still there is killed outright
 _LIMIT_S = 45.0
 _LOOK_S = 0.1
-_ADVICE = "Look whether processes of its Ray cluster are stopped; what is left of the run ends with the cluster."
 
 
 def end_tiles(
@@ -28,7 +27,6 @@ def end_tiles(
     lookout: Lookout,
     chips: Sequence[FarChip],
     leaving: Sequence[Any],
-    clean_up: Callable[[], None],
 ) -> None:
     """End the actors of a run's tiles and chips.
 
@@ -38,15 +36,10 @@ def end_tiles(
         lookout: of the tiles on this node.
         chips: on other nodes.
         leaving: references to what is being ended already.
-        clean_up: removes what is here, should the process have to end because Ray does not answer.
     """
     import ray
 
-    def give_up() -> None:
-        lookout.end_tiles()
-        clean_up()
-
-    with bounded(f"Ending the tiles of {run}", _ADVICE, limit_s=_LIMIT_S, end=give_up, needed=False):
+    with bounded(f"Ending the tiles of {run}", ADVICE, limit_s=_LIMIT_S, needed=False):
         asked = [*leaving, *actors.ask_to_leave()]
         deadline = time.monotonic() + _LEAVE_S
         while asked and time.monotonic() < deadline:

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Mapping, Sequence
 
 from rapa_dist.errors import CapacityError
+from rapa_dist.fabric.patience import ADVICE, bounded
 from rapa_dist.fabric.placement import NOWHERE, RESOURCE, Room, place
 from rapa_dist.machine import Machine
 
@@ -26,10 +27,12 @@ def find_rooms() -> list[Room]:
     """Return the living nodes of the cluster, this one first, with the tiles that they offer."""
     import ray
 
-    here = node_here()
-    per_node = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    with bounded("Asking the Ray cluster for its nodes", ADVICE):
+        here = node_here()
+        per_node = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
     found = []
-    for node in ray.nodes():  # type: ignore[no-untyped-call]
+    for node in nodes:
         total = int(node["Resources"].get(RESOURCE, 0))
         if node["Alive"]:
             room = Room(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from rapa_dist.errors import ClusterError
+from rapa_dist.fabric.scratch import abandon_all
 from rapa_dist.interrupts import NOTICES, uninterrupted
 from rapa_dist.leaving import leave
 
@@ -23,6 +24,9 @@ _GRACE_S = 5.0  # after a signal, for a call to come to its end, as it mostly do
 _UNWIND_S = 5.0  # for it to return once what it waits for was ended
 _LOOK_S = 0.1
 _LONGEST_COUNTED_S = 1.0  # between two looks: this process may have been stopped in between
+ADVICE = (
+    "Look whether processes of the Ray cluster are stopped, and into its logs: /tmp/ray, if it was started by hand."
+)
 _IMPATIENT = (signal.SIGINT, signal.SIGTERM, *NOTICES)
 _INSTALL = "_ZN3ray6RayLog27InstallFailureSignalHandlerEPKcb"
 
@@ -33,6 +37,7 @@ def bounded(
     advice: str,
     *,
     limit_s: float = LIMIT_S,
+    grace_s: float = 0.0,
     end: Callable[[], None] = lambda: None,
     needed: bool = True,
 ) -> Iterator[None]:
@@ -42,14 +47,16 @@ def bounded(
         what: it does, for the message, like "Starting Ray".
         advice: what the user can do where it does not come to its end.
         limit_s: the limit in seconds.
-        end: called on another thread when it is over: ends what Ray waits for, and removes what was made for it.
+        grace_s: further seconds after a signal.
+        end: called on another thread when it is over, to end what Ray waits for. Where it does not return even then,
+            this process ends, and its scratch directories go with what lives in them.
         needed: whether nothing can go on without it; if not, it is enough that it was ended.
 
     Raises:
         ClusterError: it was over, and it is needed.
         KeyboardInterrupt: there was a signal.
     """
-    guard = _Guard(what, advice, limit_s, end)
+    guard = _Guard(what, advice, limit_s, grace_s, end)
     with uninterrupted(), _signals_heard(guard):
         guard.start()
         try:
@@ -68,9 +75,10 @@ class _Guard(threading.Thread):
     signals: int | None = None
     """Where the numbers of signals are read; None: they are not heard on the thread that calls."""
 
-    def __init__(self, what: str, advice: str, limit_s: float, end: Callable[[], None]) -> None:
+    def __init__(self, what: str, advice: str, limit_s: float, grace_s: float, end: Callable[[], None]) -> None:
         super().__init__(name="patience", daemon=True)
-        self._what, self._advice, self._limit_s, self._end = what, advice, limit_s, end
+        self._what, self._advice, self._end = what, advice, end
+        self._limit_s, self._grace_s = limit_s, _GRACE_S + grace_s
         self._done, self._decision = threading.Event(), threading.Lock()
         self._over: BaseException | None = None
         self._signalled = False
@@ -90,7 +98,7 @@ class _Guard(threading.Thread):
             waited_s, looked = waited_s + min(now - looked, _LONGEST_COUNTED_S), now
             if self._is_signalled() and signalled_s is None:
                 signalled_s = waited_s
-            if signalled_s is not None and waited_s - signalled_s > _GRACE_S:
+            if signalled_s is not None and waited_s - signalled_s > self._grace_s:
                 self._give_up(KeyboardInterrupt())
             elif waited_s > self._limit_s:
                 self._give_up(ClusterError(f"{self._what} takes longer than {self._limit_s:.0f} s. {self._advice}"))
@@ -110,6 +118,8 @@ class _Guard(threading.Thread):
             self._end()
         finally:
             if not self._done.wait(_UNWIND_S):
+                with suppress(Exception):
+                    abandon_all()
                 leave(why)
 
 

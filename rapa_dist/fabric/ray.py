@@ -23,6 +23,7 @@ from rapa_dist.fabric.far import FarChip
 from rapa_dist.fabric.lookout import RESTARTS, Lookout, Restart
 from rapa_dist.fabric.nodes import node_here, placed, room_here
 from rapa_dist.fabric.order import Order
+from rapa_dist.fabric.patience import ADVICE, LIMIT_S, bounded
 from rapa_dist.fabric.placement import Room, choose
 from rapa_dist.fabric.registry import Registration
 from rapa_dist.fabric.tile_actors import TileActors, named
@@ -154,18 +155,20 @@ class RayFabric(Fabric):
         known = {far.node: far for far in self._far}
         wanted = dict.fromkeys(self._node_of[tile] for tile in tiles if tile not in sites)
         deadline = time.monotonic() + patience_s
-        for room in rooms:
-            if room.node in wanted and room.node not in known:
-                make = partial(
-                    FarChip, room, self._run, self._chip.machine, self.images, self._chip.arena, self._restarts
-                )
-                far = named(make, self._run, deadline)
-                known[room.node] = far
-                self._far.append(far)
+        with bounded("Starting a chip on each node", ADVICE, grace_s=patience_s):
+            for room in rooms:
+                if room.node in wanted and room.node not in known:
+                    make = partial(
+                        FarChip, room, self._run, self._chip.machine, self.images, self._chip.arena, self._restarts
+                    )
+                    far = named(make, self._run, deadline)
+                    known[room.node] = far
+                    self._far.append(far)
         for node in wanted:
             sites |= known[node].adopt([tile for tile in tiles if self._node_of[tile] == node])
-        for tile in tiles:
-            self._actors.start(tile, self._chip.name_of(tile), sites[tile], self._node_of[tile], deadline)
+        with bounded("Naming the tiles", ADVICE, limit_s=LIMIT_S + len(tiles), grace_s=patience_s):
+            for tile in tiles:
+                self._actors.start(tile, self._chip.name_of(tile), sites[tile], self._node_of[tile], deadline)
         self._actors.wait_until_up(tiles, self._check_far, advance)
         for node, far in known.items():  # all of its tiles: an attempt that failed may have started some of them
             far.watch({tile: self._actors[tile] for tile, of in self._node_of.items() if of == node})
@@ -375,7 +378,7 @@ class RayFabric(Fabric):
         if not ray.is_initialized() or (self.cluster.scratch is None and not self.cluster.is_there()):
             self._lookout.end_tiles()  # Ray does not
         elif self.cluster.scratch is None:
-            end_tiles(self._run, self._actors, self._lookout, self._far, self._leaving, self._chip.close)
+            end_tiles(self._run, self._actors, self._lookout, self._far, self._leaving)
         else:  # what does not leave goes with the cluster
             self._lookout.end_tiles(only_stopped=True)
             self._actors.ask_to_leave()

@@ -20,12 +20,14 @@ from pathlib import Path
 
 from rapa_dist import folders
 from rapa_dist.errors import ClusterError
-from rapa_dist.fabric.processes import end
+from rapa_dist.fabric.processes import end, end_users_of
 from rapa_dist.interrupts import uninterrupted
 from rapa_dist.tile import Word
 
 PREFIX = "rapa-dist-"
 LOCK = "lock"
+RAY = "r"
+"""Of a cluster that is started, Ray's own folder in it: Ray opens the one that it is given to everybody."""
 _HALF_MADE_S = 60.0
 _REMOVALS, _REMOVAL_PAUSE_S = 5, 0.1
 
@@ -69,6 +71,13 @@ class Scratch:
         sweep(self.root)
         with uninterrupted():
             self._make()
+            _here.add(self)
+
+    def abandon(self) -> None:
+        """Kill what has been started here, stopped or not, and remove the directory."""
+        end_owners(self.path)
+        end_users_of(self.path / RAY)
+        self.remove()
 
     def _make(self) -> None:
         name = fresh_name()
@@ -117,10 +126,19 @@ class Scratch:
         return None
 
 
+_here: weakref.WeakSet[Scratch] = weakref.WeakSet()
+
+
+def abandon_all() -> None:
+    """Abandon the scratch directories of this process; for when it has to end at once."""
+    for scratch in list(_here):
+        scratch.abandon()
+
+
 def _give_back(folder: Path, lock: int, owner: int) -> None:
     """Remove a directory and everything in it."""
     if os.getpid() == owner:  # not in a process that was forked
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         with contextlib.suppress(OSError):
             os.close(lock)
 
