@@ -339,7 +339,7 @@ def _place(tile: TileStats) -> tuple[int, int, str]:
 
 
 def _resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process; 0 if there is none, or a dead one that nobody has buried."""
+    """Return the resident memory of a process; 0 if there is none, or a zombie."""
     try:
         with open(f"/proc/{pid}/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -137,8 +137,10 @@ def test_times_are_short(time_s, text):
 
 
 @pytest.fixture
-def register(tmp_path):
+def register(tmp_path, monkeypatch):
     """Register a run below tmp_path, held by this process until the end of the test."""
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):  # of a cluster that another module's tests have here
+        monkeypatch.delenv(name, raising=False)
     scratches = []
 
     def register_run(run: str, address: str = "10.0.0.1:1000", mode: str | None = "token") -> Registration:

@@ -1,4 +1,4 @@
-"""Opening a run: a new one, or one that is gone on with; its directory is held, and what it starts from is on disk."""
+"""Opening a run: a new one, or one that is resumed; its directory is held, and what it starts from is on disk."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress

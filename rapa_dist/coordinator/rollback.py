@@ -21,7 +21,7 @@ from rapa_dist.fabric.base import Tiles
 from rapa_dist.fabric.placement import Room
 
 NODE_PATIENCE_S = 60.0
-"""How long a run waits for a node that can take the place of a lost one, unless something else is wished."""
+"""How long a run waits for a node that can take the place of a lost one, by default."""
 _LOOK_S = 1.0
 _SAY_S = 10.0
 

@@ -167,7 +167,7 @@ class RunDirectory:
 
     @property
     def begun(self) -> bool:
-        """Whether there is a run in it, which can be gone on with."""
+        """Whether there is a run in it, which can be resumed."""
         return os.path.exists(self.path / _CONFIG)
 
     @property

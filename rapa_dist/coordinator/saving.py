@@ -19,7 +19,7 @@ from rapa_dist.coordinator.telling import tell
 from rapa_dist.errors import CheckpointError
 
 PATIENCE_S = 600.0
-"""For how long a run goes on that can't be saved, unless something else is wished."""
+"""For how long a run goes on that can't be saved, by default."""
 _RETRY_S = 15.0
 _LAST_RETRY_S = 1.0
 _LEAVING_S = 10.0  # for a run that was asked to stop: whoever asked is waiting

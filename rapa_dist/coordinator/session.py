@@ -179,9 +179,9 @@ class Place:
 
     def close(self) -> None:
         """Stop the tiles, and what was started for them. Safe to call twice."""
-        with uninterrupted():
-            if self._fabric is not None:
-                self._fabric.close()
+        with uninterrupted(), ExitStack() as each:  # the others also where one fails
+            each.callback(self._registered.close)
             if self._cluster is not None:
-                self._cluster.close()
-            self._registered.close()
+                each.callback(self._cluster.close)
+            if self._fabric is not None:
+                each.callback(self._fabric.close)

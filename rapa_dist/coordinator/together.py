@@ -38,7 +38,7 @@ _MAY_DIFFER = ("seed", "lr", "lr_decay", "lr_decay_every", "warmup_epochs", "wei
 def train_together(
     runs: Sequence[tuple[Path, TrainConfig]], *, device: str, data_dir: Path | None
 ) -> list[RunResult | RapaError]:
-    """Train runs to their end; those that are there already are gone on with.
+    """Train runs to their end; those that are there already are resumed.
 
     Args:
         runs: directory and configuration of each; machine, pooling and images are the same for all.

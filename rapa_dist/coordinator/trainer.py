@@ -34,8 +34,7 @@ from rapa_dist.network.pipeline import Result, Step
 from rapa_dist.tile import Update
 
 SNAPSHOT_EVERY = 200
-"""Steps after which the coordinator takes a copy of all weights, where some tiles live on other nodes, unless another
-number is wished."""
+"""Steps after which the coordinator takes a copy of all weights, where some tiles live on other nodes, by default."""
 
 
 class Display(Protocol):

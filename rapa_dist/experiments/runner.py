@@ -45,7 +45,7 @@ class Outcome:
     """How an experiment ended."""
 
     finished: bool
-    """False: it was asked to stop, and can be gone on with."""
+    """False: it was asked to stop, and can be resumed."""
     failed: dict[str, str] = field(default_factory=dict)
     """Why jobs failed, by name."""
 

@@ -49,8 +49,10 @@ def _handle(number: int) -> None:
             for tell in _last_words:
                 with suppress(Exception):
                     tell(sentence)
-            guard.clean_up()
-            os._exit(1)
+            try:
+                guard.clean_up()
+            finally:  # whatever that raises: to return would repeat the instruction, for good
+                os._exit(1)
     _restore()  # it has another cause: the instruction is repeated, and whoever handled that before has it
 
 

@@ -21,7 +21,7 @@ from rapa_dist.machine import Layer
 from rapa_dist.tile import Word
 
 RESTARTS = 10
-"""How often a tile may die without getting on in between, unless something else is wished."""
+"""How often a tile may die without getting on in between, by default."""
 _HANG_S = 1.9  # in which a tile that owes an answer has to take some processor time, at least
 _HANG_S_PER_TILE = 0.02  # more where many processes share the cores
 _FLOPS = 1e9  # of the slowest core that one would use

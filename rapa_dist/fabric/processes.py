@@ -22,7 +22,7 @@ def look(pid: int, thread: int = 0) -> Look | None:
     """Return what a process is doing, and how long it, or one of its threads, has worked; None if it is dead."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        if not pid or state in "ZX":  # nobody has buried it yet
+        if not pid or state in "ZX":  # a zombie
             return None
         cpu_ns = _TICK_NS * (int(fields[10]) + int(fields[11]))
     except (OSError, ValueError):
