@@ -427,10 +427,10 @@ cut() {
     [[ $2 =~ ^[0-9]{1,6}(\.[0-9]+)?$ ]] || misused "cut needs a number of seconds; it was '$2'."
     [[ $kind == namespaces ]] || die "there is no link to cut: the nodes are plain raylets on one host." \
         "Start the cluster as root, where namespaces can be made."
-    local sleeping
+    local sleeping='' # a signal may come before it sleeps
     # its far end: the node keeps its routes, as at a switch that lost power
     trap 'ip link set "$(link "$node")" up' EXIT
-    trap 'kill "$sleeping" 2>/dev/null; exit 130' INT TERM
+    trap '[[ -z $sleeping ]] || kill "$sleeping" 2>/dev/null; exit 130' INT TERM
     node=$1
     ip link set "$(link "$1")" down || exit 1
     sleep "$2" &
