@@ -35,7 +35,7 @@ from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import watcher
 from rapa_dist.fabric.lookout import Restart
 from rapa_dist.fabric.registry import Registration, registered, registrations
-from rapa_dist.fabric.scratch import Scratch, shared_memory_root
+from rapa_dist.fabric.scratch import LOCK, Scratch, fresh_name, shared_memory_root
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.inspection import RunStats, TileStats
 from rapa_dist.network.model import initial_kernels
@@ -443,7 +443,11 @@ def test_without_a_record_the_resume_hint_has_the_directory_alone(tmp_path, envi
 
 def test_a_finished_run_that_is_resumed_says_so_and_starts_nothing(run):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "log"}
+    left = shared_memory_root() / fresh_name()  # by a coordinator that was killed while it saved its last epoch
+    left.mkdir(mode=0o700)
+    (left / LOCK).touch(mode=0o600)
     result = invoke("train", "--resume", run)  # on ray
+    assert not left.exists()
     assert result.exit_code == 0, result.output
     assert f"The run in {run} is finished: 2 epochs of 2 trained. Nothing was started." in result.stderr
     assert f"To train it longer: rapa-dist train --resume {run} --fabric serial --epochs 4" in result.stderr

@@ -26,6 +26,7 @@ from rapa_dist.coordinator.trainer import SNAPSHOT_EVERY, Trainer
 from rapa_dist.coordinator.weights import weights_sha256
 from rapa_dist.data import DataSet
 from rapa_dist.errors import CheckpointError, ClusterError, NodeLostError
+from rapa_dist.fabric.cluster import clear_away_abandoned
 from rapa_dist.fabric.lookout import RESTARTS
 from rapa_dist.footprint import images_per_batch
 from rapa_dist.interrupts import asked_to_stop
@@ -184,6 +185,8 @@ def resume_run(
             config = replace(config, epochs=epochs)
         opening.check_progress(directory, config, newest)
         if opening.is_finished(directory, config, newest):
+            with suppress(ClusterError, OSError):  # of a coordinator that was killed at its end
+                clear_away_abandoned()
             return RunResult(directory, directory.find_checkpoint("newest").stem, finished=True)
         look_ahead(fabric, address)
         where = Where(dataset=dataset, data_dir=data_dir)

@@ -17,7 +17,7 @@ from rapa_dist.fabric.address import RUNNING_HERE, answers, find_address, heard
 from rapa_dist.fabric.nodes import CUT_OFF_S, PROBE_TIMEOUT_S, check_capacity, find_rooms
 from rapa_dist.fabric.patience import ADVICE, bounded
 from rapa_dist.fabric.placement import RESOURCE
-from rapa_dist.fabric.scratch import RAY, Scratch, fresh_name, shared_memory_root
+from rapa_dist.fabric.scratch import RAY, Scratch, fresh_name, shared_memory_root, sweep
 from rapa_dist.fabric.surroundings import apart, job_config, settle
 from rapa_dist.interrupts import uninterrupted
 from rapa_dist.leaving import will_end_at_once
@@ -222,6 +222,18 @@ def _end_all(scratch: Scratch | None) -> None:
     """End what is left of a cluster that was started for this run, stopped or not, and remove its files."""
     if scratch is not None:
         scratch.abandon()
+
+
+def clear_away_abandoned() -> None:
+    """Remove what this user's runs that were killed have left on this machine, in memory and among temporary files.
+
+    Every run does so when it starts its own.
+
+    Raises:
+        ClusterError: there is no such folder.
+    """
+    for folder in {shared_memory_root(), folder_for_ray()}:
+        sweep(folder)
 
 
 def folder_for_ray() -> Path:
