@@ -54,7 +54,7 @@ def end(pid: int, file: Path) -> bool:
 
 
 def end_users_of(folder: Path) -> None:
-    """Kill this user's processes that have a file below a folder open, but this one."""
+    """Kill this user's processes of Ray that have a file below a folder open; not who merely looks into its cluster."""
     inside = f"{folder}/"
     for entry in Path("/proc").iterdir():
         with suppress(OSError, ValueError):  # it has gone, is another user's, or no process
@@ -62,10 +62,16 @@ def end_users_of(folder: Path) -> None:
                 continue
             descriptor = os.pidfd_open(pid)
             try:
-                if any(os.readlink(file).startswith(inside) for file in (entry / "fd").iterdir()):
+                if _is_rays(entry) and any(os.readlink(file).startswith(inside) for file in (entry / "fd").iterdir()):
                     signal.pidfd_send_signal(descriptor, signal.SIGKILL)
             finally:
                 os.close(descriptor)
+
+
+def _is_rays(entry: Path) -> bool:
+    """Return whether a process is one of Ray's: its daemons and workers are files of the package, or named "ray::…"."""
+    command = (entry / "cmdline").read_bytes()
+    return command.startswith(b"ray::") or b"/ray/" in command
 
 
 def _has_mapped(pid: int, file: Path) -> bool:
