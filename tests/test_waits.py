@@ -17,8 +17,8 @@ import pytest
 from rapa_dist import preconditions
 from rapa_dist.doctor import CHECKS
 from rapa_dist.errors import ClusterError
+from rapa_dist.fabric import address, patience
 from rapa_dist.fabric import chip as chip_module
-from rapa_dist.fabric import patience
 from rapa_dist.fabric.chip import Chip, cells_name
 from rapa_dist.fabric.cluster import Cluster, connect
 from rapa_dist.fabric.doorbell import Cycle, Ring, Status, TileDoorbell, answers_path
@@ -341,3 +341,8 @@ def test_what_ends_on_a_cluster_that_stays_ends_whatever_is_killed_or_stopped_me
         assert not tiles()
         time.sleep(0.1)
     fabric.cluster.close()
+    (raylet,) = (pid for pid, title in descendants(head.process.pid).items() if "/raylet\0" in title)
+    os.kill(raylet, signal.SIGSTOP)
+    monkeypatch.setattr(address, "_CONNECT_TIMEOUT_S", 1.0)
+    with pytest.raises(ClusterError, match=r"the raylet at .* does not answer\. Look whether .* are stopped"):
+        connect(head.address, 3)

@@ -4,7 +4,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -154,7 +155,7 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int, *, gpus: int = 0) ->
                 _leave("Ending Ray, which did not start,", end)
                 end()
                 access.use(before)
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and not isinstance(error, ClusterError):
                 raise ClusterError(f"Can't start Ray on this machine: {error}") from error
             raise
         return Cluster("started for this run", context.address_info["address"], scratch, _access_before=before)
@@ -162,6 +163,8 @@ def connect_to(found: tuple[str, str] | None, n_tiles: int, *, gpus: int = 0) ->
         _join(found, access.with_users_token() if found[1] == RUNNING_HERE else before, **options)
     except Exception as error:
         access.use(before)
+        if isinstance(error, ClusterError):  # which says what to do
+            raise
         raise ClusterError(
             f"Can't join the Ray cluster at {found[0]} ({found[1]}): {error}. If it wants a token, as one started by "
             "`ray start` does where there is a token, set RAY_AUTH_MODE=token; else see that versions agree."
@@ -193,6 +196,8 @@ def attach(found: tuple[str, str], environment: dict[str, str] | None = None) ->
         _join(found, wanted, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
     except Exception as error:
         access.use(before)
+        if isinstance(error, ClusterError):
+            raise
         token = (
             "It wants the token that it was started with: give it in RAY_AUTH_TOKEN or ~/.ray/auth_token."
             if wanted.get("RAY_AUTH_MODE") == "token"
@@ -207,8 +212,32 @@ def _join(found: tuple[str, str], environment: dict[str, str], **options: Any) -
     access.use(environment)
     import ray
 
-    with bounded(f"Joining the Ray cluster at {found[0]}", ADVICE), access.as_it_listens(found[0]):
+    with bounded(f"Joining the Ray cluster at {found[0]}", ADVICE), access.as_it_listens(found[0]), _daemon_heard():
         ray.init(address=found[0], job_config=job_config(), **options)
+
+
+@contextmanager
+def _daemon_heard() -> Iterator[None]:
+    """Have Ray look, before it joins a cluster, whether its daemon on this node answers.
+
+    Else it would wait half a minute, with no thread of this process able to do anything, and end it by itself.
+    """
+    from ray._private import services
+
+    choose = services.get_node_to_connect_for_driver
+
+    def choose_and_look(*arguments: Any, **options: Any) -> Any:
+        chosen = choose(*arguments, **options)
+        address = f"{chosen.node_manager_address}:{chosen.node_manager_port}"
+        if not answers(address):
+            raise ClusterError(f"Ray's daemon on this node, the raylet at {address}, does not answer. {ADVICE}")
+        return chosen
+
+    services.get_node_to_connect_for_driver = choose_and_look
+    try:
+        yield
+    finally:
+        services.get_node_to_connect_for_driver = choose
 
 
 def _leave(what: str, end: Callable[[], None]) -> None:
