@@ -224,6 +224,26 @@ def test_a_start_that_takes_too_long_is_ended():
             time.sleep(0.01)
 
 
+def test_what_fails_because_it_was_ended_is_no_error_where_nothing_depends_on_it():
+    ended = threading.Event()
+    with bounded("Ending it", "Look.", limit_s=0.2, end=ended.set, needed=False):
+        ended.wait(10)
+        raise RuntimeError("its process has gone")
+    with pytest.raises(RuntimeError), bounded("Ending it", "Look.", needed=False):
+        raise RuntimeError("it fails by itself")
+
+
+def test_where_no_thread_can_be_started_that_is_the_error(monkeypatch):
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(RuntimeError, match="can't start new thread"), bounded("Starting it", "Look."):
+        pass
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("returns", [True, False], ids=["returns", "does not return"])
 def test_a_signal_is_heard_while_ray_starts(monkeypatch, number, returns):

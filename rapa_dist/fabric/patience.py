@@ -64,7 +64,8 @@ def bounded(
         except BaseException as error:
             if (over := guard.finish(failed=True)) is not None and needed:
                 raise over from error
-            raise
+            if not (guard.ended and isinstance(error, Exception)):  # else it failed because of that, as it should
+                raise
         if (over := guard.finish()) is not None and needed:
             raise over
 
@@ -82,6 +83,8 @@ class _Guard(threading.Thread):
         self._done, self._decision = threading.Event(), threading.Lock()
         self._over: BaseException | None = None
         self._signalled = False
+        self.ended = False
+        """Whether what it waits for was ended."""
 
     def finish(self, *, failed: bool = False) -> BaseException | None:
         """Look after it no more, as it has returned or failed; return why it was over, if it was."""
@@ -113,7 +116,7 @@ class _Guard(threading.Thread):
         with self._decision:
             if self._done.is_set():
                 return
-            self._over = why
+            self._over, self.ended = why, True
         try:
             self._end()
         finally:
@@ -152,7 +155,8 @@ def _signals_heard(guard: _Guard) -> Iterator[None]:
         signal.set_wakeup_fd(woken)
         _put_back(before)
         ray._private.utils.set_sigterm_handler = set_handler
-        guard.join()
+        if guard.is_alive():  # it was never started where no thread could be
+            guard.join()
         os.close(guard.signals)
         os.close(told)
 
