@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, fields
 from math import isqrt
 from typing import Any, get_args
 
-from rapa_dist.assignment import SCHEMES, SQUARE_SCHEMES
 from rapa_dist.errors import UsageError
 from rapa_dist.fabric import FABRICS
 from rapa_dist.fields import shown
-from rapa_dist.machine import Layer, Machine
+from rapa_dist.machine import Machine, TileArray
 from rapa_dist.revision import FIRST, check_revision, revision_of
+from rapa_dist.schemes import SCHEMES, SQUARE_SCHEMES
 
 POOLING_NAMES = ("max", "average", "stochastic", "mixed")
 """The pooling methods by their names on the command line."""
@@ -29,6 +29,10 @@ SCHEME_CHOICES = (*SCHEMES, "enlarged")
 """What `resolve` takes for a scheme: the schemes, and the enlarged network, whose scheme is "none"."""
 _FEW_TILES = 8
 """Behind the first layer: with fewer, cutting a mini-batch in two gains more than ringing them twice costs."""
+MIXTURE_SLOPE = 10.0
+"""µ of mixed pooling (§3)."""
+MIXTURE_START = 2 / MIXTURE_SLOPE
+"""β of every channel at the start: a share of 0.88 for the maximum (§3)."""
 WARMUP_FACTOR = 50
 """λ is divided by this in the warm-up epochs (§3)."""
 _LARGEST_FLOAT32 = 3.4e38
@@ -82,15 +86,15 @@ class TrainConfig:
                 f"--tiles needs one number for each of the {len(self.channels)} layers, like "
                 f"{_listed(PAPER_TILES)}; it has {len(self.tiles)}: {_listed(self.tiles)}."
             )
-        if self.machine.n_features < 1:
-            most = sum(layer.side > 1 for layer in self.machine.layers)
+        most = sum(array.passages[0].size[0] > 1 for array in self.machine.arrays)
+        if most < len(self.channels):
             raise UsageError(
                 f"--channels has {len(self.channels)} layers, but pooling leaves no pixels after {most}. "
                 f"Use at most {most}."
             )
         _check_choice("--scheme", self.scheme, SCHEMES)
         _check_choice("--pooling", self.pooling, POOLING_NAMES)
-        for layer, n_tiles in zip(self.machine.layers, self.tiles, strict=True):
+        for layer, n_tiles in zip(self.machine.arrays, self.tiles, strict=True):
             _check_tiles(self.scheme, layer, n_tiles, len(self.tiles))
         for name in ("epochs", "batch_size", "micro_batches", "lr_decay_every"):
             _check_at_least(name, getattr(self, name), 1)
@@ -108,7 +112,7 @@ class TrainConfig:
     @property
     def machine(self) -> Machine:
         """The machine that the run emulates."""
-        return Machine.build(channels=self.channels, tiles=self.tiles, perforated=self.scheme == "perforated")
+        return Machine.build(channels=self.channels, tiles=self.tiles, scheme=self.scheme)
 
     @property
     def reassigns(self) -> bool:
@@ -298,7 +302,7 @@ def _name_of(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
 
 
-def _check_tiles(scheme: str, layer: Layer, n_tiles: int, n_layers: int) -> None:
+def _check_tiles(scheme: str, layer: TileArray, n_tiles: int, n_layers: int) -> None:
     number = layer.index + 1
     if scheme == "none" and n_tiles != 1:
         raise UsageError(

@@ -121,16 +121,16 @@ def plain(threads: int, channels_last: bool = False, keep: bool = False) -> Cont
 def on_fabric(name: str, tiles: tuple[int, ...], micro_batches: int) -> Contender:
     """Return the network on a fabric of rapa-dist, or on actors that are called the ordinary way."""
     import torch
-
     from rapa_dist.coordinator.assigner import Assigner
+    from rapa_dist.network.model import Network, initial_digital, initial_kernels
+    from rapa_dist.network.pipeline import Step, train
+
     from rapa_dist.fabric.cluster import connect
     from rapa_dist.fabric.quiet import keep_memory
     from rapa_dist.fabric.ray import RayFabric
     from rapa_dist.fabric.serial import SerialFabric
     from rapa_dist.footprint import images_per_batch
     from rapa_dist.machine import Machine
-    from rapa_dist.network.model import Network, initial_digital, initial_kernels
-    from rapa_dist.network.pipeline import Step, train
     from rapa_dist.tile import Update, Word
 
     torch.set_num_threads(1)  # as in a run
@@ -144,7 +144,7 @@ def on_fabric(name: str, tiles: tuple[int, ...], micro_batches: int) -> Contende
         cluster = connect("local", len(machine.tiles))
         if name == "ray":
             fabric = RayFabric(machine, images, kernels, run="peers", cluster=cluster)
-            pids = [int(cells.words[Word.PID]) for layer in machine.layers for cells in fabric.cells(layer.index)]
+            pids = [int(cells.words[Word.PID]) for layer in machine.arrays for cells in fabric.cells(layer.index)]
         else:
             fabric = fabric_of_calls(machine, images, kernels, cluster)
             pids = fabric.pids()
@@ -165,7 +165,7 @@ def on_fabric(name: str, tiles: tuple[int, ...], micro_batches: int) -> Contende
 
     contender = Contender(block, pids, fabric.close)
     if name == "ray":
-        first = machine.layers[0]
+        first = machine.arrays[0]
         contender.empty_round = lambda: fabric.finish(fabric.begin_empty(first))
     return contender
 
@@ -173,14 +173,14 @@ def on_fabric(name: str, tiles: tuple[int, ...], micro_batches: int) -> Contende
 def batched(tiles: tuple[int, ...], threads: int) -> Contender:
     """Return the network on the fabric `batched`; its assignments are drawn in every step, as in a run."""
     import torch
-
     from rapa_dist.coordinator.assigner import Assigner
-    from rapa_dist.fabric.batched import BatchedFabric
-    from rapa_dist.fabric.quiet import keep_memory
-    from rapa_dist.machine import Machine
     from rapa_dist.network.batched import BatchedNetwork
     from rapa_dist.network.model import initial_digital, initial_kernels
     from rapa_dist.network.pipeline import Step
+
+    from rapa_dist.fabric.batched import BatchedFabric
+    from rapa_dist.fabric.quiet import keep_memory
+    from rapa_dist.machine import Machine
     from rapa_dist.tile import Update
 
     keep_memory()
@@ -230,7 +230,7 @@ def fabric_of_calls(machine, images, kernels, cluster):
 
         def __init__(self) -> None:
             super().__init__(machine, images)
-            shapes = [(images * layer.n_patches, layer.k, layer.c_out) for layer in machine.layers]
+            shapes = [(images * layer.n_patches, layer.k, layer.c_out) for layer in machine.arrays]
             self._patches = [np.empty((rows, k), np.float32) for rows, k, _ in shapes]
             self._outputs = [np.empty((rows, c_out), np.float32) for rows, _, c_out in shapes]
             self._tiles = [[OrdinaryTile.remote(kernel) for kernel in of_layer] for of_layer in kernels]

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file, save_file
 from rapa_dist.config import resolve
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress, latest, name_of, prune, read, write
+from rapa_dist.coordinator.initial import initial_digital, initial_kernels
 from rapa_dist.errors import CheckpointError
 from rapa_dist.files import write_whole
-from rapa_dist.network.model import initial_digital, initial_kernels
 
 CONFIG = resolve(
     tiles=(4, 2, 1),
@@ -81,10 +81,10 @@ def test_a_checkpoint_comes_back_bit_by_bit(tmp_path):
 def test_the_tensors_have_the_names_and_shapes_that_others_rely_on(tmp_path):
     tensors = load_file(write(tmp_path, name_of(7, 1), a_checkpoint()))
     assert {name: value.shape for name, value in tensors.items()} == {
-        "layers.0.tiles": (4, 76, 2),
-        "layers.1.tiles": (2, 51, 3),
-        "layers.2.tiles": (1, 76, 2),
-        "head.weight": (32, 10),
+        "conv0.kernels": (4, 76, 2),
+        "conv1.kernels": (2, 51, 3),
+        "conv2.kernels": (1, 76, 2),
+        "head.weight": (10, 32),
         "head.bias": (10,),
     }
 
@@ -232,13 +232,13 @@ def test_forging_without_a_change_is_accepted(path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda tensors, about: tensors | {"layers.0.tiles": tensors["layers.0.tiles"][:3]},
-        lambda tensors, about: tensors | {"layers.2.tiles": tensors["layers.2.tiles"][:, :-1]},
-        lambda tensors, about: tensors | {"layers.1.tiles": tensors["layers.1.tiles"].astype(np.float64)},
+        lambda tensors, about: tensors | {"conv0.kernels": tensors["conv0.kernels"][:3]},
+        lambda tensors, about: tensors | {"conv2.kernels": tensors["conv2.kernels"][:, :-1]},
+        lambda tensors, about: tensors | {"conv1.kernels": tensors["conv1.kernels"].astype(np.float64)},
         lambda tensors, about: tensors | {"head.weight": tensors["head.weight"].T.copy()},
         lambda tensors, about: tensors | {"head.extra": np.zeros(3, np.float32)},
         lambda tensors, about: {name: value for name, value in tensors.items() if name != "head.bias"},
-        lambda tensors, about: {name: value for name, value in tensors.items() if name != "layers.1.tiles"},
+        lambda tensors, about: {name: value for name, value in tensors.items() if name != "conv1.kernels"},
         lambda tensors, about: about.update(classes=["cat"]) or tensors,
         lambda tensors, about: about["config"].update(tiles=[4, 4, 1]) or tensors,
     ],

@@ -312,8 +312,8 @@ def test_enlarged_is_the_untiled_network_with_more_channels():
 def test_perforated_has_one_tile_per_layer_and_the_learning_rate_of_tiling():
     config = a_config(scheme="perforated")
     assert (config.tiles, config.lr, config.lr_decay) == ((16, 4, 1), 0.05, 0.75)
-    assert [layer.n_tiles for layer in config.machine.layers] == [1, 1, 1]
-    assert [layer.perforation for layer in config.machine.layers] == [16, 4, 1]
+    assert [layer.n_tiles for layer in config.machine.arrays] == [1, 1, 1]
+    assert [layer.perforation for layer in config.machine.arrays] == [16, 4, 1]
     assert config.machine.n_weights == 79_328, "one kernel matrix per layer"
 
 

@@ -146,14 +146,19 @@ def test_alexnet():
 def test_the_weights_of_alexnet_are_those_of_torch():
     torch = pytest.importorskip("torch")
     count = 0
-    for layer in ALEXNET:
-        convolution = torch.nn.Conv2d(layer.c_in, layer.c_out, layer.kernel_side)
+    for array in ALEXNET:
+        (geometry,) = array.passages
+        convolution = torch.nn.Conv2d(array.k // geometry.places, array.c_out, geometry.kernel)
         count += sum(parameter.numel() for parameter in convolution.parameters())
     assert count == Machine(ALEXNET).n_weights
 
 
 def test_layers_given_one_by_one_are_the_network_they_spell():
-    spelt = [f"{layer.side},{layer.c_in},{layer.c_out},{layer.kernel_side}" for layer in PAPER]
+    geometries = [array.passages[0] for array in PAPER]
+    spelt = [
+        f"{geometry.out[0]},{array.k // geometry.places},{array.c_out},{geometry.kernel[0]}"
+        for array, geometry in zip(PAPER, geometries, strict=True)
+    ]
     assert parse_layers(spelt) == PAPER
     arguments = [part for layer in spelt for part in ("--layer", layer)]
     assert plan(*arguments, "--images", 10)["layers"] == plan("--images", 10)["layers"]

@@ -17,9 +17,9 @@ from rapa_dist.cli import main
 from rapa_dist.config import resolve
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
+from rapa_dist.coordinator.initial import initial_digital, initial_kernels
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.inspection import RunStats, read_tile
-from rapa_dist.network.model import initial_digital, initial_kernels
 from rapa_dist.report.content import gather
 from rapa_dist.report.filters import filter_norms, filter_row, tile_similarity
 from rapa_dist.report.page import render
@@ -104,12 +104,6 @@ def test_a_line_that_is_just_being_written_is_left_for_later(run):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "st')
     assert [each["epoch"] for each in gather(run).metrics] == [1, 2, 3]
-
-
-def test_runs_that_were_trained_together_share_their_wall_time_and_the_page_says_so(run):
-    assert "Trained in the same time" not in render(gather(run))
-    edit_metrics(run, lambda each: each | {"wall": each["wall"] | {"networks": 3}})
-    assert re.search(r"Trained in the same time</th><td>2 other runs<", render(gather(run)))
 
 
 def test_a_run_of_before_similarity_was_recorded(run):
@@ -235,7 +229,7 @@ def test_figures_take_their_colours_from_the_page(run):
 def test_a_row_of_filters_has_their_weights():
     kernel = np.random.default_rng(0).normal(size=(76, 4)).astype(np.float32)
     kernel[:75, 2] = 0
-    head, _, data = filter_row(kernel).partition(",")
+    head, _, data = filter_row(kernel, (5, 5)).partition(",")
     assert head == "data:image/png;base64"
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
     assert pixels.shape == (5, 4 * 6 - 1, 4)

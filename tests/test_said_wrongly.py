@@ -23,12 +23,12 @@ from rapa_dist.cli import COMMANDS, main, types
 from rapa_dist.config import TrainConfig, resolve
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator import trainer as trainers
+from rapa_dist.coordinator.initial import initial_kernels
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.session import one_digital_thread
 from rapa_dist.coordinator.sessions import options_of, resume_command
 from rapa_dist.coordinator.tiles_table import tiles_table
-from rapa_dist.coordinator.together import train_together
 from rapa_dist.coordinator.trainer import Trainer, initial_checkpoint
 from rapa_dist.data import DataSet, load_dataset
 from rapa_dist.errors import ClusterError
@@ -38,7 +38,6 @@ from rapa_dist.fabric.registry import Registration, registered, registrations
 from rapa_dist.fabric.scratch import LOCK, Scratch, fresh_name, shared_memory_root
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.inspection import RunStats, TileStats
-from rapa_dist.network.model import initial_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--dataset", "builtin", "--limit-train", 20, "--limit-test", 10, "--channels", "2,2,2", "--tiles", "4,1,1"]
@@ -241,7 +240,7 @@ class Sessions:
             self.clock.now += 10
             return asked >= looks
 
-        with one_digital_thread(), SerialFabric(self.state.config.machine, 10, self.state.kernels) as fabric:
+        with one_digital_thread(), SerialFabric(self.state.config.machine, 10**7, self.state.kernels) as fabric:
             recoveries = Recoveries(self.directory)
             recoveries.restarted(Restart(f"L0/T{looks:03}", False, 1.0))
             Trainer(self.state, self.data, fabric, self.directory, Silent(), recoveries).run(stop)
@@ -493,18 +492,6 @@ def test_stats_says_that_a_run_trains_here_whose_tiles_can_not_be_asked(fabric, 
         assert "metrics.jsonl" in result.stderr
     assert len(said) == 2
     assert "No run trains on this node" in invoke("stats").stderr
-    assert not registrations(shared_memory_root())
-
-
-def test_runs_that_are_trained_together_are_found_too(tmp_path, monkeypatch):
-    found: list[Registration] = []
-    look = Trainer.take
-    monkeypatch.setattr(
-        Trainer, "take", lambda *all: (look(*all), found.extend(registrations(shared_memory_root())))[0]
-    )
-    runs = [(tmp_path / f"r{seed}", replace(CONFIG, seed=seed)) for seed in (0, 1)]
-    train_together(runs, device="cpu", data_dir=None)
-    assert {(entry.run, entry.fabric) for entry in found} == {("r0", "batched"), ("r1", "batched")}
     assert not registrations(shared_memory_root())
 
 

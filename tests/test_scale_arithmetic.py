@@ -4,21 +4,24 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from factories import floats_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rapa_dist.cli import scale as command
 from rapa_dist.config import resolve
-from rapa_dist.coordinator.assigner import Assigner
+from rapa_dist.coordinator.initial import initial_kernels
 from rapa_dist.errors import RunDirectoryError
+from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.hardware import CycleTimes, Pace
-from rapa_dist.network.model import initial_kernels
+from rapa_dist.nn.schedule import Whole
 from rapa_dist.scaling import measure as measuring
 from rapa_dist.scaling import run as running
 from rapa_dist.scaling import stopwatch
@@ -26,7 +29,6 @@ from rapa_dist.scaling.measure import Block, Contender, Effort, Factors, Step, d
 from rapa_dist.scaling.plot import digest, draw
 from rapa_dist.scaling.report import describe_block, describe_factors, split
 from rapa_dist.scaling.stopwatch import BACKWARD_UPDATE, FORWARD, UPDATE, CycleTime
-from rapa_dist.tile import Word
 
 CYCLES = CycleTimes(forward_ns=80, backward_ns=100, update_ns=60)
 DIGITAL_NS = 7_000_000  # the coordinator's, of every step
@@ -47,27 +49,28 @@ class KnownFabric(SerialFabric):
     """Tiles that compute nothing, truly at once: every row takes `row_ns`, every cycle `overhead_ns` besides."""
 
     def __init__(self, machine, clock, *, row_ns=0, overhead_ns=0):
-        super().__init__(machine, IMAGES, initial_kernels(machine, 0))
+        super().__init__(machine, floats_of(machine, IMAGES), initial_kernels(machine, 0))
         self.pace = None
-        self.clock, self.row_ns, self.overhead_ns = clock, row_ns, overhead_ns
+        self.network_ns, self.arena = 0, self._arena
+        self.clock, self.row_takes_ns, self.overhead_ns = clock, row_ns, overhead_ns
+        self.busy: dict[tuple[int, int], int] = Counter()
 
     def use(self, machine, kernels, step=0):
         self.machine = machine
 
-    def begin_forward(self, layer, offsets):
-        return self._begin(layer, offsets, forward=True)
+    def row_ns(self, cycle):
+        kinds = {"forward": Cycle.FORWARD, "backward": Cycle.INPUT_ERROR, "update": Cycle.UPDATE}
+        return self.pace.row_ns(**{name: bool(cycle & flag) for name, flag in kinds.items()}) if self.pace else 0
 
-    def begin_backward(self, layer, offsets, *, update, input_error, commit=True):
-        return self._begin(layer, offsets, backward=input_error, update=True)
+    def busy_ns(self, array):
+        return [self.busy[array, tile] for tile in range(self.machine.arrays[array].n_tiles)]
 
-    def _begin(self, layer, offsets, **cycles):
+    def begin(self, layer, cycle, place, offsets, update=None):
         rows = [last - first for first, last in pairwise(offsets.tolist())]
         assert len(rows) == layer.n_tiles
-        for cells, own in zip(self.cells(layer.index), rows, strict=False):
-            cells.words[Word.BUSY_NS] += own * self.row_ns
-        self.works_ns = self.overhead_ns + max(
-            max(rows) * self.row_ns, int(max(rows) * self.pace.row_ns(**cycles)) if self.pace else 0
-        )
+        for tile, own in enumerate(rows):
+            self.busy[layer.index, tile] += own * self.row_takes_ns
+        self.works_ns = self.overhead_ns + max(max(rows) * self.row_takes_ns, int(max(rows) * self.row_ns(cycle)))
         self._cycle += 1
         return self._cycle
 
@@ -79,12 +82,12 @@ class KnownFabric(SerialFabric):
 def clock(monkeypatch) -> Clock:
     clock = Clock()
 
-    class TakesTime(Assigner):
-        def route_training(self, *arguments, **options):
+    class TakesTime(Whole):
+        def train(self, *arguments):
             clock.ns += DIGITAL_NS
-            return super().route_training(*arguments, **options)
+            return super().train(*arguments)
 
-    monkeypatch.setattr(measuring, "Assigner", TakesTime)
+    monkeypatch.setattr(measuring, "Whole", TakesTime)
     for module in (stopwatch, measuring):
         monkeypatch.setattr(module, "now_ns", clock)
     return clock

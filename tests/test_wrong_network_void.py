@@ -126,7 +126,7 @@ def test_an_old_checkpoint_is_void(tmp_path, data, monkeypatch, format_):
 
 def request_of(path, experiment, *, adopt=()):
     names = dict.fromkeys(("limit_train", "limit_test", "lr_decay_every", "cells", "dataset", "data_dir"))
-    rest = {"jobs": None, "address": None, "fabric": "serial", "device": "cpu", "together": 1, "epochs": 1, "seeds": 1}
+    rest = {"jobs": None, "address": None, "fabric": "serial", "device": "cpu", "epochs": 1, "seeds": 1}
     return Request(experiment=experiment, output=path, adopt=adopt, **names | rest)
 
 

@@ -7,12 +7,11 @@ import numpy as np
 from rapa_dist.analysis.similarity import similarities
 from rapa_dist.config import TrainConfig
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
+from rapa_dist.coordinator.initial import initial_kernels
 
 
 def similarities_of(checkpoint: Checkpoint) -> dict[str, list[float | None]]:
     """Return `similarity.similarities` of a checkpoint."""
-    from rapa_dist.network.model import initial_kernels  # takes PyTorch, which a report of an untiled run does without
-
     config = checkpoint.config
     start = initial_kernels(config.machine, config.seed)
     return similarities(checkpoint.kernels, start, decay_leaves(config, checkpoint.progress))

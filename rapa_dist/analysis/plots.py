@@ -13,7 +13,7 @@ from rapa_dist.command_lines import no_matplotlib
 from rapa_dist.errors import RapaError, UsageError
 from rapa_dist.fabric.base import Kernels
 from rapa_dist.files import write_whole
-from rapa_dist.machine import KERNEL_SIDE
+from rapa_dist.geometry import Pair
 from rapa_dist.tile import Matrix
 
 _FILTERS = 10
@@ -29,17 +29,18 @@ def check_can_plot() -> None:
         raise RapaError(no_matplotlib("Plots can't be drawn")) from error
 
 
-def plot_similarity(path: Path, kernels: Kernels) -> None:
+def plot_similarity(path: Path, kernels: Kernels, size: Pair) -> None:
     """Draw some filters of the first layer on its tiles (Fig. 3 B), and the similarity of channels in every layer.
 
     Args:
         path: the SVG to write.
         kernels: one array (n_t, k + 1, c_out) per layer.
+        size: kh × kw of the first layer's kernel.
     """
     with _figure(path, 10, 5) as figure:
         left, right = figure.subfigures(1, 2, width_ratios=(1.4, 1))
         axes = left.add_subplot()
-        axes.imshow(_grid(kernels[0]), interpolation="nearest")
+        axes.imshow(_grid(kernels[0], size), interpolation="nearest")
         axes.set_xlabel("filter")
         axes.set_ylabel("tile")
         axes.set_xticks([])
@@ -107,20 +108,19 @@ def plot_bars(path: Path, bars: Sequence[tuple[str, float]], *, y: str, title: s
         axes.spines[["top", "right"]].set_visible(False)
 
 
-def _grid(kernels: Matrix) -> Matrix:
+def _grid(kernels: Matrix, size: Pair) -> Matrix:
     """Return an image of the first filters (columns) on the first tiles (rows), each scaled to its own range."""
-    n_tiles, rows, c_out = kernels.shape
-    channels = (rows - 1) // KERNEL_SIDE**2
+    n_tiles, _, c_out = kernels.shape
+    height, width = size
     n_tiles, filters = min(n_tiles, _TILES), min(c_out, _FILTERS)
-    step = KERNEL_SIDE + 1
-    grid = np.ones((n_tiles * step - 1, filters * step - 1, 3), np.float32)
+    grid = np.ones((n_tiles * (height + 1) - 1, filters * (width + 1) - 1, 3), np.float32)
     for tile in range(n_tiles):
         for channel in range(filters):
-            weights = kernels[tile, :-1, channel].reshape(KERNEL_SIDE, KERNEL_SIDE, channels)
-            shown = weights if channels == 3 else weights.mean(axis=2, keepdims=True)
+            weights = kernels[tile, :-1, channel].reshape(height, width, -1)
+            shown = weights if weights.shape[2] == 3 else weights.mean(axis=2, keepdims=True)
             low, high = shown.min(), shown.max()
-            place = slice(tile * step, tile * step + KERNEL_SIDE), slice(channel * step, channel * step + KERNEL_SIDE)
-            grid[place] = (shown - low) / (high - low if high > low else 1)
+            top, left = tile * (height + 1), channel * (width + 1)
+            grid[top : top + height, left : left + width] = (shown - low) / (high - low if high > low else 1)
     return grid
 
 

@@ -1,7 +1,8 @@
 """Reduction (§4): one kernel matrix per layer, put together from the filters of its tiles, as an ordinary network."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from rapa_dist.analysis.untiled import UntiledNetwork
 from rapa_dist.console import work
-from rapa_dist.coordinator.evaluation import evaluate
+from rapa_dist.coordinator.evaluation import as_images, evaluate
+from rapa_dist.coordinator.learner import build, load_digital
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.run_images import WHERE_THEY_WERE, Where
 from rapa_dist.coordinator.trained import Trained
 from rapa_dist.data import evaluation_batches
 from rapa_dist.errors import UsageError
 from rapa_dist.files import check_target, write_whole
-from rapa_dist.footprint import TEST_IMAGES
-from rapa_dist.machine import KERNEL_SIDE, POOL_SIDE, POOL_STRIDE, pooled_side
+from rapa_dist.nn.convert import digital
+from rapa_dist.nn.minibatch import MiniBatch, Part, at_work
+from rapa_dist.nn.pooling import POOL_SIDE, POOL_STRIDE
+from rapa_dist.nn.record import Recording
 from rapa_dist.tile import Matrix
 
 METHODS = ("norm", "wins")
@@ -59,7 +63,7 @@ def reduce_run(
         by: "norm", the filter with the largest norm; "wins", the one that most often wins the max pooling over
             training images.
         checkpoint: "newest", "best" or a name.
-        output: where to save the state dict of `UntiledNetwork`; None: nowhere.
+        output: where to save the state dict of the `PaperNetwork`; None: nowhere.
         limit_train: training images for "wins"; None: 2,000, or all if there are fewer.
         limit_test: test images to use; None: as the run did.
         where: where the run's images are.
@@ -88,11 +92,10 @@ def reduce_run(
     with trained.network() as tiled, work("Testing the tiled network", "images") as advance:
         score = evaluate(
             tiled,
-            trained.assigner(),
             trained.data.test,
             trained.mean,
+            batch_size=trained.test_images,
             step=trained.step,
-            micro_batches=trained.config.micro_batches,
             advance=advance,
         )
     assert score is not None
@@ -117,38 +120,51 @@ def count_wins(trained: Trained, images: int) -> list[NDArray[np.int64]]:
     Returns:
         Per layer (n_t, c_out). A layer whose pooling is no max pooling has windows all the same.
     """
-    machine = trained.config.machine
-    wins = [np.zeros((layer.n_tiles, layer.c_out), np.int64) for layer in machine.layers]
-    assigner = trained.assigner()
+    arrays = trained.config.machine.arrays
+    wins = [np.zeros((array.n_tiles, array.c_out), np.int64) for array in arrays]
     subset = trained.data.train.sample(images)
+    size = trained.test_images
     first = 0
     with trained.network() as network, work("Counting wins", "images") as advance:
-        for pixels, labels in evaluation_batches(subset, trained.mean, TEST_IMAGES):
-            assignments = assigner.for_training(trained.step + first // TEST_IMAGES, len(labels))
-            planes = torch.from_numpy(pixels)
-            with torch.no_grad():
-                for layer, convolution, stage, assignment in zip(
-                    machine.layers, network.convolutions, network.stages, assignments, strict=True
-                ):
-                    outputs = convolution.begin(planes, assignment).receive_outputs()
-                    tile_of_patch = np.full(assignment.n_patches, -1)
-                    tile_of_patch[assignment.order] = np.repeat(np.arange(layer.n_tiles), np.diff(assignment.offsets))
-                    wins[layer.index] += _wins(outputs, tile_of_patch, layer.n_tiles)
-                    planes, _ = stage.forward(outputs)
+        session = network.session
+        for pixels, labels in evaluation_batches(subset, trained.mean, size):
+            batch = MiniBatch(True, (trained.step + first // size,), (len(labels),), session.seed)
+            with torch.no_grad(), at_work(Part(batch, 0)), outputs_of(network.recording) as outputs:
+                network.model.eval()
+                network.model(as_images(pixels))
+            for array, of_array in zip(arrays, outputs, strict=True):
+                assignment = session.assignment(array, array.passages[0], batch, 0, 0)
+                tile_of_patch = np.full(assignment.n_patches, -1)
+                tile_of_patch[assignment.order] = np.repeat(np.arange(array.n_tiles), np.diff(assignment.offsets))
+                wins[array.index] += _wins(of_array, tile_of_patch, array.n_tiles)
             first += len(labels)
             advance(first, images)
     return wins
 
 
-def _wins(outputs: torch.Tensor, tile_of_patch: NDArray[np.int64], n_tiles: int) -> NDArray[np.int64]:
-    """Return (n_t, c_out) for outputs (images, side, side, c_out) and the tile of every pixel."""
-    images, side, _, c_out = outputs.shape
+@contextmanager
+def outputs_of(recording: Recording) -> Iterator[list[Tensor]]:
+    """Collect what the layers on tiles return while a model is called, by tile array."""
+    outputs: list[Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda layer, arguments, output: outputs.append(output))
+        for layer in recording.layers
+    ]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _wins(outputs: Tensor, tile_of_patch: NDArray[np.int64], n_tiles: int) -> NDArray[np.int64]:
+    """Return (n_t, c_out) for outputs (images, c_out, h, w) and the tile of every pixel."""
+    images, c_out, height, width = outputs.shape
     largest, places = F.max_pool2d(
-        outputs.permute(0, 3, 1, 2), POOL_SIDE, POOL_STRIDE, ceil_mode=True, return_indices=True
-    )  # (images, c_out, pooled side, pooled side)
-    assert largest.shape[2] == pooled_side(side)
+        outputs, POOL_SIDE, POOL_STRIDE, ceil_mode=True, return_indices=True
+    )  # (images, c_out, pooled h, pooled w)
     image = np.arange(images)[:, None, None, None]
-    tile = tile_of_patch.reshape(images, side * side)[image, places.numpy()]
+    tile = tile_of_patch.reshape(images, height * width)[image, places.numpy()]
     channel = np.broadcast_to(np.arange(c_out)[None, :, None, None], tile.shape)
     won = (largest.numpy() > 0) & (tile >= 0)
     wins = np.zeros((n_tiles, c_out), np.int64)
@@ -156,28 +172,16 @@ def _wins(outputs: torch.Tensor, tile_of_patch: NDArray[np.int64], n_tiles: int)
     return wins
 
 
-def untiled(trained: Trained, kernels: Sequence[Matrix]) -> UntiledNetwork:
+def untiled(trained: Trained, kernels: Sequence[Matrix]) -> nn.Module:
     """Return an ordinary network with the given kernels, one (k + 1, c_out) per layer, and the run's digital side."""
-    config, digital = trained.config, trained.checkpoint.digital
-    machine = config.machine
-    classes = len(trained.checkpoint.classes)
-    network = UntiledNetwork(config.channels, machine.n_features, classes, config.pooling)
-    state: dict[str, Matrix] = {}
-    for layer, kernel in zip(machine.layers, kernels, strict=True):
-        name = f"conv{layer.index + 1}"
-        weight = kernel[:-1].reshape(KERNEL_SIDE, KERNEL_SIDE, layer.c_in, layer.c_out)
-        state[f"{name}.weight"], state[f"{name}.bias"] = weight.transpose(3, 2, 0, 1), kernel[-1]
-    last = machine.layers[-1]
-    side = pooled_side(last.side)
-    of_pixels = digital["head.weight"].reshape(side, side, last.c_out, classes).transpose(3, 2, 0, 1)
-    state["fc.weight"], state["fc.bias"] = of_pixels.reshape(classes, -1), digital["head.bias"]
-    for layer in machine.layers[:-1] if config.pooling == "mixed" else ():
-        state[f"pool{layer.index + 1}.beta"] = digital[f"pool.{layer.index}.beta"]
-    network.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()})
-    return network
+    network, recording = build(trained.config, len(trained.checkpoint.classes))
+    load_digital(network, trained.checkpoint.digital)
+    for array, layer, kernel in zip(recording.machine.arrays, recording.layers, kernels, strict=True):
+        setattr(network, array.name, digital(layer, torch.from_numpy(np.ascontiguousarray(kernel))))
+    return network.eval()
 
 
-def save(network: UntiledNetwork, path: Path) -> None:
+def save(network: nn.Module, path: Path) -> None:
     """Save a network's state dict, for `torch.load(path, weights_only=True)`; the file is never half-written.
 
     Raises:
@@ -192,12 +196,12 @@ def save(network: UntiledNetwork, path: Path) -> None:
 
 
 @torch.no_grad()
-def error_of_untiled(network: UntiledNetwork, trained: Trained) -> float:
+def error_of_untiled(network: nn.Module, trained: Trained) -> float:
     """Return the test error in percent of an ordinary network on the images of a run."""
     wrong, done, total = 0, 0, len(trained.data.test.labels)
     with work("Testing the reduced network", "images") as advance:
         for pixels, labels in evaluation_batches(trained.data.test, trained.mean, 100):
-            scores = network(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+            scores = network(as_images(pixels))
             wrong += int((scores.argmax(dim=1) != torch.from_numpy(labels)).sum())
             done += len(labels)
             advance(done, total)

@@ -51,7 +51,7 @@ def similarity(run_dir: Path, checkpoint: str, plot: Path | None, as_json: bool)
     result = similarities_of(trained)
 
     def draw(target: Path) -> None:
-        plot_similarity(target, trained.kernels)
+        plot_similarity(target, trained.kernels, trained.config.machine.arrays[0].passages[0].kernel)
 
     with _drawn(plot, draw):
         if as_json:

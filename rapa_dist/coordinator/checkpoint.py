@@ -32,7 +32,7 @@ from rapa_dist.files import cause, parse_json, read_file
 from rapa_dist.machine import IMAGE_CHANNELS
 from rapa_dist.tile import Matrix
 
-FORMAT = 2
+FORMAT = 3
 _KEEP = 3
 _MOST_SIDECAR = 1 << 20  # bytes; the tensors' own header is as long
 _NAME = re.compile(r"step-(\d{9,18})-epoch-(\d{5,18})\.json")
@@ -113,7 +113,7 @@ class Checkpoint:
     @property
     def weights(self) -> dict[str, Matrix]:
         """All weights by name."""
-        return named(self.kernels, self.digital)
+        return named(self.config.machine, self.kernels, self.digital)
 
 
 def write(folder: Path, name: str, checkpoint: Checkpoint) -> Path:
@@ -175,7 +175,7 @@ def read(path: Path) -> Checkpoint:
         data_mean=about["data_mean"],
         classes=tuple(about["classes"]),
         progress=progress,
-        kernels=[tensors.pop(f"layers.{i}.tiles") for i in range(len(config.tiles))],
+        kernels=[tensors.pop(f"{array.name}.kernels") for array in config.machine.arrays],
         digital=tensors,
     )
 
@@ -307,7 +307,7 @@ def _shapes(config: TrainConfig, classes: int) -> dict[str, tuple[int, ...]]:
     """Return the tensors that a checkpoint of a configuration has, by name."""
     machine = config.machine
     of_tiles: dict[str, tuple[int, ...]] = {
-        f"layers.{layer.index}.tiles": (layer.n_tiles, *layer.kernel_shape) for layer in machine.layers
+        f"{array.name}.kernels": (array.n_tiles, *array.kernel_shape) for array in machine.arrays
     }
     return of_tiles | machine.digital_shapes(classes, config.pooling)
 

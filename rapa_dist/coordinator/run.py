@@ -28,7 +28,6 @@ from rapa_dist.data import DataSet
 from rapa_dist.errors import CheckpointError, ClusterError, NodeLostError
 from rapa_dist.fabric.cluster import clear_away_abandoned
 from rapa_dist.fabric.lookout import RESTARTS
-from rapa_dist.footprint import images_per_batch
 from rapa_dist.interrupts import asked_to_stop
 
 
@@ -138,12 +137,12 @@ def start_run(
     data = opening.load(config, data_dir)
     config = replace(config, dataset=data.name)
     with ExitStack() as clean_up:
-        place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), device, nodes)
+        place = Place(fabric, config.machine, min(config.batch_size, len(data.train)), device, nodes)
         clean_up.callback(place.close)
         place.connect(address)
         options = _options(fabric, device, address, nodes, live, tolerance)
         directory, start = opening.begin(run_dir, config, data, data_dir, clean_up, options)
-        return _train(start, data, place, directory, live, tolerance)
+        return _train(start, data, place, directory, live, tolerance, device)
 
 
 def resume_run(
@@ -194,12 +193,12 @@ def resume_run(
         data = as_the_run_has_them(open_images(directory, config, where), config)
         opening.check_images(directory, data, newest)
         config = replace(config, dataset=data.name)
-        place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), device, nodes)
+        place = Place(fabric, config.machine, min(config.batch_size, len(data.train)), device, nodes)
         clean_up.callback(place.close)
         place.connect(address)
         options = _options(fabric, device, address, nodes, live, tolerance)
         start = opening.go_on(directory, config, data, newest, data_dir, options)
-        return _train(start, data, place, directory, live, tolerance)
+        return _train(start, data, place, directory, live, tolerance, device)
 
 
 def _options(
@@ -220,7 +219,13 @@ def _options(
 
 
 def _train(
-    start: Checkpoint, data: DataSet, place: Place, directory: RunDirectory, live: bool, tolerance: Tolerance
+    start: Checkpoint,
+    data: DataSet,
+    place: Place,
+    directory: RunDirectory,
+    live: bool,
+    tolerance: Tolerance,
+    device: str,
 ) -> RunResult:
     config, recoveries = start.config, Recoveries(directory)
     with one_digital_thread(), redirect_stdout(directory.log_stream()):  # Ray prints its warnings to stdout
@@ -241,7 +246,7 @@ def _train(
 
                 def trainer(start: Checkpoint) -> Trainer:
                     every = tolerance.snapshot_every
-                    return Trainer(start, data, fabric, directory, display, recoveries, saver, every)
+                    return Trainer(start, data, fabric, directory, display, recoveries, saver, every, device)
 
                 rollback = Rollback(fabric, directory, saver, recoveries, place.rooms_left, tolerance.node_patience_s)
                 outcome = rollback.run(start, trainer, stop)

@@ -5,17 +5,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from rapa_dist.machine import Machine
 from rapa_dist.tile import Matrix
 
 
-def named(kernels: Sequence[Matrix], digital: Mapping[str, Matrix]) -> dict[str, Matrix]:
+def named(machine: Machine, kernels: Sequence[Matrix], digital: Mapping[str, Matrix]) -> dict[str, Matrix]:
     """Return all weights of a network by the names that they have in a checkpoint.
 
     Args:
+        machine: its tile arrays.
         kernels: one array (n_t, k + 1, c_out) per layer.
         digital: the digital side's parameters.
     """
-    return {f"layers.{i}.tiles": of_layer for i, of_layer in enumerate(kernels)} | dict(digital)
+    arrays = zip(machine.arrays, kernels, strict=True)
+    return {f"{array.name}.kernels": of_array for array, of_array in arrays} | dict(digital)
 
 
 def weights_sha256(weights: Mapping[str, Matrix]) -> str:

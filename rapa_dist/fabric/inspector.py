@@ -30,7 +30,7 @@ class Inspector:
         machine = self._site.machine
         layer, tile = machine.tiles[number]
         if number not in self._cells:
-            shape = machine.layers[layer].kernel_shape
+            shape = machine.arrays[layer].kernel_shape
             self._cells[number] = Cells(map_existing(self._file(number), Cells.size(shape)), shape)
         return read_tile(self._cells[number], name=tile_name(layer, tile), layer=layer, node=self._node)
 

@@ -92,7 +92,7 @@ def gather(path: Path, *, checkpoint: str = "newest", scaling: Path | None = Non
         missing.append("No epoch is finished yet: there are no curves and no errors.")
     elif (
         not any(line.get("similarity") for line in metrics)
-        and max(layer.n_tiles for layer in config.machine.layers) > 1
+        and max(layer.n_tiles for layer in config.machine.arrays) > 1
     ):
         missing.append(
             "Similarity over time was not recorded: the run was trained by an older version. "

@@ -171,7 +171,7 @@ def similarities(content: Content) -> str:
         axes = drawing.axes(drawing.figure.add_gridspec(1, 1)[0], "Similarity S")
         axes.axhline(0, color=INK, linewidth=0.7)
         seen: list[int] = []
-        for layer, colour in zip(content.config.machine.layers, _cycle(), strict=False):
+        for layer, colour in zip(content.config.machine.arrays, _cycle(), strict=False):
             epochs, values = content.similarity(layer.index)
             if epochs:
                 seen += epochs

@@ -7,29 +7,30 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rapa_dist.machine import IMAGE_CHANNELS, KERNEL_SIDE
+from rapa_dist.geometry import Pair
 from rapa_dist.tile import Matrix
 
 _GAP = 1  # transparent pixels between two filters
 
 
-def filter_row(kernel: Matrix) -> str:
+def filter_row(kernel: Matrix, size: Pair) -> str:
     """Return a PNG, as a data URI, of the filters of a first layer's tile, side by side, a pixel for each weight.
 
     Every filter is scaled by its largest weight: 0 is mid-grey, and colours are those of the image's channels.
 
     Args:
         kernel: (k + 1, c_out), k ordered (kh, kw, c_in), c_in = 3, the bias last.
+        size: kh × kw.
     """
-    c_out = kernel.shape[1]
-    filters = kernel[:-1].T.reshape(c_out, KERNEL_SIDE, KERNEL_SIDE, IMAGE_CHANNELS).astype(np.float64)
+    c_out, (height, width) = kernel.shape[1], size
+    filters = kernel[:-1].T.reshape(c_out, height, width, -1).astype(np.float64)
     largest = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
     levels = np.divide(filters, largest, out=np.zeros_like(filters), where=largest > 0)
-    pixels = np.zeros((KERNEL_SIDE, c_out * (KERNEL_SIDE + _GAP) - _GAP, 4), np.uint8)
+    pixels = np.zeros((height, c_out * (width + _GAP) - _GAP, 4), np.uint8)
     for number, level in enumerate(levels):
-        left = number * (KERNEL_SIDE + _GAP)
-        pixels[:, left : left + KERNEL_SIDE, :3] = np.rint(127.5 + 127.5 * level)
-        pixels[:, left : left + KERNEL_SIDE, 3] = 255
+        left = number * (width + _GAP)
+        pixels[:, left : left + width, :3] = np.rint(127.5 + 127.5 * level)
+        pixels[:, left : left + width, 3] = 255
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

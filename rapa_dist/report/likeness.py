@@ -10,7 +10,7 @@ from rapa_dist.report.frame import framed
 
 def similarity_section(content: Content) -> str:
     """Return the section on S: over the epochs, and of the checkpoint with the start and without it."""
-    layers = [layer for layer in content.config.machine.layers if content.similarity(layer.index)[0]]
+    layers = [layer for layer in content.config.machine.arrays if content.similarity(layer.index)[0]]
     if not layers:
         return ""
     lines = [line for line in content.metrics if line.get("similarity")]

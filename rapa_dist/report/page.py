@@ -11,7 +11,7 @@ from rapa_dist.analysis.similarity import similarity
 from rapa_dist.console import counted
 from rapa_dist.errors import RunDirectoryError, UsageError
 from rapa_dist.files import write_whole
-from rapa_dist.machine import IMAGE_CHANNELS
+from rapa_dist.geometry import Pair
 from rapa_dist.report import figures
 from rapa_dist.report.content import Content, described, gather
 from rapa_dist.report.elements import data_table, duration, escaped, fact_table, folded, known_sum, or_dash
@@ -188,9 +188,6 @@ def _time(content: Content) -> str:
         ("Wall time of both", duration(trained_s + tested_s)),
         ("Wall time of a step, median of the epochs", f"{median(steps):.2f} ms" if steps else "–"),
     ]
-    others = max(wall.get("networks", 1) for wall in walls) - 1
-    if others:
-        facts.append(("Trained in the same time", counted(others, "other run")))
     chart = ""
     if steps:
         caption = "Wall time depends on the machine and on what else it does; device time only on rows and tiles."
@@ -271,8 +268,8 @@ def _filters(content: Content) -> str:
             )
         )
         parts.append(f"<h3>Layer {index + 1}</h3>")
-        if index == 0 and (kernels.shape[1] - 1) % IMAGE_CHANNELS == 0:
-            parts.append(_first_layer(kernels))
+        if index == 0:
+            parts.append(_first_layer(kernels, content.config.machine.arrays[0].passages[0].kernel))
         parts.append(_likeness(content, index, kernels))
     head = ("layer", "tiles", "filters per tile", "smallest norm", "mean norm", "largest norm", "similarity S")
     when = f"after {counted(progress.step, 'step')}, {counted(progress.epoch, 'epoch')}"
@@ -280,10 +277,10 @@ def _filters(content: Content) -> str:
     return data_table(note, head, rows) + "".join(parts)
 
 
-def _first_layer(kernels: Any) -> str:
+def _first_layer(kernels: Any, size: Pair) -> str:
     def row(tile: int) -> str:
         what = f"Filters of tile L0/T{tile:03d}, {kernels.shape[2]} channels"
-        source = filter_row(kernels[tile])
+        source = filter_row(kernels[tile], size)
         return f'<span>T{tile:03d}</span><img src="{source}" alt="{what}" title="{what}">'
 
     rows = [row(tile) for tile in range(len(kernels))]
@@ -291,8 +288,8 @@ def _first_layer(kernels: Any) -> str:
     if rest := rows[_OPEN_ROWS:]:
         shown += folded(counted(len(rest), "more tile"), f'<div class="filters">{"".join(rest)}</div>')
     caption = (
-        "A row for each tile, a column for each output channel: 5 × 5 pixels of red, green and blue. Each filter is "
-        "scaled by its largest weight; mid-grey is 0."
+        f"A row for each tile, a column for each output channel: {size[0]} × {size[1]} pixels of red, green and blue. "
+        "Each filter is scaled by its largest weight; mid-grey is 0."
     )
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
 

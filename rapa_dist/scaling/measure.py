@@ -7,15 +7,14 @@ from statistics import median
 import torch
 
 from rapa_dist.config import TrainConfig
-from rapa_dist.coordinator.assigner import Assigner
+from rapa_dist.coordinator.initial import initial_digital, initial_kernels
+from rapa_dist.coordinator.learner import IMAGE, learner
 from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.hardware import CycleTimes, Pace
-from rapa_dist.machine import Layer
-from rapa_dist.network.model import Network, initial_digital, initial_kernels
-from rapa_dist.network.pipeline import Step as TrainingStep
-from rapa_dist.network.pipeline import train
+from rapa_dist.machine import TileArray
+from rapa_dist.nn.schedule import Step as TrainingStep
+from rapa_dist.nn.schedule import Whole
 from rapa_dist.scaling.stopwatch import BACKWARD_UPDATE, FORWARD, UPDATE, CycleTime, Stopwatch, now_ns
-from rapa_dist.tile import Update
 
 CLASSES = 10
 EFFICIENT = 0.9
@@ -23,7 +22,7 @@ EFFICIENT = 0.9
 MOST_DILATION = 100_000
 """The largest time dilation that is tried."""
 _WARM_UP = 3  # unpaced steps before each turn: the first find cold caches, and the tiles asleep
-_UPDATE = Update(0.005, 1e-4)
+_RATE = 0.005
 _PER_DECADE = 20  # dilations in the grid
 _STRIDE = 6  # of the search for one that is large enough: a factor of 2
 _PROBE_STEPS, _PROBE_S = (5, 25), 1.0  # at least and at most; between them, as many as this time allows
@@ -52,9 +51,10 @@ class Contender:
         fabric.use(self.machine, self._kernels)
         self._watch = Stopwatch(fabric, stop)
         digital = initial_digital(self.machine, CLASSES, config.seed, config.pooling)
-        self._network = Network(self._watch, pooling=config.pooling, digital=digital)
-        self._assigner = Assigner(self.machine, config.scheme, config.seed)
-        self._pixels = torch.rand(self.images, 32, 32, 3, generator=torch.Generator().manual_seed(config.seed)) - 0.5
+        self._learner = learner(config, CLASSES, self._watch, digital, step=0)
+        generator = torch.Generator().manual_seed(config.seed)
+        pixels = torch.rand(self.images, *IMAGE, generator=generator) - 0.5
+        self._pixels = pixels.contiguous(memory_format=torch.channels_last)
         self._labels = torch.arange(self.images) % CLASSES
         self._step = 0
 
@@ -71,8 +71,7 @@ class Contender:
         self._watch.take()
         self._step += 1
         started = now_ns()
-        routing = self._assigner.route_training(self._step, self.images, micro_batches=1)
-        for _ in train(self._network, [TrainingStep(self._pixels, self._labels, routing, _UPDATE)]):
+        for _ in Whole().train(self._learner, [TrainingStep(self._step, self._pixels, self._labels, _RATE)]):
             pass
         return Step(now_ns() - started, self._watch.take())
 
@@ -80,21 +79,21 @@ class Contender:
         """Change the pace of the tiles."""
         self._fabric.pace = pace
 
-    def cycles(self) -> list[tuple[Layer, str]]:
+    def cycles(self) -> list[tuple[TileArray, str]]:
         """Return the cycles of a step: two for every layer."""
-        return [(layer, kind) for layer in self.machine.layers for kind in kinds_of(layer)]
+        return [(layer, kind) for layer in self.machine.arrays for kind in kinds_of(layer)]
 
     def ideal_ns(self, pace: Pace) -> float:
         """Return what the cycles of a step would take at a pace if each layer were n_t times faster than untiled."""
         return sum(untiled_ns(layer, kind, self.images, pace) / layer.n_tiles for layer, kind in self.cycles())
 
 
-def kinds_of(layer: Layer) -> tuple[str, str]:
+def kinds_of(layer: TileArray) -> tuple[str, str]:
     """Return the cycles that a layer has in a training step."""
-    return FORWARD, BACKWARD_UPDATE if layer.index else UPDATE
+    return FORWARD, BACKWARD_UPDATE if layer.input_error else UPDATE
 
 
-def untiled_ns(layer: Layer, kind: str, images: int, pace: Pace) -> float:
+def untiled_ns(layer: TileArray, kind: str, images: int, pace: Pace) -> float:
     """Return what a cycle with all rows of a layer would take one array, slowed down."""
     row_ns = pace.row_ns(forward=kind == FORWARD, backward=kind == BACKWARD_UPDATE, update=kind != FORWARD)
     return images * layer.n_patches * row_ns

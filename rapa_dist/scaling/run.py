@@ -14,6 +14,7 @@ from rapa_dist.command_lines import no_matplotlib
 from rapa_dist.config import TrainConfig
 from rapa_dist.console import stderr, work
 from rapa_dist.coordinator.environment import environment
+from rapa_dist.coordinator.initial import initial_kernels
 from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.errors import ClusterError, RunDirectoryError
 from rapa_dist.fabric.lookout import Restart
@@ -23,7 +24,6 @@ from rapa_dist.footprint import Footprint, memory, tiles_that_fit
 from rapa_dist.hardware import CycleTimes, Pace
 from rapa_dist.interrupts import asked_to_stop
 from rapa_dist.machine import Machine
-from rapa_dist.network.model import initial_kernels
 from rapa_dist.scaling.measure import (
     Block,
     Contender,
@@ -36,7 +36,6 @@ from rapa_dist.scaling.measure import (
 )
 from rapa_dist.scaling.plot import block_title, draw
 from rapa_dist.scaling.report import DEFINITIONS, FORMAT, describe_block, describe_factors
-from rapa_dist.tile import Cells, Word
 
 JSON, PLOT, LOGS = "scaling.json", "scaling.svg", "ray-logs"
 
@@ -59,7 +58,7 @@ class Plan:
 
     def longest_hold_s(self, pace: Pace) -> float:
         """Return for how long the slowest tile of all holds an answer at a pace."""
-        layers = [layer for config in self.configurations for layer in config.machine.layers]
+        layers = [layer for config in self.configurations for layer in config.machine.arrays]
         return (
             max(
                 untiled_ns(layer, kind, self.images, pace) / layer.n_tiles
@@ -153,13 +152,12 @@ def run(plan: Plan, out: Path, address: str | None) -> dict[str, Any]:
             cluster_s, started = time.perf_counter() - started, time.perf_counter()
             fabric = place.open(initial_kernels(machine, 0), out.resolve().name, out, _restarted)
             assert isinstance(fabric, RayFabric)
-            cells = [cells for layer in machine.layers for cells in fabric.cells(layer.index)]
             findings.start = {
                 "actors": len(machine.tiles),
                 "cluster_s": round(cluster_s, 3),
                 "actors_up_s": round(time.perf_counter() - started, 3),
                 "memory_forecast_mb": round(Footprint.of(machine, plan.images, "ray").total / 1e6, 1),
-                **_memory(cells),
+                **_memory(fabric.pids()),
             }
             stderr.print(
                 f"{len(machine.tiles)} actors up after {findings.start['actors_up_s']:.1f} s, each with "
@@ -168,7 +166,7 @@ def run(plan: Plan, out: Path, address: str | None) -> dict[str, Any]:
             )
             with asked_to_stop() as stop, _written(findings, out):
                 _measure(findings, fabric, out, stop)
-                findings.start |= _memory(cells)  # now with all that they have touched
+                findings.start |= _memory(fabric.pids())  # now with all that they have touched
                 findings.finished = True
         except ClusterError:
             place.keep_logs(out / LOGS)
@@ -244,9 +242,8 @@ def write_plot(folder: Path) -> None:
         raise RunDirectoryError(f"Can't write to {folder}: {error.strerror}. Give another --out.") from error
 
 
-def _memory(cells: Sequence[Cells]) -> dict[str, Any]:
+def _memory(actors: Sequence[int]) -> dict[str, Any]:
     """Return what the actors' processes on this node take, each and together, and all processes of the measurement."""
-    actors = [int(tile.words[Word.PID]) for tile in cells]
     own = [memory_of(pid)[0] / 1e6 for pid in actors] or [0.0]  # there are none where all tiles are on other nodes
     everybody = {os.getpid(), *descendants(os.getpid()), *actors}
     return {

@@ -1,0 +1,95 @@
+"""Stochastic gradient descent for models on tiles: tiles update themselves, digital parameters are updated here."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from rapa_dist.errors import UsageError
+from rapa_dist.nn.layers import TiledLayer
+
+_DIGITAL = "digital"
+
+
+class RapaSGD(torch.optim.Optimizer):
+    """Plain SGD, K ← (1 − λ · weight decay) K − λ ∇, with a parameter group for every tiled layer.
+
+    λ and decay go out to the tiles with the errors of `backward()`, so they count as they are then. `step()` puts the
+    kernels that the tiles have prepared in force, and takes the step of the digital parameters by the same rule.
+    """
+
+    def __init__(
+        self, model: nn.Module, lr: float, weight_decay: float = 0.0, *, lr_of: Mapping[str, float] | None = None
+    ) -> None:
+        """Update all parameters of a model.
+
+        Args:
+            model: with layers on tiles.
+            lr: λ.
+            weight_decay: relative decay of all weights per step and unit of λ.
+            lr_of: by name of a tiled layer a λ of its own.
+
+        Raises:
+            UsageError: λ is not above 0, decay not in [0, 1 / λ), or there is no such layer.
+        """
+        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, TiledLayer)}
+        lr_of = dict(lr_of or {})
+        if unknown := lr_of.keys() - layers.keys():
+            raise UsageError(
+                f"lr_of names {', '.join(sorted(unknown))}, but the layers on tiles are {', '.join(layers) or 'none'}."
+            )
+        for rate in (lr, *lr_of.values()):
+            if not 0 < rate < float("inf"):
+                raise UsageError(f"lr needs a number above 0, like 0.05; it is {rate}.")
+            if not 0 <= weight_decay * rate < 1:
+                raise UsageError(
+                    f"weight_decay needs a number from 0 to below 1 / lr, like 0.0001; it is {weight_decay}."
+                )
+        of_tiles = {id(layer.kernels) for layer in layers.values()}
+        digital = [parameter for parameter in model.parameters() if id(parameter) not in of_tiles]
+        groups: list[dict[str, Any]] = [
+            {"params": [layer.kernels], "lr": lr_of.get(name, lr), "ratio": lr_of.get(name, lr) / lr, "name": name}
+            for name, layer in layers.items()
+        ]
+        if digital:
+            groups.append({"params": digital, "ratio": 1.0, "name": _DIGITAL})
+        self._layers = layers
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        for group in self.param_groups:
+            if group["name"] in layers:
+                layers[group["name"]].rates = group
+
+    def set_rate(self, lr: float) -> None:
+        """Set λ; layers with a λ of their own keep their ratio to it."""
+        for group in self.param_groups:
+            group["lr"] = lr * group["ratio"]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Put the tiles' updates in force, and update the digital parameters.
+
+        Raises:
+            UsageError: there was no backward() before it.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        sessions = {id(layer.session): layer.session for layer in self._layers.values()}
+        with_gradient = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not with_gradient and not any(session.learnt for session in sessions.values()):
+            raise UsageError("step() found nothing to do: call backward() on the loss first.")
+        for group, parameter in with_gradient:
+            parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(parameter.grad, alpha=group["lr"])
+            parameter.grad = None
+        for session in sessions.values():
+            session.put_in_force()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget gradients of digital parameters, and updates that tiles have prepared."""
+        super().zero_grad(set_to_none)
+        for layer in self._layers.values():
+            if layer.session.learnt:
+                layer.session.drop()
