@@ -111,13 +111,13 @@ def test_what_differs_is_measured(twins: tuple[Path, Path], tmp_path: Path) -> N
     first, *rest = result["tensors"]
     assert all(tensor["identical"] for tensor in rest)
     delta = kernels[0] - state.kernels[0]
-    assert (first["name"], first["differing"]) == ("layers.0.tiles", 2)
+    assert (first["name"], first["differing"]) == ("conv0.kernels", 2)
     assert first["largest_difference"] == pytest.approx(np.abs(delta).max())
     assert first["relative_norm"] == pytest.approx(np.linalg.norm(delta) / np.linalg.norm(state.kernels[0]), rel=1e-6)
     text = invoke("compare", twins[0], run).stdout
     for part in (
         "weights        differ:",
-        "layers.0.tiles",
+        "conv0.kernels",
         "largest difference 25.00 points",
         "cat, dog, newt → a, b, c",
     ):
@@ -131,8 +131,8 @@ def test_networks_of_other_shapes_are_compared_as_far_as_they_go(twins: tuple[Pa
     assert result["configuration"]["tiles"] == [[4, 1, 1], [1, 1, 1]]
     assert not result["same_images"]
     shapes = {tensor["name"]: tensor["shapes"] for tensor in result["tensors"]}
-    assert shapes["layers.0.tiles"] == [[4, 76, 2], [1, 76, 2]]
-    assert shapes["pool.0.beta"] == [None, [2]]
+    assert shapes["conv0.kernels"] == [[4, 76, 2], [1, 76, 2]]
+    assert shapes["stage0.beta"] == [None, [2]]
     text = invoke("compare", twins[0], tmp_path / "run").stdout
     assert "tiles: (4, 1, 1) → (1, 1, 1)" in text
     assert "4×76×2 → 1×76×2" in text

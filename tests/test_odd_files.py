@@ -301,7 +301,7 @@ def forge(run, **fields):
         ({"loss_sum": [1]}, "loss_sum is [1], expected a finite number from 0"),
         ({"best_epoch": -1}, "best_epoch is -1"),
         ({"best_epoch": 7}, "no run can be as far"),
-        ({"epoch": 3}, "by what it holds: it was renamed"),
+        ({"epoch": 3, "best_epoch": 1}, "by what it holds: it was renamed"),
         ({"step_in_epoch": 1, "seen": 5}, "has come to step 8, by 4 epochs and 1 step; an epoch has 2 steps"),
         ({"seen": 10**30}, "seen is 1000000000"),
         ({"surprise": 1}, "'surprise' is unknown"),

@@ -74,7 +74,7 @@ def test_values_that_can_not_work(refused, arguments, parts):
 def test_more_tiles_than_memory_has_room_for(refused, monkeypatch):
     """The largest number of every layer counts, wherever it stands: 1024 + 256 + 64 actors."""
     monkeypatch.setattr(running, "memory", lambda: Memory(8 * 10**9, 4 * 10**9, False))
-    parts = ("Too little memory: 1,344 tiles", "4,000 MB are available", "About 60 tiles would fit", "--tiles")
+    parts = ("Too little memory: 1,344 tiles", "4,000 MB are available", "About 59 tiles would fit", "--tiles")
     refused(["--tiles", "1024,256,1", "--tiles", "1,1,64"], 1, *parts)
 
 

@@ -92,7 +92,7 @@ class TestSerial:
         norms = [
             np.linalg.norm(kernel)
             for layer in range(3)
-            for kernel in newest_weights(undisturbed)[f"layers.{layer}.tiles"]
+            for kernel in newest_weights(undisturbed)[f"conv{layer}.kernels"]
         ]
         assert [tile["kernel_norm"] for tile in stats["tiles"]] == pytest.approx(norms, rel=1e-6)
 

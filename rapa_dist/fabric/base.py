@@ -1,13 +1,14 @@
 """What the coordinator may ask of a fabric: passages through tile arrays, and what is in the tiles between steps."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
-from torch import Tensor
 
 from rapa_dist.assignment import Assignment
 from rapa_dist.fabric.passage import Passage
@@ -15,6 +16,9 @@ from rapa_dist.geometry import Geometry
 from rapa_dist.inspection import TileStats
 from rapa_dist.machine import Machine, TileArray
 from rapa_dist.tile import Matrix
+
+if TYPE_CHECKING:  # who only reads about a run does without it
+    from torch import Tensor
 
 Kernels = Sequence[Matrix]
 """The kernels of a whole machine: one array (n_t, k + 1, c_out) per tile array."""

@@ -3,11 +3,15 @@
 It is the seam between the network and the fabrics: above it are planes, below it rows in tile order.
 """
 
-from abc import ABC, abstractmethod
+from __future__ import annotations
 
-from torch import Tensor
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 from rapa_dist.tile import Update
+
+if TYPE_CHECKING:  # who only reads about a run does without it
+    from torch import Tensor
 
 
 class Passage(ABC):
