@@ -342,9 +342,11 @@ def test_what_ends_on_a_cluster_that_stays_ends_whatever_is_killed_or_stopped_me
     def tiles() -> dict[int, str]:
         return {pid: title for pid, title in descendants(head.process.pid).items() if "Tile" in title}
 
-    fabric = RayFabric(machine, 2, initial_kernels(machine, 0), run="ends", cluster=connect(head.address, 3))
+    fabric = RayFabric(
+        machine, floats_of(machine), initial_kernels(machine, 0), run="ends", cluster=connect(head.address, 3)
+    )
     assert len(tiles()) == 3
-    killed, stopped, _ = (int(cells.words[Word.PID]) for layer in range(3) for cells in fabric.cells(layer))
+    killed, stopped, _ = fabric.pids()
     ask = TileActors.ask_to_leave
 
     def ask_to_leave(actors: TileActors) -> list:

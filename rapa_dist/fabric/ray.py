@@ -122,7 +122,7 @@ class RayFabric(SharedRowsFabric):
         """
         started = self._chip.machine
         for array, ours in zip(machine.arrays, started.arrays, strict=True):
-            if array.n_tiles > ours.n_tiles or replace(array, n_tiles=ours.n_tiles) != ours:
+            if array.n_tiles > ours.n_tiles or replace(array, n_tiles=ours.n_tiles, scheme=ours.scheme) != ours:
                 raise ValueError(f"{array} is not part of {ours}")
         self.machine = machine
         self._tiles = choose(started, machine, self._node_of)
