@@ -5,13 +5,12 @@ Measured with Ray 2.60, Python 3.11 and torch 2.13 (CPU).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from rapa_dist.cgroup import memory_limit
 from rapa_dist.demand import arena_floats
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric.chip import shared_bytes
 from rapa_dist.machine import Machine
+from rapa_dist.memory import memory
 
 TILE_BYTES = 49_000_000
 """Memory that the process of a tile shares with no other."""
@@ -21,18 +20,6 @@ RAY_PROCESSES = 7
 """Ray's daemons on one node, where they are started for the run: GCS, raylet, dashboard, monitors and agents."""
 RAY_BYTES = 400_000_000
 """Their memory. A run with 7 tiles then takes 1.10 GB in all (forecast 1.11), one with 21 takes 1.80 (1.81)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Main memory as this process may use it."""
-
-    total: int
-    """Bytes in all."""
-    available: int
-    """Bytes that can still be had."""
-    limited: bool
-    """Whether a control group (a container, a batch system) sets the limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +49,6 @@ class Footprint:
         n_tiles = len(machine.tiles if tiles is None else tiles)
         on_ray = n_tiles * TILE_BYTES + RAY_BYTES if fabric == "ray" else 0
         return cls(shared_bytes(machine, arena_floats(machine, batch_size), tiles), COORDINATOR_BYTES + on_ray)
-
-
-def memory() -> Memory:
-    """Return what memory this machine, or the control group around this process, has."""
-    facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    total, available = (int(facts[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    limit = memory_limit()
-    if limit is None:
-        return Memory(total, available, False)
-    return Memory(min(total, limit[0]), min(available, limit[1]), True)
 
 
 def tiles_that_fit(machine: Machine, batch_size: int, available: int) -> int:

@@ -2,11 +2,16 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, prod
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rapa_dist.geometry import Geometry
 
-IMAGE_CHANNELS, IMAGE_SIDE = 3, 32
+IMAGE = (3, 32, 32)
+"""Channels, h and w of an image in the paper."""
 _KERNEL = 5  # every convolution of Caffe's "Full" CIFAR-10 network is 5 × 5, pad 2, stride 1
 
 
@@ -45,6 +50,10 @@ class TileArray:
         """Shape of the matrix on one tile, (k + 1, c_out); the last row is the bias. Without bias (k, c_out)."""
         return self.k + self.bias, self.c_out
 
+    def filters(self, kernels: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+        """Return kernels (…, k + 1, c_out) without the bias row, if they have one: a view (…, k, c_out)."""
+        return kernels[..., : self.k, :]
+
     @property
     def n_weights(self) -> int:
         """Weights on all tiles, biases included."""
@@ -65,7 +74,12 @@ class Machine:
 
     @classmethod
     def build(
-        cls, *, channels: tuple[int, ...], tiles: tuple[int, ...], scheme: str = "random", side: int = IMAGE_SIDE
+        cls,
+        *,
+        channels: tuple[int, ...],
+        tiles: tuple[int, ...],
+        scheme: str = "random",
+        image: tuple[int, ...] = IMAGE,
     ) -> "Machine":
         """Lay out the paper's network: Caffe's "Full" CIFAR-10 network.
 
@@ -73,12 +87,13 @@ class Machine:
             channels: c_out per layer.
             tiles: n_t per layer; for "perforated", how many times fewer patches its one tile computes.
             scheme: of all layers; those with one tile have none.
-            side: pixels along one side of the images.
+            image: channels, h and w of an image.
         """
-        arrays, c_in, pad = [], IMAGE_CHANNELS, _KERNEL // 2
+        arrays, pad = [], _KERNEL // 2
+        c_in, h, w = image
         for index, (c_out, number) in enumerate(zip(channels, tiles, strict=True)):
             perforated = scheme == "perforated"
-            geometry = Geometry(size=(side, side), kernel=(_KERNEL, _KERNEL), before=(pad, pad), after=(pad, pad))
+            geometry = Geometry(size=(h, w), kernel=(_KERNEL, _KERNEL), before=(pad, pad), after=(pad, pad))
             arrays.append(
                 TileArray(
                     index=index,
@@ -92,20 +107,8 @@ class Machine:
                     perforation=number if perforated else 1,
                 )
             )
-            side, c_in = pooled(side), c_out
+            c_in, h, w = c_out, pooled(h), pooled(w)
         return cls(tuple(arrays))
-
-    def digital_shapes(self, classes: int, pooling: str) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the digital parameters of the paper's network, by name.
-
-        The fully connected layer has (classes, features) weights and (classes,) biases; "mixed" pooling a β for every
-        channel, behind all layers but the last.
-        """
-        last = self.arrays[-1]
-        features = last.c_out * prod(pooled(side) for side in last.passages[0].out)
-        mixed = self.arrays[:-1] if pooling == "mixed" else ()
-        of_pooling: dict[str, tuple[int, ...]] = {f"stage{array.index}.beta": (array.c_out,) for array in mixed}
-        return {"head.weight": (classes, features), "head.bias": (classes,)} | of_pooling
 
     @cached_property
     def tiles(self) -> tuple[tuple[int, int], ...]:

@@ -9,10 +9,11 @@ from typing import Any
 
 from rapa_dist.config import PAPER_CHANNELS
 from rapa_dist.errors import UsageError
-from rapa_dist.footprint import RAY_PROCESSES, TILE_BYTES, Footprint, memory, tiles_that_fit
+from rapa_dist.footprint import RAY_PROCESSES, TILE_BYTES, Footprint, tiles_that_fit
 from rapa_dist.geometry import Geometry
 from rapa_dist.hardware import Acceleration, CycleTimes, DeviceTime, Load, even_loads, inference_time, training_time
 from rapa_dist.machine import Machine, TileArray
+from rapa_dist.memory import memory
 
 _MOST = {"OUT_SIZE": 10_000, "CHANNELS_IN": 100_000, "CHANNELS_OUT": 100_000, "KERNEL": 1_000}
 _MOST_TILES = 1_000_000

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from factories import initial_digital
 from torch import Tensor
 
-from rapa_dist.coordinator.initial import initial_digital, initial_kernels
 from rapa_dist.coordinator.learner import digital_arrays, load_digital
 from rapa_dist.demand import arena_floats
 from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.fabric.batched import BatchedFabric
 from rapa_dist.fabric.serial import SerialFabric
+from rapa_dist.initial import initial_kernels
 from rapa_dist.networks.paper import PaperNetwork
 from rapa_dist.nn.convert import convert
 from rapa_dist.nn.deploy import attach

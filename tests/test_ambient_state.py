@@ -19,7 +19,6 @@ from rapa_dist import folders
 from rapa_dist.chaos import campaign
 from rapa_dist.cli import main
 from rapa_dist.console import home_as_tilde
-from rapa_dist.coordinator.initial import initial_kernels
 from rapa_dist.coordinator.run import start_run
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.data import builtin, load
@@ -33,6 +32,7 @@ from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.fabric.remote import RemoteChip
 from rapa_dist.fabric.running_code import RunningCode, installed_code, loaded_code
 from rapa_dist.fabric.scratch import shared_memory_root
+from rapa_dist.initial import initial_kernels
 from rapa_dist.interpreter import same_modules
 from rapa_dist.machine import Machine
 

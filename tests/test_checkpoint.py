@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from factories import initial_digital
 from safetensors.numpy import load_file, save_file
 
 from rapa_dist.config import resolve
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress, latest, name_of, prune, read, write
-from rapa_dist.coordinator.initial import initial_digital, initial_kernels
 from rapa_dist.errors import CheckpointError
 from rapa_dist.files import write_whole
+from rapa_dist.initial import initial_kernels
+from rapa_dist.layout import machine_of
 
 CONFIG = resolve(
     tiles=(4, 2, 1),
@@ -40,8 +42,8 @@ def a_checkpoint(step=7, seed=0):
         data_mean=[0.1, 1 / 3, 0.7],
         classes=tuple(f"class {i}" for i in range(CLASSES)),
         progress=Progress(epoch=1, step=step, step_in_epoch=2, loss_sum=0.1 + 0.2, wrong=3, seen=20, metrics_bytes=99),
-        kernels=initial_kernels(CONFIG.machine, seed),
-        digital=initial_digital(CONFIG.machine, CLASSES, seed),
+        kernels=initial_kernels(machine_of(CONFIG), seed),
+        digital=initial_digital(machine_of(CONFIG), CLASSES, seed),
     )
 
 

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from rapa_dist.config import TrainConfig, check_fabric, difference, parse_list, resolve
+from rapa_dist.checks import parse_list
+from rapa_dist.config import TrainConfig, check_fabric, difference, resolve
 from rapa_dist.errors import UsageError
+from rapa_dist.layout import machine_of
 
 BASE = {
     "pooling": "max",
@@ -41,7 +43,7 @@ def test_without_anything_said_it_is_the_papers_tiled_network():
     config = a_config()
     assert (config.tiles, config.scheme, config.channels) == ((16, 4, 1), "random", (32, 32, 64))
     assert (config.lr, config.lr_decay) == (0.05, 0.75)
-    assert config.machine.n_weights == 192_704
+    assert machine_of(config).n_weights == 192_704
 
 
 def test_scheme_none_means_one_tile_per_layer_and_the_papers_untiled_rates():
@@ -304,7 +306,7 @@ def test_a_configuration_can_not_be_changed():
 def test_enlarged_is_the_untiled_network_with_more_channels():
     config = a_config(scheme="enlarged")
     assert (config.scheme, config.tiles, config.channels, config.lr) == ("none", (1, 1, 1), (54, 64, 64), 0.005)
-    assert config.machine.n_weights == 193_032, "the paper's count"
+    assert machine_of(config).n_weights == 193_032, "the paper's count"
     with pytest.raises(UsageError, match=r"--scheme enlarged is .* --channels 54,64,64; not 32,32,64"):
         a_config(scheme="enlarged", channels=(32, 32, 64))
 
@@ -312,9 +314,9 @@ def test_enlarged_is_the_untiled_network_with_more_channels():
 def test_perforated_has_one_tile_per_layer_and_the_learning_rate_of_tiling():
     config = a_config(scheme="perforated")
     assert (config.tiles, config.lr, config.lr_decay) == ((16, 4, 1), 0.05, 0.75)
-    assert [layer.n_tiles for layer in config.machine.arrays] == [1, 1, 1]
-    assert [layer.perforation for layer in config.machine.arrays] == [16, 4, 1]
-    assert config.machine.n_weights == 79_328, "one kernel matrix per layer"
+    assert [layer.n_tiles for layer in machine_of(config).arrays] == [1, 1, 1]
+    assert [layer.perforation for layer in machine_of(config).arrays] == [16, 4, 1]
+    assert machine_of(config).n_weights == 79_328, "one kernel matrix per layer"
 
 
 @pytest.mark.parametrize("scheme", ["image-pad", "image-overlap", "alternate"])

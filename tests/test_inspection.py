@@ -19,9 +19,11 @@ from rapa_dist.inspection import (
     read_tile,
     sort_tiles,
 )
+from rapa_dist.machine import TileArray
 from rapa_dist.tile import AnalogTile, Cells, State, Update, Word
 
 K, C_OUT, ROWS = 12, 5, 9
+ARRAY = TileArray(index=1, name="conv1", k=K, c_out=C_OUT, n_tiles=4)
 
 
 def some_cells(*, pid: int | None = None, served_s: float = 10.0, step: int = 0) -> Cells:
@@ -34,7 +36,7 @@ def some_cells(*, pid: int | None = None, served_s: float = 10.0, step: int = 0)
 
 
 def read(cells: Cells) -> TileStats:
-    return read_tile(cells, name="L1/T002", layer=1, node="some-node")
+    return read_tile(cells, ARRAY, 2, "some-node")
 
 
 def a_dead_pid() -> int:

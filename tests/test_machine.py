@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from factories import features
 
 from rapa_dist.machine import Machine, pooled
 
@@ -26,7 +27,7 @@ def test_planes_shrink_as_the_paper_says():
     machine = paper_machine(16, 4, 1)
     assert [layer.passages[0].out[0] for layer in machine.arrays] == [32, 16, 8]
     assert [layer.n_patches for layer in machine.arrays] == [1024, 256, 64]
-    assert machine.digital_shapes(10, "max")["head.weight"][1] == 4 * 4 * 64
+    assert features(machine) == 4 * 4 * 64
 
 
 @pytest.mark.parametrize("side", range(2, 41))

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from factories import initial_digital
 from learners import batch, learner, weights
 from oracle import Oracle
 from torch.testing import assert_close
 
 from rapa_dist.config import POOLING_NAMES
-from rapa_dist.coordinator.initial import initial_digital, initial_kernels
 from rapa_dist.errors import UsageError
+from rapa_dist.initial import initial_kernels
 from rapa_dist.machine import Machine
 from rapa_dist.networks.paper import PaperNetwork
 from rapa_dist.nn.convert import convert
@@ -65,10 +66,12 @@ def test_the_machine_of_a_configuration_is_what_images_meet(scheme):
     assert recording.first == 0
 
 
-def test_digital_parameters_have_the_shapes_that_the_machine_says():
-    network = PaperNetwork(CLASSES, (3, 32, 32), channels=CHANNELS, pooling="mixed")
-    shapes = Machine.build(channels=CHANNELS, tiles=(1, 1, 1)).digital_shapes(CLASSES, "mixed")
-    assert {name: tuple(p.shape) for name, p in network.named_parameters() if not name.startswith("conv")} == shapes
+def test_digital_parameters_start_as_tiles_do():
+    network = PaperNetwork(CLASSES, (3, 32, 32), channels=CHANNELS, pooling="mixed", seed=5)
+    start = initial_digital(Machine.build(channels=CHANNELS, tiles=(1, 1, 1)), CLASSES, 5, "mixed")
+    drawn = {name: p.detach().numpy() for name, p in network.named_parameters() if not name.startswith("conv")}
+    assert drawn.keys() == start.keys()
+    assert all(np.array_equal(drawn[name], start[name]) for name in start)
 
 
 def test_pooling_that_leaves_no_pixels_is_refused():

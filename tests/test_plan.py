@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from rapa_dist import planning
 from rapa_dist.cli import main
 from rapa_dist.errors import UsageError
-from rapa_dist.footprint import TILE_BYTES, Memory
+from rapa_dist.footprint import TILE_BYTES
 from rapa_dist.hardware import CycleTimes
 from rapa_dist.machine import Machine
+from rapa_dist.memory import Memory
 from rapa_dist.planning import (
     ALEXNET,
     PAPER,

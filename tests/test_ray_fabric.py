@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factories import initial_digital
 from rows import Rows
 
 from rapa_dist.assignment import assign_random
 from rapa_dist.config import resolve
-from rapa_dist.coordinator.initial import initial_digital, initial_kernels
 from rapa_dist.coordinator.learner import learner
 from rapa_dist.demand import training_floats
 from rapa_dist.errors import ClusterError, NodeLostError
@@ -30,6 +30,7 @@ from rapa_dist.fabric.registry import registrations
 from rapa_dist.fabric.scratch import shared_memory_root
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.hardware import CycleTimes, Pace
+from rapa_dist.initial import initial_kernels
 from rapa_dist.machine import Machine
 from rapa_dist.nn.schedule import Step
 from rapa_dist.streams import Purpose, stream

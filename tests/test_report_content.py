@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from factories import initial_digital
 from PIL import Image
 
 from rapa_dist.analysis.similarity import similarity
@@ -17,9 +18,10 @@ from rapa_dist.cli import main
 from rapa_dist.config import resolve
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
-from rapa_dist.coordinator.initial import initial_digital, initial_kernels
 from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.initial import initial_kernels
 from rapa_dist.inspection import RunStats, read_tile
+from rapa_dist.layout import machine_of
 from rapa_dist.report.content import gather
 from rapa_dist.report.filters import filter_norms, filter_row, tile_similarity
 from rapa_dist.report.page import render
@@ -69,8 +71,8 @@ def run(tmp_path):
         data_mean=[0.1, 0.2, 0.3],
         classes=tuple("0123456789"),
         progress=Progress(epoch=3, step=30, best_epoch=3),
-        kernels=initial_kernels(CONFIG.machine, 0),
-        digital=initial_digital(CONFIG.machine, 10, 0),
+        kernels=initial_kernels(machine_of(CONFIG), 0),
+        digital=initial_digital(machine_of(CONFIG), 10, 0),
     )
     checkpoints.write(directory.checkpoint_folder, checkpoints.name_of(30, 3), state)
     directory.release()
@@ -153,7 +155,7 @@ def write_tiles(run, *last_steps):
     for tile, step in enumerate(last_steps):
         cells = Cells.volatile((76, 3))
         cells.program(np.ones((76, 3), np.float32), step)
-        tiles.append(read_tile(cells, name=f"L0/T{tile:03}", layer=0))
+        tiles.append(read_tile(cells, machine_of(CONFIG).arrays[0], tile))
     (run / "tiles.json").write_text(json.dumps(RunStats.of("run", tiles).as_dict()))
 
 

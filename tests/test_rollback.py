@@ -27,6 +27,7 @@ from rapa_dist.errors import CapacityError, ClusterError, NodeLostError
 from rapa_dist.fabric import ray as ray_fabrics
 from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.serial import SerialFabric
+from rapa_dist.layout import machine_of
 
 CONFIG = resolve(
     tiles=(2, 1, 1),
@@ -140,7 +141,7 @@ def a_run(path) -> Run:
     return Run(
         start,
         directory,
-        Fragile(CONFIG.machine, arena_floats(CONFIG.machine, 10), start.kernels),
+        Fragile(machine_of(CONFIG), arena_floats(machine_of(CONFIG), 10), start.kernels),
         Saver(directory, name_of(0, 0)),
     )
 

@@ -23,7 +23,6 @@ from rapa_dist.cli import COMMANDS, main, types
 from rapa_dist.config import TrainConfig, resolve
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator import trainer as trainers
-from rapa_dist.coordinator.initial import initial_kernels
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.session import one_digital_thread
@@ -37,7 +36,9 @@ from rapa_dist.fabric.lookout import Restart
 from rapa_dist.fabric.registry import Registration, registered, registrations
 from rapa_dist.fabric.scratch import LOCK, Scratch, fresh_name, shared_memory_root
 from rapa_dist.fabric.serial import SerialFabric
+from rapa_dist.initial import initial_kernels
 from rapa_dist.inspection import RunStats, TileStats
+from rapa_dist.layout import machine_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--dataset", "builtin", "--limit-train", 20, "--limit-test", 10, "--channels", "2,2,2", "--tiles", "4,1,1"]
@@ -240,7 +241,7 @@ class Sessions:
             self.clock.now += 10
             return asked >= looks
 
-        with one_digital_thread(), SerialFabric(self.state.config.machine, 10**7, self.state.kernels) as fabric:
+        with one_digital_thread(), SerialFabric(machine_of(self.state.config), 10**7, self.state.kernels) as fabric:
             recoveries = Recoveries(self.directory)
             recoveries.restarted(Restart(f"L0/T{looks:03}", False, 1.0))
             Trainer(self.state, self.data, fabric, self.directory, Silent(), recoveries).run(stop)
@@ -368,7 +369,7 @@ def test_the_report_tells_the_similarity_of_what_was_learnt_from_that_of_the_sta
     """Tiles that have learnt the very same thing, on top of their starts."""
     path = checkpoints.latest(run / "checkpoints")
     state = checkpoints.read(path)
-    start = initial_kernels(state.config.machine, state.config.seed)
+    start = initial_kernels(machine_of(state.config), state.config.seed)
     common = np.random.default_rng(0).normal(size=start[0].shape[1:]).astype(np.float32)
     kernels = [start[0] + 0.02 * common, *start[1:]]
     checkpoints.write(path.parent, path.stem, replace(state, kernels=kernels))

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from rapa_dist.cli import main
-from rapa_dist.footprint import Memory
+from rapa_dist.memory import Memory
 from rapa_dist.scaling import run as running
 from rapa_dist.scaling.stopwatch import BACKWARD_UPDATE, FORWARD, UPDATE
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from rapa_dist.cli import scale as command
 from rapa_dist.config import resolve
-from rapa_dist.coordinator.initial import initial_kernels
 from rapa_dist.errors import RunDirectoryError
 from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.hardware import CycleTimes, Pace
+from rapa_dist.initial import initial_kernels
 from rapa_dist.nn.schedule import Whole
 from rapa_dist.scaling import measure as measuring
 from rapa_dist.scaling import run as running

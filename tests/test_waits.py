@@ -16,7 +16,6 @@ import pytest
 from factories import floats_of, tile_array
 
 from rapa_dist import preconditions
-from rapa_dist.coordinator.initial import initial_kernels
 from rapa_dist.doctor import CHECKS
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import address, patience
@@ -28,6 +27,7 @@ from rapa_dist.fabric.lookout import Lookout
 from rapa_dist.fabric.patience import bounded
 from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.fabric.tile_actors import TileActors
+from rapa_dist.initial import initial_kernels
 from rapa_dist.machine import Machine
 from rapa_dist.tile import Word
 

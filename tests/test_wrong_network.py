@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
+from factories import initial_digital
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from learners import batch, learner, weights
@@ -17,13 +18,14 @@ from rapa_dist.analysis.reduction import count_wins, untiled
 from rapa_dist.assignment import assign_perforated_in_parts, assign_random_in_parts
 from rapa_dist.cli import main
 from rapa_dist.config import POOLING_NAMES, resolve
-from rapa_dist.coordinator.initial import initial_digital, initial_kernels
 from rapa_dist.coordinator.session import one_digital_thread
 from rapa_dist.coordinator.trained import Trained
 from rapa_dist.coordinator.trainer import initial_checkpoint
 from rapa_dist.data import evaluation_batches, load_dataset
 from rapa_dist.geometry import Geometry
 from rapa_dist.hardware import Acceleration, CycleTimes, even_loads
+from rapa_dist.initial import initial_kernels
+from rapa_dist.layout import machine_of
 from rapa_dist.machine import Machine, TileArray, pooled
 from rapa_dist.nn.schedule import Step
 from rapa_dist.planning import lay_out
@@ -193,7 +195,7 @@ def trained_of(data, pooling, **settings):
 def test_the_untiled_network_that_a_run_is_reduced_to_is_the_papers(data, pooling):
     trained, oracle = trained_of(data, pooling, scheme="none")
     pixels, _ = next(evaluation_batches(data.test, trained.mean, 10))
-    tiles = [np.zeros(10 * layer.n_patches, int) for layer in trained.config.machine.arrays]
+    tiles = [np.zeros(10 * layer.n_patches, int) for layer in machine_of(trained.config).arrays]
     network = untiled(trained, [of_layer[0] for of_layer in trained.checkpoint.kernels])
     with torch.no_grad():
         scores = network(torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy()
@@ -210,7 +212,7 @@ def test_wins_are_counted_in_the_papers_network(data, pooling):
     planes = torch.from_numpy(pixels).double().permute(0, 3, 1, 2)
     found = count_wins(trained, 30)
     assert trained.test_images >= 30
-    for layer in trained.config.machine.arrays:
+    for layer in machine_of(trained.config).arrays:
         (assignment,) = Router(0).assign(layer, layer.passages[0], Purpose.ASSIGN_TRAIN, (0,), (30,))
         tiles = tiles_of(assignment, layer.n_tiles)
         with torch.no_grad():

@@ -14,6 +14,7 @@ from rapa_dist.errors import RapaError, UsageError
 from rapa_dist.fabric.base import Kernels
 from rapa_dist.files import write_whole
 from rapa_dist.geometry import Pair
+from rapa_dist.machine import TileArray
 from rapa_dist.tile import Matrix
 
 _FILTERS = 10
@@ -29,31 +30,31 @@ def check_can_plot() -> None:
         raise RapaError(no_matplotlib("Plots can't be drawn")) from error
 
 
-def plot_similarity(path: Path, kernels: Kernels, size: Pair) -> None:
+def plot_similarity(path: Path, kernels: Kernels, arrays: Sequence[TileArray]) -> None:
     """Draw some filters of the first layer on its tiles (Fig. 3 B), and the similarity of channels in every layer.
 
     Args:
         path: the SVG to write.
         kernels: one array (n_t, k + 1, c_out) per layer.
-        size: kh × kw of the first layer's kernel.
+        arrays: the layers.
     """
+    filters = [array.filters(of_layer) for array, of_layer in zip(arrays, kernels, strict=True)]
     with _figure(path, 10, 5) as figure:
         left, right = figure.subfigures(1, 2, width_ratios=(1.4, 1))
         axes = left.add_subplot()
-        axes.imshow(_grid(kernels[0], size), interpolation="nearest")
+        axes.imshow(_grid(filters[0], arrays[0].passages[0].kernel), interpolation="nearest")
         axes.set_xlabel("filter")
         axes.set_ylabel("tile")
         axes.set_xticks([])
         axes.set_yticks([])
-        n_tiles, _, c_out = kernels[0].shape
+        n_tiles, _, c_out = filters[0].shape
         shown = f"{min(c_out, _FILTERS)} of {c_out} filters on {min(n_tiles, _TILES)} of {n_tiles} tiles"
-        axes.set_title(f"First layer: the same filters on different tiles ({shown})")
+        axes.set_title(f"{arrays[0].name}: the same filters on different tiles ({shown})")
         axes = right.add_subplot()
-        for index, of_layer in enumerate(kernels):
+        for array, of_layer in zip(arrays, filters, strict=True):
             if len(of_layer) > 1:
-                axes.hist(
-                    channel_similarity(of_layer), bins=20, alpha=0.6, color=_COLOURS[index], label=f"layer {index + 1}"
-                )
+                colour = _COLOURS[array.index % len(_COLOURS)]
+                axes.hist(channel_similarity(of_layer), bins=20, alpha=0.6, color=colour, label=array.name)
         axes.set_xlabel("similarity of a channel’s filters")
         axes.set_ylabel("channels")
         axes.legend(frameon=False)
@@ -116,7 +117,7 @@ def _grid(kernels: Matrix, size: Pair) -> Matrix:
     grid = np.ones((n_tiles * (height + 1) - 1, filters * (width + 1) - 1, 3), np.float32)
     for tile in range(n_tiles):
         for channel in range(filters):
-            weights = kernels[tile, :-1, channel].reshape(height, width, -1)
+            weights = kernels[tile, :, channel].reshape(height, width, -1)
             shown = weights if weights.shape[2] == 3 else weights.mean(axis=2, keepdims=True)
             low, high = shown.min(), shown.max()
             top, left = tile * (height + 1), channel * (width + 1)

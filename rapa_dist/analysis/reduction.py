@@ -21,6 +21,7 @@ from rapa_dist.coordinator.trained import Trained
 from rapa_dist.data import evaluation_batches
 from rapa_dist.errors import UsageError
 from rapa_dist.files import check_target, write_whole
+from rapa_dist.layout import machine_of
 from rapa_dist.nn.convert import digital
 from rapa_dist.nn.minibatch import MiniBatch, Part, at_work
 from rapa_dist.nn.pooling import POOL_SIDE, POOL_STRIDE
@@ -32,13 +33,9 @@ METHODS = ("norm", "wins")
 _TRAINING_IMAGES = 2000
 
 
-def strongest(kernels: Matrix) -> NDArray[np.int64]:
-    """Return, per output channel, the tile whose filter has the largest norm, (c_out,).
-
-    Args:
-        kernels: (n_t, k + 1, c_out), bias last; it is not part of a filter.
-    """
-    return np.asarray(np.linalg.norm(kernels[:, :-1], axis=1).argmax(axis=0))
+def strongest(filters: Matrix) -> NDArray[np.int64]:
+    """Return (c_out,): per output channel the tile whose filter has the largest norm, given filters (n_t, k, c_out)."""
+    return np.asarray(np.linalg.norm(filters, axis=1).argmax(axis=0))
 
 
 def reduce_kernels(kernels: Matrix, tile_of_channel: NDArray[np.int64]) -> Matrix:
@@ -76,13 +73,14 @@ def reduce_run(
     if limit_train is not None and limit_train < 1:
         raise UsageError(f"--limit-train needs at least 1; it is {limit_train}.")
     check_target("--output", output)
-    if not RunDirectory(path).config.machine.tiled:
+    if not RunDirectory(path).config.tiled:
         raise UsageError(f"The run in {path} has one kernel matrix per layer already. Give a tiled run.")
     trained = Trained.open(path, checkpoint=checkpoint, where=where, limit_test=limit_test)
     kernels = trained.checkpoint.kernels
     images = 0
     if by == "norm":
-        winners = [strongest(of_layer) for of_layer in kernels]
+        arrays = machine_of(trained.config).arrays
+        winners = [strongest(array.filters(of_layer)) for array, of_layer in zip(arrays, kernels, strict=True)]
     else:
         images = min(limit_train or _TRAINING_IMAGES, len(trained.data.train.labels))
         winners = [wins.argmax(axis=0) for wins in count_wins(trained, images)]
@@ -120,7 +118,7 @@ def count_wins(trained: Trained, images: int) -> list[NDArray[np.int64]]:
     Returns:
         Per layer (n_t, c_out). A layer whose pooling is no max pooling has windows all the same.
     """
-    arrays = trained.config.machine.arrays
+    arrays = machine_of(trained.config).arrays
     wins = [np.zeros((array.n_tiles, array.c_out), np.int64) for array in arrays]
     subset = trained.data.train.sample(images)
     size = trained.test_images
@@ -174,11 +172,11 @@ def _wins(outputs: Tensor, tile_of_patch: NDArray[np.int64], n_tiles: int) -> ND
 
 def untiled(trained: Trained, kernels: Sequence[Matrix]) -> nn.Module:
     """Return an ordinary network with the given kernels, one (k + 1, c_out) per layer, and the run's digital side."""
-    network, recording = build(trained.config, len(trained.checkpoint.classes))
-    load_digital(network, trained.checkpoint.digital)
-    for array, layer, kernel in zip(recording.machine.arrays, recording.layers, kernels, strict=True):
-        setattr(network, array.name, digital(layer, torch.from_numpy(np.ascontiguousarray(kernel))))
-    return network.eval()
+    network = build(trained.config)
+    load_digital(network.model, trained.checkpoint.digital)
+    for array, layer, kernel in zip(network.recording.machine.arrays, network.recording.layers, kernels, strict=True):
+        network.model.set_submodule(array.name, digital(layer, torch.from_numpy(np.ascontiguousarray(kernel))))
+    return network.model.eval()
 
 
 def save(network: nn.Module, path: Path) -> None:

@@ -11,6 +11,7 @@ from rapa_dist.cli.images import where_options
 from rapa_dist.cli.output import emit, json_option, show
 from rapa_dist.cli.types import path
 from rapa_dist.errors import UsageError
+from rapa_dist.layout import machine_of
 
 _run_dir = click.argument("run_dir", type=path)
 _checkpoint = click.option(
@@ -49,22 +50,24 @@ def similarity(run_dir: Path, checkpoint: str, plot: Path | None, as_json: bool)
     if all(len(of_layer) < 2 for of_layer in trained.kernels):
         raise UsageError(f"The run in {run_dir} has one tile per layer: nothing to compare. Give a tiled run.")
     result = similarities_of(trained)
+    widest = max(map(len, trained.arrays))
 
     def draw(target: Path) -> None:
-        plot_similarity(target, trained.kernels, trained.config.machine.arrays[0].passages[0].kernel)
+        plot_similarity(target, trained.kernels, machine_of(trained.config).arrays)
 
     with _drawn(plot, draw):
         if as_json:
-            emit({"run_dir": str(run_dir), "checkpoint": found.stem, **result})
+            emit({"run_dir": str(run_dir), "checkpoint": found.stem, "layers": list(trained.arrays), **result})
         else:
-            for layer, (value, along, decayed, rest) in enumerate(zip(*result.values(), strict=True), 1):
+            rows = zip(trained.arrays, trained.kernels, *result.values(), strict=True)
+            for name, kernels, value, along, decayed, rest in rows:
                 shown = "one tile" if value is None else f"S = {value:.4f}"
                 if along is not None and decayed is not None:
                     shown += (
                         f"  {100 * along:.0f} % along the random start, of which decay alone leaves "
                         f"{100 * decayed:.0f} %; S of the rest = {rest:.4f}"
                     )
-                show(f"layer {layer}  {len(trained.kernels[layer - 1]):4} tiles  {shown}")
+                show(f"{name:<{widest}}  {len(kernels):4} tiles  {shown}")
 
 
 @analyze.command()
@@ -358,7 +361,7 @@ def _check_baseline(run_dir: Path, checkpoint: str, baseline: Path, of_baseline:
     from rapa_dist.coordinator.run_directory import RunDirectory
 
     config = RunDirectory(baseline).config
-    if config.machine.tiled:
+    if config.tiled:
         raise UsageError(
             f"--baseline needs an untiled run; the one in {baseline} has {','.join(map(str, config.tiles))} tiles. "
             "Train one with --scheme none."

@@ -13,6 +13,7 @@ from rapa_dist.cli.output import emit, json_option, outcome
 from rapa_dist.cli.types import path, text
 from rapa_dist.errors import UsageError
 
+_CLASSES = 10
 _DEFAULT = ("1,1,1", "2,1,1", "4,1,1", "8,2,1", "16,4,1", "32,8,2", "64,16,4", "128,32,8")
 _TURNS, _STEPS, _BUDGET_S = 5, 20, 4.0
 _LONGEST_HOLD_S = 30.0  # a tile that says nothing for a minute is given up
@@ -128,7 +129,8 @@ def _plan(
     Raises:
         UsageError: a value can't work.
     """
-    from rapa_dist.config import parse_list, resolve
+    from rapa_dist.checks import parse_list
+    from rapa_dist.config import resolve
     from rapa_dist.hardware import CycleTimes, Pace
 
     cycles = CycleTimes(**cycle_times)
@@ -137,19 +139,7 @@ def _plan(
         if value < 1:
             raise UsageError(f"--{name} needs at least 1; it is {value}.")
     lists = [parse_list("--tiles", text) for text in tiles]
-    rest: dict[str, Any] = {
-        "pooling": "max",
-        "dataset": None,
-        "limit_train": None,
-        "limit_test": None,
-        "epochs": 1,
-        "batch_size": batch_size,
-        "lr_decay_every": 1,
-        "warmup_epochs": 0,
-        "weight_decay": 1e-4,
-        "augment": False,
-        "seed": 0,
-    }
+    rest: dict[str, Any] = {"classes": _CLASSES, "batch_size": batch_size, "warmup_epochs": 0}
     configurations = [resolve(tiles=numbers, **rest) for numbers in dict.fromkeys(((1, 1, 1), *lists))]
     from rapa_dist.scaling.measure import Effort
     from rapa_dist.scaling.run import Plan

@@ -1,74 +1,133 @@
-"""The paper's network as a run has it: built from a configuration, on a fabric, with the weights of a checkpoint."""
+"""The network of a run: built from a configuration, put on a fabric, with the weights of a checkpoint."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from rapa_dist.config import TrainConfig
-from rapa_dist.fabric.base import Fabric
-from rapa_dist.machine import IMAGE_CHANNELS, IMAGE_SIDE
-from rapa_dist.networks.paper import PaperNetwork
+from rapa_dist.config import TrainConfig, parts_of
+from rapa_dist.errors import CheckpointError
+from rapa_dist.fabric.base import Fabric, Kernels
+from rapa_dist.initial import initial_kernels
+from rapa_dist.networks import PAPER, make
 from rapa_dist.nn.convert import convert
 from rapa_dist.nn.deploy import attach
 from rapa_dist.nn.layers import TiledLayer
 from rapa_dist.nn.optim import RapaSGD
-from rapa_dist.nn.record import Recording
+from rapa_dist.nn.record import Recording, record
 from rapa_dist.nn.schedule import Learner, MicroBatches
+from rapa_dist.streams import Purpose, torch_seed
 from rapa_dist.tile import Matrix
 
-IMAGE = (IMAGE_CHANNELS, IMAGE_SIDE, IMAGE_SIDE)
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A model whose convolutions are on tiles, which no fabric has yet."""
+
+    config: TrainConfig
+    """Everything that only the model could tell resolved: n_t of every layer, parts of a mini-batch."""
+    model: nn.Module
+    recording: Recording
+
+    def initial_kernels(self) -> Kernels:
+        """Return what is programmed into the tiles at the start, one array (n_t, k + 1, c_out) per tile array."""
+        if self.config.init == "xavier":
+            return initial_kernels(self.recording.machine, self.config.seed)
+        return [layer.kernels.detach().numpy().copy() for layer in self.recording.layers]
 
 
-def build(config: TrainConfig, classes: int) -> tuple[nn.Module, Recording]:
-    """Return the network of a configuration, its convolutions on tiles that no fabric has yet."""
-    network = PaperNetwork(classes, IMAGE, channels=config.channels, pooling=config.pooling)
-    convert(network, tiles=config.tiles, scheme=config.scheme)
-    layers = [network.get_submodule(array.name) for array in config.machine.arrays]
-    tiled = tuple(layer for layer in layers if isinstance(layer, TiledLayer))
-    return network, Recording(config.machine, tiled, 0)
+def build(config: TrainConfig) -> Network:
+    """Return the network of a configuration that knows its images.
+
+    Raises:
+        UsageError: it can't be built, does not take the images, or can't be put on tiles in this way.
+    """
+    assert config.image is not None
+    assert config.classes is not None
+    paper = config.network == PAPER
+    options = {"channels": config.channels, "pooling": config.pooling, "seed": config.seed} if paper else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(config.seed, Purpose.INIT_DIGITAL))
+        model = make(config.network, config.classes, config.image, **options)
+    shape = (1, *config.image)
+    tiles = config.tiles[0] if len(config.tiles) == 1 else config.tiles
+    conversion = convert(model, tiles, scheme=config.scheme, images=shape, init=config.init)
+    recording = record(model, shape)
+    parts = config.micro_batches
+    if parts is None:  # parts of a mini-batch would have other statistics than the whole
+        normalised = any(isinstance(module, _BatchNorm) for module in model.modules())
+        parts = 1 if normalised else parts_of(conversion.tiles)
+    return Network(replace(config, tiles=conversion.tiles, micro_batches=parts), model, recording)
 
 
 def learner(
-    config: TrainConfig, classes: int, fabric: Fabric, digital: Mapping[str, Matrix], *, step: int, device: str = "cpu"
+    config: TrainConfig, fabric: Fabric, digital: Mapping[str, Matrix], *, step: int, device: str = "cpu"
 ) -> Learner:
     """Return a network on the tiles of a fabric, ready to be trained or tested.
 
     Args:
         config: which network.
-        classes: its outputs.
         fabric: with the kernels in its tiles.
-        digital: the digital parameters by name.
+        digital: the digital parameters and buffers by name.
         step: steps that it has been trained for.
         device: where the digital side computes.
     """
-    network, recording = build(config, classes)
-    load_digital(network, digital)
-    network.to(device)
-    session = attach(recording, fabric, seed=config.seed, step=step)
+    network = build(config)
+    model = network.model
+    load_digital(model, digital)
+    model.to(device)
+    session = attach(network.recording, fabric, seed=config.seed, step=step)
     return Learner(
-        model=network,
-        optimizer=RapaSGD(network, lr=config.lr, weight_decay=config.weight_decay),
+        model=model,
+        optimizer=RapaSGD(model, lr=config.lr, weight_decay=config.weight_decay, lr_of=dict(config.lr_of)),
         session=session,
-        recording=recording,
-        schedule=MicroBatches(1 if fabric.gives_gradients else config.micro_batches),
+        recording=network.recording,
+        schedule=MicroBatches(1 if fabric.gives_gradients else network.config.micro_batches or 1),
     )
 
 
-def load_digital(network: nn.Module, digital: Mapping[str, Matrix]) -> None:
-    """Give a network its digital parameters."""
-    parameters = dict(network.named_parameters())
+def load_digital(model: nn.Module, digital: Mapping[str, Matrix]) -> None:
+    """Give a model its digital parameters and buffers.
+
+    Raises:
+        CheckpointError: they are those of another model; what is missing, too many or of another shape is said.
+    """
+    ours = _digital(model)
+    shapes = {name: tuple(value.shape) for name, value in ours.items()}
+    found = {name: value.shape for name, value in digital.items()}
+    if differs := [
+        f"{name}: {_shape(shapes.get(name))} → {_shape(found.get(name))}"
+        for name in sorted(shapes.keys() | found.keys())
+        if shapes.get(name) != found.get(name)
+    ]:
+        raise CheckpointError(
+            f"The checkpoint is of another network than its configuration makes now: {'; '.join(differs)}. "
+            "Use the code that it was trained with."
+        )
     with torch.no_grad():
         for name, value in digital.items():
-            parameters[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
+            ours[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
 
 
-def digital_arrays(network: nn.Module) -> dict[str, Matrix]:
-    """Return a copy of the digital parameters of a network."""
-    tiled = {name for name, layer in network.named_modules() if isinstance(layer, TiledLayer)}
-    return {
-        name: parameter.detach().cpu().numpy().copy()
-        for name, parameter in network.named_parameters()
-        if name.rpartition(".")[0] not in tiled
-    }
+def digital_arrays(model: nn.Module) -> dict[str, Matrix]:
+    """Return a copy of the digital parameters and buffers of a model, by name."""
+    return {name: value.detach().cpu().numpy().copy() for name, value in _digital(model).items()}
+
+
+def _digital(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a model's state dict would have besides the kernels of its tiles, whom nobody asks for them here."""
+    found: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules():
+        if isinstance(module, TiledLayer):
+            continue
+        own = dict(module.named_parameters(recurse=False))
+        own |= {n: b for n, b in module.named_buffers(recurse=False) if n not in module._non_persistent_buffers_set}
+        found |= {f"{prefix}.{name}" if prefix else name: value for name, value in own.items()}
+    return found
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else "×".join(map(str, shape)) or "a number"

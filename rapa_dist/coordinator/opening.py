@@ -10,6 +10,7 @@ from rapa_dist.console import counted
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator import run_images, sessions
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
+from rapa_dist.coordinator.learner import build
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.telling import tell
 from rapa_dist.coordinator.trainer import initial_checkpoint
@@ -21,7 +22,23 @@ from rapa_dist.interrupts import uninterrupted
 
 def load(config: TrainConfig, data_dir: Path | None) -> DataSet:
     """Return what a run is trained on."""
-    return load_dataset(config.dataset, data_dir=data_dir, limit_train=config.limit_train, limit_test=config.limit_test)
+    return load_dataset(
+        config.dataset,
+        data_dir=data_dir,
+        limit_train=config.limit_train,
+        limit_test=config.limit_test,
+        image_size=config.image_size,
+    )
+
+
+def settled(config: TrainConfig, data: DataSet) -> TrainConfig:
+    """Return a configuration that knows its images, with everything resolved that only its network could tell.
+
+    Raises:
+        UsageError: the network can't be built, does not take the images, or can't be put on tiles in this way.
+    """
+    known = replace(config, dataset=data.name, image=data.image, classes=len(data.classes))
+    return build(known).config
 
 
 @contextmanager

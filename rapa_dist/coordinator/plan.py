@@ -8,12 +8,13 @@ from rapa_dist.config import TrainConfig
 from rapa_dist.console import stdout
 from rapa_dist.footprint import TILE_BYTES, Footprint
 from rapa_dist.hardware import CycleTimes, training_time
+from rapa_dist.layout import machine_of
 from rapa_dist.router import Router, loads
 
 
 def plan(config: TrainConfig, fabric: str) -> dict[str, Any]:
     """Return the machine of a run and what the emulation of it needs, as plain values."""
-    machine = config.machine
+    machine = machine_of(config)
     layers = []
     for layer in machine.arrays:
         rows = config.batch_size * (layer.n_patches // layer.perforation)

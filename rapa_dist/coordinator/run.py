@@ -29,6 +29,7 @@ from rapa_dist.errors import CheckpointError, ClusterError, NodeLostError
 from rapa_dist.fabric.cluster import clear_away_abandoned
 from rapa_dist.fabric.lookout import RESTARTS
 from rapa_dist.interrupts import asked_to_stop
+from rapa_dist.layout import machine_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,9 +136,9 @@ def start_run(
     RunDirectory.check_new(run_dir)
     look_ahead(fabric, address)
     data = opening.load(config, data_dir)
-    config = replace(config, dataset=data.name)
+    config = opening.settled(config, data)
     with ExitStack() as clean_up:
-        place = Place(fabric, config.machine, min(config.batch_size, len(data.train)), device, nodes)
+        place = Place(fabric, machine_of(config), min(config.batch_size, len(data.train)), device, nodes)
         clean_up.callback(place.close)
         place.connect(address)
         options = _options(fabric, device, address, nodes, live, tolerance)
@@ -193,7 +194,7 @@ def resume_run(
         data = as_the_run_has_them(open_images(directory, config, where), config)
         opening.check_images(directory, data, newest)
         config = replace(config, dataset=data.name)
-        place = Place(fabric, config.machine, min(config.batch_size, len(data.train)), device, nodes)
+        place = Place(fabric, machine_of(config), min(config.batch_size, len(data.train)), device, nodes)
         clean_up.callback(place.close)
         place.connect(address)
         options = _options(fabric, device, address, nodes, live, tolerance)

@@ -21,6 +21,7 @@ from rapa_dist.data.classes import translate
 from rapa_dist.demand import arena_floats, test_images
 from rapa_dist.errors import UsageError
 from rapa_dist.fabric.serial import SerialFabric
+from rapa_dist.layout import machine_of
 from rapa_dist.nn.schedule import Learner
 from rapa_dist.tile import Matrix
 
@@ -107,7 +108,7 @@ class Trained:
 
     @property
     def mean(self) -> Matrix:
-        """(3,) mean pixel per channel, 0…1, that the network subtracts from its input."""
+        """(channels,) mean pixel per channel, 0…1, that the network subtracts from its input."""
         return np.asarray(self.checkpoint.data_mean, np.float32)
 
     @property
@@ -125,17 +126,17 @@ class Trained:
         """
         checkpoint = self.checkpoint
         config = self.config if seed is None else replace(self.config, seed=seed)
-        machine = config.machine
+        machine = machine_of(self.config)
         floats = arena_floats(machine, max(config.batch_size, self.test_images) if gradients else config.batch_size)
         with one_digital_thread(), SerialFabric(machine, floats, checkpoint.kernels, step=self.step) as fabric:
-            network = learner(config, len(checkpoint.classes), fabric, checkpoint.digital, step=self.step)
+            network = learner(config, fabric, checkpoint.digital, step=self.step)
             network.model.requires_grad_(False)  # nothing is learnt any more
             yield network
 
     @property
     def test_images(self) -> int:
         """Images in a batch of a test."""
-        return test_images(self.config.machine, self.config.batch_size)
+        return test_images(machine_of(self.config), self.config.batch_size)
 
     def about(self) -> dict[str, Any]:
         """Return which network this is, as plain values."""

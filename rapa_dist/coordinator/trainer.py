@@ -16,8 +16,7 @@ from rapa_dist.config import TrainConfig
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
 from rapa_dist.coordinator.evaluation import Score, as_images, evaluate
-from rapa_dist.coordinator.initial import initial_digital, initial_kernels
-from rapa_dist.coordinator.learner import digital_arrays, learner
+from rapa_dist.coordinator.learner import build, digital_arrays, learner
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.saving import Saver
@@ -28,6 +27,7 @@ from rapa_dist.errors import DivergedError
 from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.hardware import CycleTimes, testing_s, training_epoch_s
 from rapa_dist.interrupts import uninterrupted
+from rapa_dist.machine import Machine
 from rapa_dist.nn.schedule import Result, Step
 from rapa_dist.router import loads
 
@@ -60,15 +60,16 @@ class Outcome:
 
 def initial_checkpoint(config: TrainConfig, data: DataSet) -> Checkpoint:
     """Return a run that has not trained a step yet."""
-    machine = config.machine
+    network = build(config)
     return Checkpoint(
         config=config,
+        arrays=tuple(array.name for array in network.recording.machine.arrays),
         data_fingerprint=data.fingerprint,
         data_mean=data.mean.tolist(),
         classes=data.classes,
         progress=Progress(),
-        kernels=initial_kernels(machine, config.seed),
-        digital=initial_digital(machine, len(data.classes), config.seed, config.pooling),
+        kernels=network.initial_kernels(),
+        digital=digital_arrays(network.model),
     )
 
 
@@ -113,9 +114,7 @@ class Trainer:
         self._display = display
         self._recoveries = recoveries or Recoveries(directory)
         self._recoveries.step = self.progress.step
-        self._learner = learner(
-            config, len(start.classes), fabric, start.digital, step=self.progress.step, device=device
-        )
+        self._learner = learner(config, fabric, start.digital, step=self.progress.step, device=device)
         self._device = device
         self._batches = Batches(
             data.train, data.mean, batch_size=config.batch_size, seed=config.seed, augment=config.augment
@@ -283,7 +282,7 @@ class Trainer:
             "test_error_percent": score.error_percent,
             "device_time_s": self._device_time_s,
             "test_device_time_s": self._test_device_time_s,
-            "similarity": _similarities(look.kernels),
+            "similarity": _similarities(self._fabric.machine, look.kernels),
             "weights_sha256": weights_sha256(look.weights),
             "wall": wall,
         }
@@ -340,6 +339,7 @@ class Trainer:
         self.save_snapshot()
 
 
-def _similarities(kernels: Kernels) -> list[float | None]:
+def _similarities(machine: Machine, kernels: Kernels) -> list[float | None]:
     """Return S of every layer (Fig. 3); None with fewer than two tiles, or where it is no finite number."""
-    return [value if value is not None and math.isfinite(value) else None for value in map(similarity, kernels)]
+    found = [similarity(array.filters(of_layer)) for array, of_layer in zip(machine.arrays, kernels, strict=True)]
+    return [value if value is not None and math.isfinite(value) else None for value in found]

@@ -10,7 +10,8 @@ from rapa_dist.check import Check, size
 from rapa_dist.config import PAPER_CHANNELS, PAPER_TILES
 from rapa_dist.demand import arena_floats
 from rapa_dist.errors import ClusterError
-from rapa_dist.footprint import COORDINATOR_BYTES, RAY_BYTES, TILE_BYTES, memory
+from rapa_dist.footprint import COORDINATOR_BYTES, RAY_BYTES, TILE_BYTES
+from rapa_dist.memory import memory
 
 TILES, CHANNELS = PAPER_TILES, PAPER_CHANNELS
 """The machine that a run has unless it is told otherwise; what is looked for is room for it."""

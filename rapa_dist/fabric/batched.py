@@ -21,7 +21,7 @@ from rapa_dist.fabric.passage import Passage
 from rapa_dist.fabric.shared_rows import seen_by
 from rapa_dist.geometry import Geometry
 from rapa_dist.inspection import TileStats, read_tile
-from rapa_dist.machine import Machine, TileArray, tile_name
+from rapa_dist.machine import Machine, TileArray
 from rapa_dist.tile import Cells, Matrix, Update, Word
 
 
@@ -100,7 +100,7 @@ class BatchedFabric(Fabric):
                 words[Word.PID], words[Word.STARTS], words[Word.SINCE_NS] = os.getpid(), 1, self._since_ns
                 words[Word.ROWS_FORWARD], words[Word.ROWS_BACKWARD], words[Word.ROWS_UPDATE] = rows.tolist()
                 words[Word.UPDATES] = self._updates
-                found.append(read_tile(cells, name=tile_name(array.index, tile), layer=array.index))
+                found.append(read_tile(cells, array, tile))
         return found
 
     def busy_ns(self, array: int) -> list[int]:

@@ -291,9 +291,9 @@ class RayFabric(SharedRowsFabric):
         """
         self.cluster.check_head()
         asked = [far.ask_stats() for far in self._far]
-        tiles = self._chip.machine.tiles
+        tiles, arrays = self._chip.machine.tiles, self._chip.machine.arrays
         found = [
-            read_tile(cells, name=self._chip.name_of(tile), layer=tiles[tile][0], node=self._here)
+            read_tile(cells, arrays[tiles[tile][0]], tiles[tile][1], self._here)
             for tile, cells in self._chip.cells.items()
         ]
         for far, reference in zip(self._far, asked, strict=True):

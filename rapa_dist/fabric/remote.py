@@ -19,7 +19,7 @@ from rapa_dist.fabric.registry import Registration
 from rapa_dist.fabric.running_code import RunningCode, check_against
 from rapa_dist.fabric.scratch import sweep
 from rapa_dist.inspection import read_tile
-from rapa_dist.machine import Machine, tile_name
+from rapa_dist.machine import Machine
 from rapa_dist.tile import Matrix, Word
 
 Rows = Sequence[tuple[int, int]]
@@ -91,11 +91,11 @@ class RemoteChip:
 
     def stats(self) -> list[dict[str, Any]]:
         """Return the stats of all tiles of the chip."""
-        tiles = self._chip.machine.tiles
+        machine = self._chip.machine
         found = []
         for number, cells in self._chip.cells.items():
-            layer, tile = tiles[number]
-            found.append(read_tile(cells, name=tile_name(layer, tile), layer=layer, node=self._node).as_dict())
+            layer, tile = machine.tiles[number]
+            found.append(read_tile(cells, machine.arrays[layer], tile, self._node).as_dict())
         return found
 
     def cycle(self, command: Command, tiles: Sequence[int], rows: Rows, runs: Rows, *sent: Matrix) -> Any:

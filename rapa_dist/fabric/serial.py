@@ -14,7 +14,7 @@ from rapa_dist.fabric.blas import one_blas_thread
 from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.shared_rows import SharedRowsFabric
 from rapa_dist.inspection import TileStats, read_tile
-from rapa_dist.machine import Machine, TileArray, tile_name
+from rapa_dist.machine import Machine, TileArray
 from rapa_dist.tile import AnalogTile, Cells, Matrix, Update, Word
 
 
@@ -84,7 +84,7 @@ class SerialFabric(SharedRowsFabric):
     def stats(self) -> list[TileStats]:
         """Return what the tiles have done so far."""
         return [
-            read_tile(self._tiles[index][tile].cells, name=tile_name(index, tile), layer=index)
+            read_tile(self._tiles[index][tile].cells, self.machine.arrays[index], tile)
             for index, tile in self.machine.tiles
         ]
 

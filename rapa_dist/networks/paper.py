@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from rapa_dist.errors import UsageError
+from rapa_dist.initial import initial_head
 from rapa_dist.machine import pooled
 from rapa_dist.nn.stage import Stage
 
@@ -15,7 +17,13 @@ class PaperNetwork(nn.Module):
     """5 × 5 convolutions, each followed by pooling, ReLU and normalisation, then a fully connected layer."""
 
     def __init__(
-        self, classes: int, image: tuple[int, int, int], *, channels: Sequence[int] = CHANNELS, pooling: str = "max"
+        self,
+        classes: int,
+        image: tuple[int, int, int],
+        *,
+        channels: Sequence[int] = CHANNELS,
+        pooling: str = "max",
+        seed: int | None = None,
     ) -> None:
         """Build it.
 
@@ -24,6 +32,7 @@ class PaperNetwork(nn.Module):
             image: channels, h and w of an image.
             channels: c_out of every convolution.
             pooling: method of all layers but the last, which averages; one of `POOLINGS`.
+            seed: of the fully connected layer, drawn like a kernel; None: as PyTorch draws it.
 
         Raises:
             UsageError: pooling leaves no pixels for so many layers.
@@ -42,6 +51,10 @@ class PaperNetwork(nn.Module):
             self.add_module(f"stage{index}", Stage(method, index, c_out))
             c_in, h, w = c_out, pooled(h), pooled(w)
         self.head = nn.Linear(c_in * h * w, classes)
+        if seed is not None:
+            with torch.no_grad():
+                self.head.weight.copy_(torch.from_numpy(initial_head(classes, c_in * h * w, seed, self.depth)))
+                self.head.bias.zero_()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the scores (images, classes) of images (images, channels, h, w)."""

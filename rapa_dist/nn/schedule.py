@@ -23,6 +23,7 @@ from rapa_dist.nn.optim import RapaSGD
 from rapa_dist.nn.record import Recording
 from rapa_dist.nn.session import Session
 from rapa_dist.nn.turns import Turns
+from rapa_dist.streams import Purpose, torch_seed
 from rapa_dist.tile import Update
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -202,6 +203,7 @@ class _Training:
         if not self._learner.model.training:
             self._learner.model.train()
         self._learner.optimizer.set_rate(self._step.learning_rate)
+        torch.manual_seed(torch_seed(self._learner.session.seed, Purpose.DIGITAL, self._step.number))
         count, turns = len(self._batch.sizes), self._turns
         pending = [in_the_middle]
 

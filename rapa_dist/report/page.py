@@ -12,6 +12,8 @@ from rapa_dist.console import counted
 from rapa_dist.errors import RunDirectoryError, UsageError
 from rapa_dist.files import write_whole
 from rapa_dist.geometry import Pair
+from rapa_dist.layout import machine_of
+from rapa_dist.machine import TileArray
 from rapa_dist.report import figures
 from rapa_dist.report.content import Content, described, gather
 from rapa_dist.report.elements import data_table, duration, escaped, fact_table, folded, known_sum, or_dash
@@ -119,7 +121,7 @@ emulated arrays would take; wall time is what this program took.</p></footer>
 
 def _cards(content: Content) -> str:
     config, lines, best = content.config, content.metrics, content.best
-    tiles, weights = len(config.machine.tiles), config.machine.n_weights
+    tiles, weights = len(machine_of(config).tiles), machine_of(config).n_weights
     cards = [("Tiles", f"{tiles:,}", f"{weights:,} weights on them")]
     if lines and best:
         last = lines[-1]
@@ -203,7 +205,7 @@ def _tiles(content: Content) -> str:
     head = ("layer", "tiles", "rows forward", "rows backward", "updates", "device s", "busy s", "util %", "imbalance")
     layers = [
         (
-            "all" if total.layer is None else f"{total.layer + 1}",
+            total.name,
             f"{total.tiles:,}",
             f"{total.rows_forward:,}",
             f"{total.rows_backward:,}",
@@ -238,7 +240,7 @@ def _tiles(content: Content) -> str:
         "Training and tests together, since the run was last started or resumed. Device time of a layer is that of its "
         "slowest tile over all mini-batches (where tiles take turns with extra rows, it waits up to a row per "
         "mini-batch longer), and of the machine the sum over its layers; busy is processor time; no rows go backward "
-        "in layer 1, as nobody needs the error of the input."
+        "in a layer that takes the images, as nobody needs the errors of its input."
     )
     return (
         framed(content, lambda: figures.load(stats), caption)
@@ -253,12 +255,13 @@ def _filters(content: Content) -> str:
         return ""
     progress = checkpoint.progress
     rows, parts = [], []
-    for index, kernels in enumerate(checkpoint.kernels):
-        norms = filter_norms(kernels)
-        found = similarity(kernels)
+    for array, kernels in zip(machine_of(content.config).arrays, checkpoint.kernels, strict=True):
+        filters = array.filters(kernels)
+        norms = filter_norms(filters)
+        found = similarity(filters)
         rows.append(
             (
-                f"{index + 1}",
+                array.name,
                 f"{len(kernels):,}",
                 f"{norms.shape[1]:,}",
                 f"{norms.min():.3f}",
@@ -267,41 +270,42 @@ def _filters(content: Content) -> str:
                 or_dash(found, ".4f"),
             )
         )
-        parts.append(f"<h3>Layer {index + 1}</h3>")
-        if index == 0:
-            parts.append(_first_layer(kernels, content.config.machine.arrays[0].passages[0].kernel))
-        parts.append(_likeness(content, index, kernels))
+        parts.append(f"<h3>{escaped(array.name)}</h3>")
+        geometry = array.passages[0]
+        if array.index == 0 and array.k in (geometry.places, 3 * geometry.places):
+            parts.append(_first_layer(filters, geometry.kernel))
+        parts.append(_likeness(content, array, filters))
     head = ("layer", "tiles", "filters per tile", "smallest norm", "mean norm", "largest norm", "similarity S")
     when = f"after {counted(progress.step, 'step')}, {counted(progress.epoch, 'epoch')}"
     note = f"Checkpoint {content.checkpoint_name}: {when}. Norms leave the bias out."
     return data_table(note, head, rows) + "".join(parts)
 
 
-def _first_layer(kernels: Any, size: Pair) -> str:
+def _first_layer(filters: Any, size: Pair) -> str:
     def row(tile: int) -> str:
-        what = f"Filters of tile L0/T{tile:03d}, {kernels.shape[2]} channels"
-        source = filter_row(kernels[tile], size)
+        what = f"Filters of tile L0/T{tile:03d}, {filters.shape[2]} channels"
+        source = filter_row(filters[tile], size)
         return f'<span>T{tile:03d}</span><img src="{source}" alt="{what}" title="{what}">'
 
-    rows = [row(tile) for tile in range(len(kernels))]
+    rows = [row(tile) for tile in range(len(filters))]
     shown = f'<div class="filters">{"".join(rows[:_OPEN_ROWS])}</div>'
     if rest := rows[_OPEN_ROWS:]:
         shown += folded(counted(len(rest), "more tile"), f'<div class="filters">{"".join(rest)}</div>')
     caption = (
-        f"A row for each tile, a column for each output channel: {size[0]} × {size[1]} pixels of red, green and blue. "
+        f"A row for each tile, a column for each output channel: {size[0]} × {size[1]} pixels. "
         "Each filter is scaled by its largest weight; mid-grey is 0."
     )
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
 
 
-def _likeness(content: Content, index: int, kernels: Any) -> str:
+def _likeness(content: Content, array: TileArray, filters: Any) -> str:
     caption = (
         "Left: correlation coefficient of the filters of two tiles, mean over the output channels (S is the mean of "
         "all pairs). Right: the norm of every filter, bias left out."
-        if len(kernels) > 1
+        if len(filters) > 1
         else "The norm of every filter, bias left out. With one tile there is nothing to be similar to."
     )
-    return framed(content, lambda: figures.likeness(index, kernels), caption)
+    return framed(content, lambda: figures.likeness(array, filters), caption)
 
 
 def _scaling(content: Content) -> str:

@@ -7,10 +7,11 @@ from statistics import median
 import torch
 
 from rapa_dist.config import TrainConfig
-from rapa_dist.coordinator.initial import initial_digital, initial_kernels
-from rapa_dist.coordinator.learner import IMAGE, learner
+from rapa_dist.coordinator.learner import build, digital_arrays, learner
 from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.hardware import CycleTimes, Pace
+from rapa_dist.initial import initial_kernels
+from rapa_dist.layout import machine_of
 from rapa_dist.machine import TileArray
 from rapa_dist.nn.schedule import Step as TrainingStep
 from rapa_dist.nn.schedule import Whole
@@ -45,17 +46,18 @@ class Contender:
 
     def __init__(self, config: TrainConfig, fabric: RayFabric, stop: Callable[[], bool] = lambda: False) -> None:
         """Prepare it; `stop` is asked before every cycle, and ends the step with KeyboardInterrupt."""
-        self.tiles, self.machine, self.images = config.tiles, config.machine, config.batch_size
+        self.tiles, self.machine, self.images = config.tiles, machine_of(config), config.batch_size
         self._fabric = fabric
         self._kernels = initial_kernels(self.machine, config.seed)
         fabric.use(self.machine, self._kernels)
         self._watch = Stopwatch(fabric, stop)
-        digital = initial_digital(self.machine, CLASSES, config.seed, config.pooling)
-        self._learner = learner(config, CLASSES, self._watch, digital, step=0)
+        self._learner = learner(config, self._watch, digital_arrays(build(config).model), step=0)
         generator = torch.Generator().manual_seed(config.seed)
-        pixels = torch.rand(self.images, *IMAGE, generator=generator) - 0.5
+        assert config.image is not None
+        assert config.classes is not None
+        pixels = torch.rand(self.images, *config.image, generator=generator) - 0.5
         self._pixels = pixels.contiguous(memory_format=torch.channels_last)
-        self._labels = torch.arange(self.images) % CLASSES
+        self._labels = torch.arange(self.images) % config.classes
         self._step = 0
 
     def take_over(self, pace: Pace | None) -> None:

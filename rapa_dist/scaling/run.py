@@ -14,16 +14,18 @@ from rapa_dist.command_lines import no_matplotlib
 from rapa_dist.config import TrainConfig
 from rapa_dist.console import stderr, work
 from rapa_dist.coordinator.environment import environment
-from rapa_dist.coordinator.initial import initial_kernels
 from rapa_dist.coordinator.session import Place, one_digital_thread
 from rapa_dist.errors import ClusterError, RunDirectoryError
 from rapa_dist.fabric.lookout import Restart
 from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.files import write_whole
-from rapa_dist.footprint import Footprint, memory, tiles_that_fit
+from rapa_dist.footprint import Footprint, tiles_that_fit
 from rapa_dist.hardware import CycleTimes, Pace
+from rapa_dist.initial import initial_kernels
 from rapa_dist.interrupts import asked_to_stop
+from rapa_dist.layout import machine_of
 from rapa_dist.machine import Machine
+from rapa_dist.memory import memory
 from rapa_dist.scaling.measure import (
     Block,
     Contender,
@@ -58,7 +60,7 @@ class Plan:
 
     def longest_hold_s(self, pace: Pace) -> float:
         """Return for how long the slowest tile of all holds an answer at a pace."""
-        layers = [layer for config in self.configurations for layer in config.machine.arrays]
+        layers = [layer for config in self.configurations for layer in machine_of(config).arrays]
         return (
             max(
                 untiled_ns(layer, kind, self.images, pace) / layer.n_tiles
@@ -71,8 +73,8 @@ class Plan:
     @property
     def machine(self) -> Machine:
         """The smallest machine of which all configurations are part: its actors are started once."""
-        tiles = (max(numbers) for numbers in zip(*(config.tiles for config in self.configurations), strict=True))
-        return Machine.build(channels=self.configurations[0].channels, tiles=tuple(tiles))
+        machines = (machine_of(config).arrays for config in self.configurations)
+        return Machine(tuple(max(alike, key=lambda array: array.n_tiles) for alike in zip(*machines, strict=True)))
 
 
 @dataclass(slots=True)
@@ -89,7 +91,7 @@ class Findings:
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values: the contents of scaling.json."""
         plan, cores = self.plan, len(os.sched_getaffinity(0))
-        machines = [config.machine for config in plan.configurations]
+        machines = [machine_of(config) for config in plan.configurations]
         blocks = (describe_block(block, machines, cores) for block in self.blocks)
         return {
             "format": FORMAT,

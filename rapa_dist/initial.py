@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from rapa_dist.config import MIXTURE_START
 from rapa_dist.machine import Machine
 from rapa_dist.streams import Purpose, stream
 from rapa_dist.tile import Matrix
@@ -21,14 +20,8 @@ def initial_kernels(machine: Machine, seed: int) -> list[Matrix]:
     return kernels
 
 
-def initial_digital(machine: Machine, classes: int, seed: int, pooling: str = "max") -> dict[str, Matrix]:
-    """Draw the fully connected layer, (classes, features), like a kernel; its bias is 0.
-
-    "mixed" pooling has a β for every channel as well.
-    """
-    shapes = machine.digital_shapes(classes, pooling)
-    parameters = {name: np.full(shape, MIXTURE_START, np.float32) for name, shape in shapes.items()}
-    _, features = shapes["head.weight"]
+def initial_head(classes: int, features: int, seed: int, layers: int) -> Matrix:
+    """Draw the fully connected layer behind `layers` tile arrays like a kernel: (classes, features); its bias is 0."""
     bound = np.sqrt(3 / features)
-    weight = stream(seed, Purpose.INIT, len(machine.arrays)).uniform(-bound, bound, (classes, features))
-    return parameters | {"head.weight": weight.astype(np.float32), "head.bias": np.zeros(classes, np.float32)}
+    weight = stream(seed, Purpose.INIT, layers).uniform(-bound, bound, (classes, features))
+    return np.asarray(weight, np.float32)
