@@ -37,6 +37,7 @@ INITS = ("xavier", "weights")
 """Where a run starts: every tile drawn independently (the paper), or all tiles of a layer with the model's weights."""
 SCHEME_CHOICES = (*SCHEMES, "enlarged")
 """What `resolve` takes for a scheme: the schemes, and the enlarged network, whose scheme is "none"."""
+_WEIGHT_DECAY = 1e-4
 _FEW_TILES = 8
 """Behind the first layer: with fewer, cutting a mini-batch in two gains more than ringing them twice costs."""
 MIXTURE_SLOPE = 10.0
@@ -99,7 +100,7 @@ class TrainConfig:
     """Epochs between two decays of λ."""
     warmup_epochs: int = 1
     """First epochs, at λ / 50."""
-    weight_decay: float = 1e-4
+    weight_decay: float = _WEIGHT_DECAY
     """Relative decay of all weights per step and unit of λ."""
     augment: bool = True
     """Whether training images are mirrored and changed in brightness at random."""
@@ -242,6 +243,7 @@ def resolve(
     lr: float | None = None,
     lr_decay: float | None = None,
     micro_batches: int | None = None,
+    weight_decay: float = _WEIGHT_DECAY,
     given: Collection[str] = (),
     **rest: Any,
 ) -> TrainConfig:
@@ -274,8 +276,8 @@ def resolve(
         lr_decay = 0.75 if tiled else 0.5
     if micro_batches is None and paper:
         micro_batches = parts_of(tiles)
-    if "weight_decay" in rest and 0 < lr <= _LARGEST_FLOAT32:
-        check_weight_decay(lr, rest["weight_decay"], given)
+    if 0 < lr <= _LARGEST_FLOAT32:
+        check_weight_decay(lr, weight_decay, given)
     return TrainConfig(
         network=network,
         tiles=tiles,
@@ -286,6 +288,7 @@ def resolve(
         lr=lr,
         lr_decay=lr_decay,
         micro_batches=micro_batches,
+        weight_decay=weight_decay,
         **rest,
     )
 
@@ -329,15 +332,23 @@ def check_fabric(name: str) -> None:
 
 _BEFORE = {"network": PAPER, "init": INITS[0], "lr_of": {}, "micro_batches": 1}
 """What configurations stood for from before there was such a choice."""
+_OF_IMAGES = ("image", "classes")
 FREE = frozenset({"epochs", "dataset"})
 """Fields in which a run may differ from its checkpoints: how long it goes on, and where its images lie now."""
 
 
 def difference(old: TrainConfig, new: TrainConfig, but: Collection[str] = ()) -> list[str]:
-    """Return a line "name: old → new" for every field, `but` for those named, in which two configurations differ."""
+    """Return a line "name: old → new" for every field, `but` for those named, in which two configurations differ.
+
+    What only the images tell counts where both know it.
+    """
     names = (field.name for field in fields(TrainConfig) if field.name not in but)
     pairs = ((name, getattr(old, name), getattr(new, name)) for name in names)
-    return [f"{name}: {before} → {after}" for name, before, after in pairs if before != after]
+    return [
+        f"{name}: {before} → {after}"
+        for name, before, after in pairs
+        if before != after and not (name in _OF_IMAGES and None in (before, after))
+    ]
 
 
 def _fits(kind: Any, value: Any) -> bool:

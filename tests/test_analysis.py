@@ -17,13 +17,13 @@ from rapa_dist.cli import main
 from rapa_dist.config import POOLING_NAMES, resolve
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.evaluation import as_images
-from rapa_dist.coordinator.learner import IMAGE
 from rapa_dist.coordinator.retest import retest
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.session import one_digital_thread
 from rapa_dist.coordinator.trained import Trained
 from rapa_dist.coordinator.trainer import initial_checkpoint
 from rapa_dist.data import evaluation_batches, load_dataset
+from rapa_dist.machine import IMAGE
 from rapa_dist.networks.paper import PaperNetwork
 
 SETTINGS = {
@@ -89,7 +89,7 @@ def test_the_majority_of_votes_is_what_evaluate_counts(make_run):
 def test_of_every_channel_the_filter_with_the_largest_norm_is_taken_with_its_bias():
     kernels = np.random.default_rng(0).normal(size=(5, 26, 7)).astype(np.float32)
     kernels[:, -1] *= 100  # the bias is not part of the filter
-    reduced = reduce_kernels(kernels, strongest(kernels))
+    reduced = reduce_kernels(kernels, strongest(kernels[:, :-1]))
     for channel in range(7):
         norms = [sum(w * w for w in kernels[tile, :-1, channel]) for tile in range(5)]
         assert np.array_equal(reduced[:, channel], kernels[int(np.argmax(norms)), :, channel])

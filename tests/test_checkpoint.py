@@ -18,6 +18,7 @@ from rapa_dist.initial import initial_kernels
 from rapa_dist.layout import machine_of
 
 CONFIG = resolve(
+    classes=10,
     tiles=(4, 2, 1),
     channels=(2, 3, 2),
     pooling="max",
@@ -38,6 +39,7 @@ CLASSES = 10
 def a_checkpoint(step=7, seed=0):
     return Checkpoint(
         config=CONFIG,
+        arrays=tuple(array.name for array in machine_of(CONFIG).arrays),
         data_fingerprint="0123abcd",
         data_mean=[0.1, 1 / 3, 0.7],
         classes=tuple(f"class {i}" for i in range(CLASSES)),
@@ -181,7 +183,9 @@ def tamper(path, **changes):
     sidecar.write_text(seal(json.loads(sidecar.read_text()) | changes))
 
 
-@pytest.mark.parametrize("changes", [{"classes": ["cat"]}, {"data_fingerprint": "ffff"}, {"data_mean": [0, 0, 0]}])
+@pytest.mark.parametrize(
+    "changes", [{"classes": list("abcdefghij")}, {"data_fingerprint": "ffff"}, {"data_mean": [0, 0, 0]}]
+)
 def test_a_sidecar_that_tells_something_else_than_the_tensors_is_refused(path, changes):
     tamper(path, **changes)
     refused(path, "sidecar and tensors tell different things")
@@ -241,13 +245,26 @@ def test_forging_without_a_change_is_accepted(path):
         lambda tensors, about: tensors | {"head.extra": np.zeros(3, np.float32)},
         lambda tensors, about: {name: value for name, value in tensors.items() if name != "head.bias"},
         lambda tensors, about: {name: value for name, value in tensors.items() if name != "conv1.kernels"},
-        lambda tensors, about: about.update(classes=["cat"]) or tensors,
-        lambda tensors, about: about["config"].update(tiles=[4, 4, 1]) or tensors,
     ],
 )
-def test_tensors_of_another_shape_than_the_configuration_are_refused(path, change):
+def test_tensors_of_another_shape_than_the_sidecar_says_are_refused(path, change):
     forge(path, change)
-    refused(path, "holds other tensors than its configuration")
+    refused(path, "holds other tensors than its sidecar")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about.update(classes=["cat"]),
+        lambda about: about["config"].update(tiles=[4, 4, 1]),
+        lambda about: about.update(arrays=["conv0", "conv1", "conv3"]),
+        lambda about: about["tensors"].update({"head.bias": ["float32", -1]}),
+        lambda about: about["tensors"].update({"head.bias": ["object", 10]}),
+    ],
+)
+def test_a_sidecar_of_another_network_than_its_configuration_is_refused(path, change):
+    forge(path, lambda tensors, about: [change(about), tensors][1])
+    refused(path, "can't be understood")
 
 
 @pytest.mark.parametrize(

@@ -64,10 +64,12 @@ def test_mini_batches_are_cut_in_two_where_few_tiles_follow_the_first_layer(tile
     assert a_config(tiles=tiles, micro_batches=3).micro_batches == 3
 
 
-def test_a_configuration_from_before_micro_batches_has_one():
+def test_a_configuration_from_before_there_were_other_networks_is_of_the_papers():
     values = a_config().as_dict()
-    del values["micro_batches"]
-    assert TrainConfig.from_dict(values).micro_batches == 1
+    for name in ("micro_batches", "network", "init", "lr_of"):
+        del values[name]
+    config = TrainConfig.from_dict(values)
+    assert (config.network, config.micro_batches, config.init, config.lr_of) == ("rapa", 1, "xavier", ())
 
 
 def test_scheme_none_has_one_tile_for_every_layer_there_is():
@@ -114,15 +116,18 @@ def test_without_warm_up_the_first_epoch_has_the_full_rate():
         ({"tiles": ()}, ("--tiles", "3 layers", "it has 0")),
         ({"tiles": (16, 0, 1)}, ("--tiles", "at least 1", "it has 0", "(16, 0, 1)")),
         ({"tiles": (16, -4, 1)}, ("--tiles", "at least 1", "it has -4")),
-        ({"tiles": (1025, 4, 1)}, ("Layer 1", "1,024 patches", "1,025")),
-        ({"tiles": (16, 257, 1)}, ("Layer 2", "256 patches", "257")),
-        ({"tiles": (16, 4, 65)}, ("Layer 3", "64 patches", "65")),
-        ({"tiles": (10**12, 4, 1)}, ("Layer 1", "at most 1,024", "1,000,000,000,000")),
-        ({"tiles": (12, 4, 1), "scheme": "alternate"}, ("alternate", "square", "layer 1 has 12", "9 or 16", "random")),
-        ({"tiles": (16, 4, 2), "scheme": "image-overlap"}, ("image-overlap", "layer 3 has 2", "1 or 4")),
-        ({"tiles": (1000, 4, 1), "scheme": "alternate"}, ("layer 1 has 1000", "Use 961 or 1024")),
-        ({"tiles": (16, 250, 1), "scheme": "alternate"}, ("layer 2 has 250", "Use 225 or 256")),
-        ({"tiles": (16, 4, 1), "scheme": "none"}, ("--scheme none", "layer 1 has 16", "--tiles 1,1,1", "random")),
+        ({"tiles": (1025, 4, 1)}, ("Layer conv0", "1,024 patches", "1,025")),
+        ({"tiles": (16, 257, 1)}, ("Layer conv1", "256 patches", "257")),
+        ({"tiles": (16, 4, 65)}, ("Layer conv2", "64 patches", "65")),
+        ({"tiles": (10**12, 4, 1)}, ("Layer conv0", "at most 1,024", "1,000,000,000,000")),
+        (
+            {"tiles": (12, 4, 1), "scheme": "alternate"},
+            ("alternate", "conv0", "here are 12", "9 or 16", "random"),
+        ),
+        ({"tiles": (16, 4, 2), "scheme": "image-overlap"}, ("image-overlap", "conv2", "here are 2", "1 or 4")),
+        ({"tiles": (1000, 4, 1), "scheme": "alternate"}, ("conv0", "here are 1000", "Use 961 or 1024")),
+        ({"tiles": (16, 250, 1), "scheme": "alternate"}, ("conv1", "here are 250", "Use 225 or 256")),
+        ({"tiles": (16, 4, 1), "scheme": "none"}, ("scheme none", "--tiles 16,4,1", "conv0", "here are 16", "random")),
     ],
 )
 def test_tiles_that_cannot_work_are_refused(changes, parts):
@@ -152,7 +157,7 @@ def test_more_layers_than_pooling_leaves_pixels_for_are_refused(layers):
     """After five layers the plane is one pixel, which 3×3 pooling with stride 2 can't halve again."""
     sides = [32, 16, 8, 4, 2, 1]
     if layers < len(sides):
-        assert len(a_config(channels=(4,) * layers, scheme="none").machine.arrays) == layers
+        assert len(machine_of(a_config(channels=(4,) * layers, scheme="none")).arrays) == layers
     else:
         refused("--channels", channels=(4,) * layers, scheme="none")
 
@@ -270,7 +275,7 @@ def test_a_misspelt_fabric_gets_a_suggestion():
 )
 def test_a_configuration_survives_being_written_as_plain_values(config):
     values = config.as_dict()
-    assert all(isinstance(value, bool | int | float | str | list) for value in values.values())
+    assert all(isinstance(value, bool | int | float | str | list | dict) for value in values.values())
     assert TrainConfig.from_dict(values) == config
 
 
@@ -321,5 +326,5 @@ def test_perforated_has_one_tile_per_layer_and_the_learning_rate_of_tiling():
 
 @pytest.mark.parametrize("scheme", ["image-pad", "image-overlap", "alternate"])
 def test_schemes_of_regions_need_a_square_number_of_tiles(scheme):
-    with pytest.raises(UsageError, match=f"{scheme} needs a square number of tiles per layer; layer 2 has 8"):
+    with pytest.raises(UsageError, match=f"conv1 .*: {scheme} needs a square number of tiles; here are 8"):
         a_config(scheme=scheme, tiles=(16, 8, 1))

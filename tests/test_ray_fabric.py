@@ -309,9 +309,16 @@ def some_steps(fabric: Fabric, micro_batches: int, seed: int) -> list[np.ndarray
     torch.set_num_threads(1)
     machine = fabric.machine
     config = resolve(
-        tiles=(4, 2, 1), channels=(8, 8, 4), pooling="average", micro_batches=micro_batches, seed=seed, lr=0.05, **REST
+        tiles=(4, 2, 1),
+        channels=(8, 8, 4),
+        pooling="average",
+        micro_batches=micro_batches,
+        seed=seed,
+        lr=0.05,
+        classes=10,
+        **REST,
     )
-    network = learner(config, 10, fabric, initial_digital(machine, 10, seed), step=0)
+    network = learner(config, fabric, initial_digital(machine, 10, seed), step=0)
     rng = np.random.default_rng(seed)
 
     def steps() -> Iterable[Step]:

@@ -290,6 +290,7 @@ def tile_stats(name: str, layer: int) -> TileStats:
     return TileStats(
         tile=name,
         layer=layer,
+        name=f"conv{layer}",
         node="",
         pid=1,
         state="idle",
@@ -307,21 +308,23 @@ def stats_of_a_run(silent: tuple[str, ...] = ()) -> RunStats:
 
 
 def test_the_heading_of_one_layer_says_how_many_tiles_the_run_has():
-    headings = [str(tiles_table(stats_of_a_run().only(layer))).partition("\n")[0] for layer in (None, 0, 1, 2)]
+    headings = [
+        str(tiles_table(stats_of_a_run().only(layer))).partition("\n")[0] for layer in (None, "0", "L1", "conv2")
+    ]
     assert headings == [
         "r: 21 tiles on 1 node",
-        "r: layer 0, 16 of 21 tiles on 1 node",
-        "r: layer 1, 4 of 21 tiles on 1 node",
-        "r: layer 2, 1 of 21 tiles on 1 node",
+        "r: conv0, 16 of 21 tiles on 1 node",
+        "r: conv1, 4 of 21 tiles on 1 node",
+        "r: conv2, 1 of 21 tiles on 1 node",
     ]
-    assert stats_of_a_run().only(1).as_dict()["tiles_of_run"] == 21
+    assert stats_of_a_run().only("1").as_dict()["tiles_of_run"] == 21
 
 
 def test_tiles_that_do_not_answer_are_tiles_of_the_run_and_of_their_layer():
     stats = stats_of_a_run(silent=("L0/T003", "L1/T002"))
     assert str(tiles_table(stats)).startswith("r: 19 of 21 tiles on 1 node")
-    one = str(tiles_table(stats.only(1)))
-    assert one.startswith("r: layer 1, 3 of 21 tiles on 1 node")
+    one = str(tiles_table(stats.only("1")))
+    assert one.startswith("r: conv1, 3 of 21 tiles on 1 node")
     assert "no answer for L1/T002" in one
     assert "L0/T003" not in one
 
@@ -376,7 +379,7 @@ def test_the_report_tells_the_similarity_of_what_was_learnt_from_that_of_the_sta
     assert invoke("report", run).exit_code == 0
     page = (run / "report.html").read_text()
     section = page[page.index('<section id="similarity"') :]
-    (row,) = re.findall(r'<th scope="row">1</th>' + 4 * "<td>([^<]*)</td>" + "</tr>", section)
+    (row,) = re.findall(r'<th scope="row">conv0</th>' + 4 * "<td>([^<]*)</td>" + "</tr>", section)
     raw, along, decay_leaves, learnt = float(row[0]), row[1], row[2], float(row[3])
     assert raw < 0.2
     assert (along, decay_leaves) == ("100 %", "100 %")

@@ -62,7 +62,7 @@ def refused(tmp_path, monkeypatch):
         (["--batch-size", 0], ("--batch-size needs at least 1",)),
         (["--tiles", "16,4"], ("--tiles", "3 layers", "16,4")),
         (["--tiles", "1,1,1", "--tiles", "16,four,1"], ("“four”", "16,4,1")),
-        (["--tiles", "1025,4,1"], ("Layer 1", "at most 1,024")),
+        (["--tiles", "1025,4,1"], ("Layer conv0", "at most 1,024")),
         (["--tile", "16,4,1"], ("No such option", "--tiles")),
         (["--address", "nowhere"], ("--address needs host:port",)),
     ],

@@ -209,7 +209,7 @@ class TestRay:
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         lines = done.stdout.splitlines()
-        assert lines[0] == "one: layer 0, 4 of 6 tiles on 1 node"
+        assert lines[0] == "one: conv0, 4 of 6 tiles on 1 node"
         assert sorted(line.split()[0] for line in lines[3:]) == [f"L0/T00{number}" for number in range(4)]
         refused = command("stats", "--run", "one", "--layer", "7")
         assert (refused.returncode, refused.stdout) == (2, "")

@@ -169,6 +169,8 @@ def read(path: Path) -> Checkpoint:
         check(about, _FIELDS)
         _check_not_void(about["config"], path)
         config, progress = TrainConfig.from_dict(about["config"]), Progress.from_dict(about.pop("progress"))
+        if config.classes not in (None, len(about["classes"])):
+            raise ValueError(f"it has {len(about['classes'])} classes, its configuration {config.classes}")
         shapes = _shapes(config, about["arrays"], about["tensors"])
         data = _read_tensors(path, shapes, about.pop("sha256"))
         header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rapa_dist.config import TrainConfig, parts_of
+from rapa_dist.data import DataSet
 from rapa_dist.errors import CheckpointError
 from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.initial import initial_kernels
@@ -61,6 +62,11 @@ def build(config: TrainConfig) -> Network:
         normalised = any(isinstance(module, _BatchNorm) for module in model.modules())
         parts = 1 if normalised else parts_of(conversion.tiles)
     return Network(replace(config, tiles=conversion.tiles, micro_batches=parts), model, recording)
+
+
+def network_of(config: TrainConfig, data: DataSet) -> Network:
+    """Return the network of a configuration for the images of a data set; errors are those of `build`."""
+    return build(replace(config, dataset=data.name, image=data.image, classes=len(data.classes)))
 
 
 def learner(

@@ -10,7 +10,6 @@ from rapa_dist.console import counted
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator import run_images, sessions
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
-from rapa_dist.coordinator.learner import build
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.telling import tell
 from rapa_dist.coordinator.trainer import initial_checkpoint
@@ -29,16 +28,6 @@ def load(config: TrainConfig, data_dir: Path | None) -> DataSet:
         limit_test=config.limit_test,
         image_size=config.image_size,
     )
-
-
-def settled(config: TrainConfig, data: DataSet) -> TrainConfig:
-    """Return a configuration that knows its images, with everything resolved that only its network could tell.
-
-    Raises:
-        UsageError: the network can't be built, does not take the images, or can't be put on tiles in this way.
-    """
-    known = replace(config, dataset=data.name, image=data.image, classes=len(data.classes))
-    return build(known).config
 
 
 @contextmanager

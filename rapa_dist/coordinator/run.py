@@ -12,6 +12,7 @@ from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator import opening
 from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.coordinator.display import RunDisplay, introduction
+from rapa_dist.coordinator.learner import network_of
 from rapa_dist.coordinator.own_tiles import OwnTiles
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.rollback import NODE_PATIENCE_S, Rollback
@@ -136,7 +137,7 @@ def start_run(
     RunDirectory.check_new(run_dir)
     look_ahead(fabric, address)
     data = opening.load(config, data_dir)
-    config = opening.settled(config, data)
+    config = network_of(config, data).config
     with ExitStack() as clean_up:
         place = Place(fabric, machine_of(config), min(config.batch_size, len(data.train)), device, nodes)
         clean_up.callback(place.close)

@@ -16,7 +16,7 @@ from rapa_dist.config import TrainConfig
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
 from rapa_dist.coordinator.evaluation import Score, as_images, evaluate
-from rapa_dist.coordinator.learner import build, digital_arrays, learner
+from rapa_dist.coordinator.learner import digital_arrays, learner, network_of
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.saving import Saver
@@ -60,9 +60,9 @@ class Outcome:
 
 def initial_checkpoint(config: TrainConfig, data: DataSet) -> Checkpoint:
     """Return a run that has not trained a step yet."""
-    network = build(config)
+    network = network_of(config, data)
     return Checkpoint(
-        config=config,
+        config=network.config,
         arrays=tuple(array.name for array in network.recording.machine.arrays),
         data_fingerprint=data.fingerprint,
         data_mean=data.mean.tolist(),
