@@ -194,7 +194,7 @@ class TrainConfig:
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, and the network's revision; what is None is left out."""
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
-        values["lr_of"] = dict(self.lr_of)
+        values["lr_of"] = dict(self.lr_of) or None
         return {name: value for name, value in values.items() if value is not None} | {"revision": self.revision}
 
     @classmethod
@@ -212,14 +212,14 @@ class TrainConfig:
         kind = {field.name: field.type for field in fields(cls)}
         known = kind.keys()
         values = values if "network" in values else _BEFORE | values
-        optional = {each.name for each in fields(cls) if each.default is None}
+        optional = {each.name for each in fields(cls) if each.default in (None, ())}
         if unknown := values.keys() - known:
             raise UsageError(f"Unknown setting in the configuration: {', '.join(sorted(unknown))}.")
         if missing := known - optional - values.keys():
             raise UsageError(f"The configuration lacks {', '.join(sorted(missing))}.")
         plain = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        if isinstance(plain["lr_of"], dict):
-            plain["lr_of"] = tuple(plain["lr_of"].items())
+        if isinstance(rates := plain.get("lr_of", {}), dict):
+            plain["lr_of"] = tuple(rates.items())
         for name, value in plain.items():
             if not _fits(kind[name], value):
                 raise UsageError(f"In the configuration, {name} is {shown(value)}; expected {_name_of(kind[name])}.")
@@ -330,7 +330,7 @@ def check_fabric(name: str) -> None:
     check_choice("--fabric", name, FABRICS)
 
 
-_BEFORE = {"network": PAPER, "init": INITS[0], "lr_of": {}, "micro_batches": 1}
+_BEFORE = {"network": PAPER, "init": INITS[0], "micro_batches": 1}
 """What configurations stood for from before there was such a choice."""
 _OF_IMAGES = ("image", "classes")
 FREE = frozenset({"epochs", "dataset"})

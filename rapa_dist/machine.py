@@ -1,14 +1,16 @@
 """What is emulated: tile arrays, each the replicas of one layer's kernel matrix. Arithmetic on shapes only."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from rapa_dist.geometry import Geometry
+
+if TYPE_CHECKING:  # arithmetic on shapes needs no NumPy, and `--help` is quicker without
+    from rapa_dist.tile import Matrix
 
 IMAGE = (3, 32, 32)
 """Channels, h and w of an image in the paper."""
@@ -50,7 +52,7 @@ class TileArray:
         """Shape of the matrix on one tile, (k + 1, c_out); the last row is the bias. Without bias (k, c_out)."""
         return self.k + self.bias, self.c_out
 
-    def filters(self, kernels: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    def filters(self, kernels: Matrix) -> Matrix:
         """Return kernels (…, k + 1, c_out) without the bias row, if they have one: a view (…, k, c_out)."""
         return kernels[..., : self.k, :]
 
@@ -80,7 +82,7 @@ class Machine:
         tiles: tuple[int, ...],
         scheme: str = "random",
         image: tuple[int, ...] = IMAGE,
-    ) -> "Machine":
+    ) -> Machine:
         """Lay out the paper's network: Caffe's "Full" CIFAR-10 network.
 
         Args:

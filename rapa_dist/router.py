@@ -8,8 +8,8 @@ from rapa_dist.assignment import Assignment, assign_fixed, assign_perforated_in_
 from rapa_dist.geometry import Geometry
 from rapa_dist.hardware import Load
 from rapa_dist.machine import Machine, TileArray
-from rapa_dist.schemes import region_mask, tile_map
 from rapa_dist.streams import Purpose, stream
+from rapa_dist.tile_maps import region_mask, tile_map
 
 
 class Router:

@@ -11,8 +11,9 @@ from rapa_dist.assignment import Assignment, assign_fixed, assign_random
 from rapa_dist.geometry import Geometry
 from rapa_dist.machine import Machine
 from rapa_dist.router import Router
-from rapa_dist.schemes import SCHEMES, SQUARE_SCHEMES, region_mask, tile_map
+from rapa_dist.schemes import SCHEMES, SQUARE_SCHEMES
 from rapa_dist.streams import Purpose, stream
+from rapa_dist.tile_maps import region_mask, tile_map
 
 any_shape = settings(max_examples=80, deadline=None)
 

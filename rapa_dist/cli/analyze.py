@@ -11,7 +11,6 @@ from rapa_dist.cli.images import where_options
 from rapa_dist.cli.output import emit, json_option, show
 from rapa_dist.cli.types import path
 from rapa_dist.errors import UsageError
-from rapa_dist.layout import machine_of
 
 _run_dir = click.argument("run_dir", type=path)
 _checkpoint = click.option(
@@ -42,6 +41,7 @@ def similarity(run_dir: Path, checkpoint: str, plot: Path | None, as_json: bool)
     from rapa_dist.analysis.learnt import similarities_of
     from rapa_dist.analysis.plots import plot_similarity
     from rapa_dist.coordinator.run_directory import RunDirectory
+    from rapa_dist.layout import machine_of
 
     _check_plot(plot)
     directory = RunDirectory(run_dir)

@@ -64,7 +64,7 @@ class Picture:
         return not (self.scaled or self.turned or self.transparent or self.several)
 
 
-def decode_all(paths: Sequence[Path], folder: Path, size: int | None) -> tuple[npt.NDArray[np.uint8], str]:
+def decode_all(paths: Sequence[Path], folder: Path, size: int | None = None) -> tuple[npt.NDArray[np.uint8], str]:
     """Decode images, showing progress.
 
     Args:

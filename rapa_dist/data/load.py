@@ -23,7 +23,7 @@ from rapa_dist.names import is_utf8, printable
 NAMES = ("builtin", *OFFICIAL, "images:FOLDER")
 """What `load_dataset` takes as a name."""
 IMAGES = "images:"
-_SYSTEM = Path("/usr/share/datasets")
+SYSTEM = Path("/usr/share/datasets")
 """Where Debian's packages of data sets put them."""
 PARTS = (("train", "--limit-train"), ("test", "--limit-test"))
 
@@ -158,7 +158,8 @@ def places(data_dir: Path | None) -> list[Path]:
     if named:
         return [expanded(named).absolute()]
     at_home = home()
-    return [home_cache(), *([at_home / "data"] if at_home else []), _SYSTEM]
+    more = [at_home / "data"] if at_home else []
+    return [home_cache(), *more, *([SYSTEM] if SYSTEM.is_dir() else [])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
