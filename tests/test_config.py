@@ -66,7 +66,7 @@ def test_mini_batches_are_cut_in_two_where_few_tiles_follow_the_first_layer(tile
 
 def test_a_configuration_from_before_there_were_other_networks_is_of_the_papers():
     values = a_config().as_dict()
-    for name in ("micro_batches", "network", "init", "lr_of"):
+    for name in ("micro_batches", "network", "init", "image"):
         del values[name]
     config = TrainConfig.from_dict(values)
     assert (config.network, config.micro_batches, config.init, config.lr_of) == ("rapa", 1, "xavier", ())

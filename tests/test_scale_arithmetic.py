@@ -21,6 +21,7 @@ from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.hardware import CycleTimes, Pace
 from rapa_dist.initial import initial_kernels
+from rapa_dist.layout import machine_of
 from rapa_dist.nn.schedule import Whole
 from rapa_dist.scaling import measure as measuring
 from rapa_dist.scaling import run as running
@@ -96,12 +97,12 @@ def clock(monkeypatch) -> Clock:
 def configuration(*tiles):
     rest = {"pooling": "max", "dataset": None, "limit_train": None, "limit_test": None, "epochs": 1, "seed": 0}
     rest |= {"lr_decay_every": 1, "warmup_epochs": 0, "weight_decay": 1e-4, "augment": False}
-    return resolve(tiles=tiles, channels=(2, 2, 2), batch_size=IMAGES, **rest)
+    return resolve(tiles=tiles, channels=(2, 2, 2), batch_size=IMAGES, classes=10, **rest)
 
 
 def contenders(clock, *lists, stop=lambda: False, **times):
     configurations = [configuration(*tiles) for tiles in lists]
-    fabric = KnownFabric(configuration(*map(max, zip(*lists, strict=True))).machine, clock, **times)
+    fabric = KnownFabric(machine_of(configuration(*map(max, zip(*lists, strict=True)))), clock, **times)
     return [Contender(config, fabric, stop) for config in configurations]
 
 
@@ -244,7 +245,7 @@ def test_turns_that_disagree_show_in_the_range():
         return {tiles: [Step(6 * ms * 1_000_000, tuple(cycles))]}
 
     turns = [turn((1, 1, 1), 8) | turn((4, 1, 1), 2), turn((1, 1, 1), 10) | turn((4, 1, 1), 5)]
-    machines = [configuration(1, 1, 1).machine, configuration(4, 1, 1).machine]
+    machines = [machine_of(configuration(1, 1, 1)), machine_of(configuration(4, 1, 1))]
     report = describe_block(Block(None, turns), machines, 2)
     both = report["configurations"][1]["layers"][0]["cycles"]["all"]
     assert both["speed_up"] == pytest.approx(9 / 3.5, abs=1e-4)
@@ -253,7 +254,7 @@ def test_turns_that_disagree_show_in_the_range():
 
 def test_a_turn_that_was_cut_short_counts_for_those_who_had_it():
     whole = [Step(10, (a_cycle(wall_ns=1),))]
-    machines = [configuration(1, 1, 1).machine, configuration(4, 1, 1).machine]
+    machines = [machine_of(configuration(1, 1, 1)), machine_of(configuration(4, 1, 1))]
     assert describe_block(Block(None, [{(4, 1, 1): whole}]), machines, 2) is None
     assert describe_block(Block(None), machines, 2) is None
 

@@ -81,7 +81,7 @@ class Paper:
             "tiles": TILES.get(scheme, SQUARES),
             "scheme": self.scheme,
             "channels": channels_of(scheme),
-            "side": self.side,
+            "image": (3, self.side, self.side),
         }
         self.machine = Machine.build(**self.network)
         self.kernels = initial_kernels(self.machine, 0)
@@ -126,7 +126,8 @@ class Paper:
 
     def on(self, fabric, parts):
         """Train, test, and go back to the images, which changes no weight."""
-        of_network = self.network | {"pooling": self.pooling, "classes": CLASSES, "images": IMAGES}
+        of_network = {name: value for name, value in self.network.items() if name != "image"} | {"side": self.side}
+        of_network |= {"pooling": self.pooling, "classes": CLASSES, "images": IMAGES}
         start = {"kernels": self.kernels, "digital": self.digital}
         with learner(fabric, **of_network, **start, parts=parts, rate=RATE, decay=DECAY) as ours:
             steps = (Step(number, *self.batch(number), RATE) for number in range(STEPS))
