@@ -115,7 +115,7 @@ def load_digital(model: nn.Module, digital: Mapping[str, Matrix]) -> None:
         )
     with torch.no_grad():
         for name, value in digital.items():
-            ours[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
+            ours[name].copy_(torch.from_numpy(np.array(value)))
 
 
 def digital_arrays(model: nn.Module) -> dict[str, Matrix]:

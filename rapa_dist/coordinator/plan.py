@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from rapa_dist.config import TrainConfig
 from rapa_dist.console import stdout
@@ -54,7 +54,7 @@ def plan(config: TrainConfig, fabric: str) -> dict[str, Any]:
 
 def print_plan(described: dict[str, Any]) -> None:
     """Print what `plan` returned as a table on stdout."""
-    table = Table("layer", "tiles", "kernel", "weights", "patches/image", "rows/tile and step", "MB/step")
+    table = Table(Column("layer", no_wrap=True), "tiles", "kernel", "weights", "patches/image", "rows/tile and step", "MB/step")
     for layer in described["layers"]:
         table.add_row(
             layer["name"],
