@@ -56,6 +56,12 @@ class TrainConfig:
 
     What only the network itself can tell (n_t of layers in proportion, parts of a mini-batch) is resolved when it is
     built, what only the images can tell (their shape, the number of classes) when they have been read.
+
+    Example:
+        >>> import rapa_dist as rapa
+        >>> config = rapa.configure(network="alexnet", tiles=17, epochs=30)
+        >>> isinstance(config, rapa.TrainConfig), config.scheme, config.learning_rate(25)
+        (True, 'random', 0.037500000000000006)
     """
 
     network: str = PAPER
@@ -235,7 +241,7 @@ class TrainConfig:
 def resolve(
     *,
     network: str = PAPER,
-    tiles: tuple[int, ...] | None = None,
+    tiles: int | tuple[int, ...] | None = None,
     scheme: str | None = None,
     channels: tuple[int, ...] | None = None,
     pooling: str | None = None,
@@ -255,14 +261,20 @@ def resolve(
 
     All arguments are fields of `TrainConfig`, but `given`: which of them a user has chosen, so that an error about two
     of them names these.
+
+    Example:
+        >>> import rapa_dist as rapa
+        >>> rapa.configure(tiles=(16, 4, 1)).lr, rapa.configure(scheme="none").lr
+        (0.05, 0.005)
     """
     if scheme is not None:
         check_choice("--scheme", scheme, SCHEME_CHOICES)
     check_network(network)
     paper = network == PAPER
     if scheme == "enlarged":
-        _check_enlarged(network, channels, tiles)
+        _check_enlarged(network, channels, (tiles,) if isinstance(tiles, int) else tiles)
         scheme, channels = "none", ENLARGED_CHANNELS
+    tiles = (tiles,) if isinstance(tiles, int) else tiles
     if paper:
         channels, pooling = channels or PAPER_CHANNELS, pooling or POOLING_NAMES[0]
     if tiles is None:

@@ -54,7 +54,9 @@ def plan(config: TrainConfig, fabric: str) -> dict[str, Any]:
 
 def print_plan(described: dict[str, Any]) -> None:
     """Print what `plan` returned as a table on stdout."""
-    table = Table(Column("layer", no_wrap=True), "tiles", "kernel", "weights", "patches/image", "rows/tile and step", "MB/step")
+    table = Table(
+        Column("layer", no_wrap=True), "tiles", "kernel", "weights", "patches/image", "rows/tile and step", "MB/step"
+    )
     for layer in described["layers"]:
         table.add_row(
             layer["name"],

@@ -117,6 +117,7 @@ def start_run(
     nodes: int | None = None,
     live: bool = False,
     tolerance: Tolerance = TOLERANCE,
+    data: DataSet | None = None,
 ) -> RunResult:
     """Train a new run. Everything that can be wrong is looked at before anything is written or started.
 
@@ -130,13 +131,14 @@ def start_run(
         nodes: nodes of the cluster to use at most; None: all that offer tiles.
         live: whether to show what every tile does.
         tolerance: how much trouble it takes before it stops.
+        data: what to train on, where that is in memory; None: what the configuration names.
 
     Raises:
         RapaError: with the cause, and what to do.
     """
     RunDirectory.check_new(run_dir)
     look_ahead(fabric, address)
-    data = opening.load(config, data_dir)
+    data = opening.load(config, data_dir) if data is None else data
     config = network_of(config, data).config
     with ExitStack() as clean_up:
         place = Place(fabric, machine_of(config), min(config.batch_size, len(data.train)), device, nodes)
@@ -159,6 +161,7 @@ def resume_run(
     nodes: int | None = None,
     live: bool = False,
     tolerance: Tolerance = TOLERANCE,
+    data: DataSet | None = None,
 ) -> RunResult:
     """Go on with a run from its newest checkpoint, as if it had never stopped.
 
@@ -173,6 +176,7 @@ def resume_run(
         data_dir: as for `start_run`; None for where the run found its data.
         live: as for `start_run`.
         tolerance: as for `start_run`.
+        data: as for `start_run`.
 
     Raises:
         RapaError: with the cause, and what to do.
@@ -190,9 +194,10 @@ def resume_run(
                 clear_away_abandoned()
             return RunResult(directory, directory.find_checkpoint("newest").stem, finished=True)
         look_ahead(fabric, address)
-        where = Where(dataset=dataset, data_dir=data_dir)
-        check_elsewhere(directory, config, newest, where)
-        data = as_the_run_has_them(open_images(directory, config, where), config)
+        if data is None:
+            where = Where(dataset=dataset, data_dir=data_dir)
+            check_elsewhere(directory, config, newest, where)
+            data = as_the_run_has_them(open_images(directory, config, where), config)
         opening.check_images(directory, data, newest)
         config = replace(config, dataset=data.name)
         place = Place(fabric, machine_of(config), min(config.batch_size, len(data.train)), device, nodes)

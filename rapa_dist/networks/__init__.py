@@ -8,7 +8,8 @@ import difflib
 import importlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,11 @@ PRESETS = {
     "vgg11": "rapa_dist.networks.vgg:VGG11",
     "resnet18": "rapa_dist.networks.resnet:ResNet18",
 }
+FROM_PYTHON = "python:model"
+"""Stands for a model that was given from Python, see `provided`."""
 Factory = Callable[..., Any]
+
+_provided: list[Factory] = []
 
 _OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -74,7 +79,23 @@ def make(name: str, classes: int, image: tuple[int, ...], **options: Any) -> Any
     return module
 
 
+@contextmanager
+def provided(factory: Factory) -> Iterator[None]:
+    """Have a factory make the network `FROM_PYTHON` for a while."""
+    _provided.append(factory)
+    try:
+        yield
+    finally:
+        _provided.pop()
+
+
 def _imported(name: str) -> Factory:
+    if name == FROM_PYTHON:
+        if not _provided:
+            raise UsageError(
+                "The network of this run was given from Python. Pass it again: rapa_dist.train(…, model=model)."
+            )
+        return _provided[-1]
     module_name, _, path = PRESETS.get(name, name).partition(":")
     here = str(Path.cwd())
     added = here not in sys.path

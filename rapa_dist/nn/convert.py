@@ -100,6 +100,14 @@ def convert(
 
     Raises:
         UsageError: no layer can be put on tiles, or not in this way; the model is as it was.
+
+    Example:
+        >>> import torch, rapa_dist as rapa
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 5), torch.nn.MaxPool2d(2), torch.nn.Conv2d(8, 8, 3))
+        >>> print(rapa.convert(model, tiles=16, images=(10, 3, 32, 32)))
+        layer  kernel matrix  patches  tiles  rows per tile  left digital
+        0               76×8      784     16           49.0
+        2               73×8      144      3           48.0
     """
     if init not in INITS:
         raise UsageError(f"init is one of {', '.join(INITS)}; not “{init}”.")
@@ -294,6 +302,15 @@ def revert(model: nn.Module, by: str = "norm") -> nn.Module:
 
     Raises:
         UsageError: it has no layer on tiles.
+
+    Example:
+        >>> import torch, rapa_dist as rapa
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3))
+        >>> summary = rapa.convert(model, tiles=[4])
+        >>> rapa.revert(model)
+        Sequential(
+          (0): Conv2d(1, 2, kernel_size=(3, 3), stride=(1, 1))
+        )
     """
     if by not in METHODS:
         raise UsageError(f"by is one of {', '.join(METHODS)}; not “{by}”.")

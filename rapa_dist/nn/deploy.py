@@ -1,7 +1,7 @@
 """Putting a model's tiled layers on the tiles of a fabric, and taking them off again."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rapa_dist.fabric.base import Fabric
 from rapa_dist.nn.record import Recording
@@ -21,8 +21,8 @@ def attach(recording: Recording, fabric: Fabric, *, seed: int, step: int = 0) ->
 def on_tiles(recording: Recording, fabric: Fabric, *, seed: int, step: int = 0) -> Iterator[Session]:
     """Do so for a while; afterwards the layers have the kernels that the tiles had last."""
     session = attach(recording, fabric, seed=seed, step=step)
-    try:
-        yield session
-    finally:
+    with ExitStack() as each:  # the others also where the tiles of one are lost
+        each.callback(session.close)
         for layer in recording.layers:
-            layer.detach()
+            each.callback(layer.detach)
+        yield session

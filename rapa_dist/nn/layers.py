@@ -71,14 +71,21 @@ class TiledLayer(nn.Module):
             self._alone = Session(BatchedFabric(Machine((array,)), [self.kernels]), seed=0), array
         return self._alone
 
+    @property
+    def attached(self) -> bool:
+        """Whether it computes on the tiles of an open fabric."""
+        return self._attached is not None
+
     def attach(self, session: Session, array: TileArray) -> None:
         """Compute on the tiles of a fabric from now on."""
         self._attached, self._alone = (session, array), None
 
     def detach(self) -> None:
-        """Compute alone again, with the kernels that the tiles have now."""
-        self.pull()
-        self._attached = None
+        """Compute alone again, with the kernels that the tiles have now; if they are lost, with those seen last."""
+        try:
+            self.pull()
+        finally:
+            self._attached = None
 
     def pull(self) -> None:
         """Copy the kernels that the tiles have into `kernels`."""
@@ -107,7 +114,16 @@ class TiledLayer(nn.Module):
 
 
 class RapaConv2d(TiledLayer):
-    """A convolution on tiles; arguments as of `torch.nn.Conv2d`, and `tiles` and `scheme`."""
+    """A convolution on tiles; arguments as of `torch.nn.Conv2d`, and `tiles` and `scheme`.
+
+    Outside of an open fabric it computes by itself, so that shapes can be tried out without any cluster.
+
+    Example:
+        >>> import torch, rapa_dist as rapa
+        >>> layer = rapa.RapaConv2d(3, 8, (5, 3), stride=2, padding="valid", tiles=4)
+        >>> layer.kernels.shape, layer(torch.zeros(2, 3, 32, 48)).shape
+        (torch.Size([4, 46, 8]), torch.Size([2, 8, 14, 23]))
+    """
 
     def __init__(
         self,
@@ -157,6 +173,11 @@ class RapaLinear(TiledLayer):
     """A fully connected layer on tiles; arguments as of `torch.nn.Linear`, and `tiles` and `scheme`.
 
     Every vector of the input is a patch: for (images, length, features) an image has `length` of them.
+
+    Example:
+        >>> import torch, rapa_dist as rapa
+        >>> rapa.RapaLinear(6, 2, tiles=3)(torch.zeros(4, 5, 6)).shape
+        torch.Size([4, 5, 2])
     """
 
     def __init__(

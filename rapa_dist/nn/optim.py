@@ -17,6 +17,18 @@ class RapaSGD(torch.optim.Optimizer):
 
     λ and decay go out to the tiles with the errors of `backward()`, so they count as they are then. `step()` puts the
     kernels that the tiles have prepared in force, and takes the step of the digital parameters by the same rule.
+    Gradients accumulate over several `backward()`; `torch.optim.lr_scheduler` changes λ as it does everywhere.
+
+    Example:
+        >>> import torch, rapa_dist as rapa
+        >>> model = torch.nn.Sequential(rapa.RapaConv2d(1, 2, 3, tiles=2), torch.nn.Flatten(), torch.nn.Linear(72, 2))
+        >>> optimizer = rapa.RapaSGD(model, lr=0.1, lr_of={"0": 0.01})
+        >>> schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+        >>> model(torch.ones(3, 1, 8, 8)).sum().backward()
+        >>> optimizer.step()
+        >>> schedule.step()
+        >>> [group["lr"] for group in optimizer.param_groups]
+        [0.005, 0.05]
     """
 
     def __init__(

@@ -8,6 +8,7 @@ from weakref import WeakSet
 from torch import Tensor
 
 from rapa_dist.assignment import Assignment
+from rapa_dist.errors import UsageError
 from rapa_dist.fabric.base import Fabric
 from rapa_dist.fabric.passage import Passage
 from rapa_dist.geometry import Geometry
@@ -37,6 +38,8 @@ class Session:
         """Whether the errors sent now are the mini-batch's last, so that prepared kernels can be put in force."""
         self.learnt = False
         """Whether tiles have been sent errors to learn from since the last step."""
+        self.closed = False
+        """Whether its fabric is gone: nothing goes through any more."""
         self._prepared: set[int] = set()  # tile arrays with an update that is not in force yet
         self._under_way: Counter[int] = Counter()  # by tile array: passages whose errors have not come yet
         self._ending: list[Passage] = []  # whose last cycle nobody has waited for
@@ -105,6 +108,8 @@ class Session:
             input_error: whether the errors of the planes are wanted.
             learn: whether the kernels want a gradient.
         """
+        if self.closed:
+            raise UsageError("backward() comes too late: the fabric was closed. Call it inside `with open_fabric(…)`.")
         self._under_way[array] -= 1
         update = self._update(array, rates) if rates is not None else None
         if learn and self.fabric.gives_gradients:
@@ -123,6 +128,10 @@ class Session:
         if update is None or update.learning_rate != rate or update.weight_decay != decay:
             update = self._updates[array] = Update(rate, decay)
         return update
+
+    def close(self) -> None:
+        """Take note that the fabric is gone."""
+        self.closed = True
 
     def settle(self) -> None:
         """Wait for the cycles that nobody has waited for."""
