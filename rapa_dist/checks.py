@@ -29,6 +29,18 @@ def parse_list(option: str, text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
+def parse_image(option: str, text: str) -> tuple[int, int, int]:
+    """Parse "3,32,32": channels, h and w of an image.
+
+    Raises:
+        UsageError: it is no three numbers from 1.
+    """
+    numbers = parse_list(option, text)
+    if len(numbers) != 3 or min(numbers) < 1:
+        raise UsageError(f"{option} needs channels, height and width of an image, like 3,32,32; it is “{text}”.")
+    return numbers[0], numbers[1], numbers[2]
+
+
 def parse_rates(option: str, texts: Collection[str]) -> tuple[tuple[str, float], ...]:
     """Parse "features.0=0.1", each a layer's name and its λ.
 

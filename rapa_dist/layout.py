@@ -5,11 +5,14 @@ By arithmetic for the paper's network, for any other by building its model.
 
 from functools import lru_cache
 
-from rapa_dist.config import TrainConfig
+from rapa_dist.config import TrainConfig, resolve
 from rapa_dist.initial import initial_kernels
-from rapa_dist.machine import Machine
-from rapa_dist.networks import PAPER
+from rapa_dist.machine import IMAGE, Machine, TileArray
+from rapa_dist.networks import PAPER, USUAL_IMAGES, check_network
 from rapa_dist.tile import Matrix
+
+CLASSES = 10
+"""Outputs of a network that is laid out without any data."""
 
 
 @lru_cache(maxsize=32)
@@ -24,6 +27,21 @@ def machine_of(config: TrainConfig) -> Machine:
     from rapa_dist.coordinator.learner import build
 
     return build(config).recording.machine
+
+
+def arrays_of(network: str, image: tuple[int, ...] | None = None) -> tuple[TileArray, ...]:
+    """Return the convolutions of a network on one tile each, in the order in which an image meets them.
+
+    Args:
+        network: its name, as `networks.check_network` takes it.
+        image: channels, h and w of an image; None: those that the network was made for.
+
+    Raises:
+        UsageError: as `machine_of`.
+    """
+    check_network(network)
+    image = image or USUAL_IMAGES.get(network, IMAGE)
+    return machine_of(resolve(network=network, scheme="none", image=image, classes=CLASSES)).arrays
 
 
 def start_of(config: TrainConfig) -> list[Matrix]:

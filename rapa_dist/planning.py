@@ -1,13 +1,11 @@
 """Laying out a machine before it is built: tiles per layer for load balance, crossbars, and what emulating it takes."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from math import ceil, floor, isfinite
 from typing import Any
 
-from rapa_dist.config import PAPER_CHANNELS
 from rapa_dist.errors import UsageError
 from rapa_dist.footprint import RAY_PROCESSES, TILE_BYTES, Footprint, tiles_that_fit
 from rapa_dist.geometry import Geometry
@@ -20,8 +18,6 @@ _MOST_TILES = 1_000_000
 
 Network = tuple[TileArray, ...]
 """The convolutions of a network, first layer first, on one tile each."""
-
-PAPER = Machine.build(channels=PAPER_CHANNELS, tiles=(1,) * len(PAPER_CHANNELS)).arrays
 
 
 def _network(*shapes: tuple[int, int, int, int]) -> Network:
@@ -44,11 +40,6 @@ def _geometry(side: int, kernel_side: int) -> Geometry:
     before = (kernel_side - 1) // 2
     after = kernel_side - 1 - before
     return Geometry(size=(side, side), kernel=(kernel_side, kernel_side), before=(before, before), after=(after, after))
-
-
-# Krizhevsky, Sutskever & Hinton 2012 (§5 of the paper), without the split of its channels over two GPUs.
-ALEXNET = _network((55, 3, 96, 11), (27, 96, 256, 5), (13, 256, 384, 3), (13, 384, 384, 3), (13, 384, 256, 3))
-NETWORKS = {"paper": PAPER, "alexnet": ALEXNET}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,21 +74,6 @@ class Crossbar:
         """Return the share of cells in use on the crossbars of one tile."""
         (rows, columns), (down, across) = layer.kernel_shape, self.grid(layer)
         return rows * columns / (down * self.rows * across * self.columns)
-
-
-def find_network(name: str) -> Network:
-    """Return a network by its name.
-
-    Raises:
-        UsageError: there is none; a similar name is suggested.
-    """
-    if name in NETWORKS:
-        return NETWORKS[name]
-    near = difflib.get_close_matches(name, NETWORKS, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise UsageError(
-        f"--network is one of {', '.join(NETWORKS)}; not “{name}”.{hint} Give any other layer by layer with --layer."
-    )
 
 
 def parse_layers(texts: Sequence[str]) -> Network:

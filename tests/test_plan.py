@@ -12,11 +12,10 @@ from rapa_dist.cli import main
 from rapa_dist.errors import UsageError
 from rapa_dist.footprint import TILE_BYTES
 from rapa_dist.hardware import CycleTimes
+from rapa_dist.layout import arrays_of
 from rapa_dist.machine import Machine
 from rapa_dist.memory import Memory
 from rapa_dist.planning import (
-    ALEXNET,
-    PAPER,
     Crossbar,
     balanced_tiles,
     describe,
@@ -25,6 +24,7 @@ from rapa_dist.planning import (
     tiles_for_acceleration,
 )
 
+PAPER, ALEXNET = arrays_of("rapa"), arrays_of("alexnet")
 PAPER_PATCHES = (1024, 256, 64)
 ALEXNET_PATCHES = (3025, 729, 169, 169, 169)
 
@@ -252,8 +252,8 @@ def test_the_text_shows_the_figures_in_80_columns():
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("--network", "alexnt"), ("--network", "paper, alexnet", "“alexnt”", "Did you mean alexnet?", "--layer")),
-        (("--network", "paper", "--layer", "8,3,4,5"), ("--network and --layer exclude each other",)),
+        (("--network", "alexnt"), ("--network", "rapa, lenet, alexnet", "“alexnt”", "Did you mean alexnet?")),
+        (("--network", "rapa", "--layer", "8,3,4,5"), ("--network and --layer exclude each other",)),
         (("--last-tiles", 8, "--acceleration", 16), ("--last-tiles and --acceleration exclude each other",)),
         (("--last-tiles", 0), ("--last-tiles", "1 to 64", "it is 0.")),
         (("--last-tiles", -4), ("--last-tiles", "it is -4.")),

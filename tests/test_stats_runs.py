@@ -190,7 +190,12 @@ class TestRay:
 
     @pytest.mark.parametrize("run", ["one", "two"])
     def test_every_tile_of_a_run_is_shown_while_it_works(self, two_runs, run):
-        first, second = (json.loads(command("stats", "--run", run, "--json").stdout) for _ in range(2))
+        def look():
+            return json.loads(command("stats", "--run", run, "--json").stdout)
+
+        process, _ = two_runs[run]
+        first = wait_until(lambda: (found := look())["total"]["last_step"] > 0 and found, process, "first step")
+        second = look()
         assert first["run"] == run
         assert first["silent"] == []
         tiles = {tile["tile"]: tile for tile in first["tiles"]}

@@ -9,12 +9,15 @@ from typing import Any
 
 import click
 
+from rapa_dist.checks import parse_image
 from rapa_dist.cli.output import emit, json_option, outcome
 from rapa_dist.cli.types import path, text
 from rapa_dist.errors import UsageError
+from rapa_dist.machine import IMAGE
+from rapa_dist.networks import PAPER, PRESETS, USUAL_IMAGES
 
-_CLASSES = 10
 _DEFAULT = ("1,1,1", "2,1,1", "4,1,1", "8,2,1", "16,4,1", "32,8,2", "64,16,4", "128,32,8")
+_BALANCED = ("1", "2", "4", "8", "16")
 _TURNS, _STEPS, _BUDGET_S = 5, 20, 4.0
 _LONGEST_HOLD_S = 30.0  # a tile that says nothing for a minute is given up
 _TABLE_WIDTH = 140  # a cut-off number is worse than a broken line
@@ -22,10 +25,21 @@ _TABLE_WIDTH = 140  # a cut-off number is worse than a broken line
 
 @click.command()
 @click.option(
+    "--network",
+    metavar="NAME",
+    help=f"{', '.join(PRESETS)}, or package.module:factory.  [default: {PAPER}, the paper's]",
+)
+@click.option(
+    "--image",
+    metavar="CHANNELS,H,W",
+    help="Shape of an image.  [default: that of the network: 3,224,224 for alexnet, 1,28,28 for lenet, else 3,32,32]",
+)
+@click.option(
     "--tiles",
     multiple=True,
     metavar="N,N,N",
-    help=f"Tiles per layer, a configuration; repeat it.  [default: {'  '.join(_DEFAULT)}]",
+    help="A configuration, as for `train`; repeat it.  "
+    f"[default: {'  '.join(_DEFAULT)}; for other networks {'  '.join(_BALANCED)}]",
 )
 @click.option(
     "--time-dilation",
@@ -58,6 +72,8 @@ _TABLE_WIDTH = 140  # a cut-off number is worse than a broken line
 @click.option("--details", is_flag=True, help="Also print a line for each layer and cycle.")
 @json_option
 def scale(
+    network: str | None,
+    image: str | None,
     tiles: tuple[str, ...],
     dilations: tuple[float, ...],
     forward_ns: float,
@@ -99,7 +115,9 @@ def scale(
       rapa-dist scale --tiles 4,1,1 --tiles 16,4,1 --time-dilation 2000 --details
     """  # noqa: D301 — click wants the backspace itself
     plan = _plan(
-        tiles or _DEFAULT,
+        network or PAPER,
+        None if image is None else parse_image("--image", image),
+        tiles,
         dilations,
         {"forward_ns": forward_ns, "backward_ns": backward_ns, "update_ns": update_ns},
         batch_size,
@@ -118,6 +136,8 @@ def scale(
 
 
 def _plan(
+    network: str,
+    image: tuple[int, int, int] | None,
     tiles: tuple[str, ...],
     dilations: tuple[float, ...],
     cycle_times: dict[str, float],
@@ -132,15 +152,27 @@ def _plan(
     from rapa_dist.checks import parse_list
     from rapa_dist.config import resolve
     from rapa_dist.hardware import CycleTimes, Pace
+    from rapa_dist.layout import CLASSES
 
     cycles = CycleTimes(**cycle_times)
     paces = tuple(Pace(cycles, dilation) for dilation in dict.fromkeys(dilations))
     for name, value in effort.items():
         if value < 1:
             raise UsageError(f"--{name} needs at least 1; it is {value}.")
-    lists = [parse_list("--tiles", text) for text in tiles]
-    rest: dict[str, Any] = {"classes": _CLASSES, "batch_size": batch_size, "warmup_epochs": 0}
-    configurations = [resolve(tiles=numbers, **rest) for numbers in dict.fromkeys(((1, 1, 1), *lists))]
+    paper = network == PAPER
+    lists = [parse_list("--tiles", text) for text in tiles or (_DEFAULT if paper else _BALANCED)]
+    rest: dict[str, Any] = {
+        "network": network,
+        "image": image or USUAL_IMAGES.get(network, IMAGE),
+        "classes": CLASSES,
+        "batch_size": batch_size,
+    }
+    untiled = (1, 1, 1) if paper else (1,)
+    configurations = [resolve(tiles=numbers, **rest) for numbers in dict.fromkeys((untiled, *lists))]
+    if not paper:
+        from rapa_dist.coordinator.learner import build
+
+        configurations = list(dict.fromkeys(build(config).config for config in configurations))
     from rapa_dist.scaling.measure import Effort
     from rapa_dist.scaling.run import Plan
 

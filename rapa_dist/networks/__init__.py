@@ -25,6 +25,8 @@ PRESETS = {
     "vgg11": "rapa_dist.networks.vgg:VGG11",
     "resnet18": "rapa_dist.networks.resnet:ResNet18",
 }
+USUAL_IMAGES = {"lenet": (1, 28, 28), "alexnet": (3, 224, 224)}
+"""Channels, h and w of the images that a preset was made for, where they are not those of the paper."""
 FROM_PYTHON = "python:model"
 """Stands for a model that was given from Python, see `provided`."""
 Factory = Callable[..., Any]

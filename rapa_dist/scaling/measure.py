@@ -17,7 +17,6 @@ from rapa_dist.nn.schedule import Step as TrainingStep
 from rapa_dist.nn.schedule import Whole
 from rapa_dist.scaling.stopwatch import BACKWARD_UPDATE, FORWARD, UPDATE, CycleTime, Stopwatch, now_ns
 
-CLASSES = 10
 EFFICIENT = 0.9
 """The efficiency at which the emulation is said to keep up."""
 MOST_DILATION = 100_000

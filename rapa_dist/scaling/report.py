@@ -113,7 +113,7 @@ class _Comparison:
         both = self._compare(lambda step: sum(wall_ns(step, (layer.index, kind)) for kind in kinds))
         ideal_ms = sum(cycle["ideal_ms"] for cycle in cycles.values())
         cycles["all"] = both | {"efficiency": _ratio(both["speed_up"], layer.n_tiles), "ideal_ms": round(ideal_ms, 4)}
-        return {"layer": layer.index, "n_tiles": layer.n_tiles, "cycles": cycles}
+        return {"layer": layer.index, "name": layer.name, "n_tiles": layer.n_tiles, "cycles": cycles}
 
     def _cycle(self, layer: TileArray, kind: str) -> dict[str, Any]:
         cycle = layer.index, kind
