@@ -182,7 +182,7 @@ def test_who_listens_is_found_whatever_the_address(listens_at):
 
 @pytest.mark.parametrize("joined", [True, False])
 def test_a_cluster_on_another_machine_is_ones_own_if_a_node_of_it_here_is(file, monkeypatch, capsys, joined):
-    head = "203.0.113.1:6379"  # of a network that is for examples
+    head = f"203.0.113.1:{10_000 + os.getpid() % 50_000}"  # of a network for examples; its own in each process
     file.write_text(head)
     monkeypatch.setattr(address, "answers", lambda value: True)
     of = head if joined else "203.0.113.2:6379"
