@@ -12,7 +12,7 @@ from rapa_dist.machine import Machine
 FIRST = 1
 """Of whatever says nothing about it."""
 _SECOND = 2
-_RELU = "earlier versions had the ReLU of layer 1 before its pooling; the paper’s network has it behind"
+_RELU = "earlier versions had the ReLU of conv0 before its pooling; the paper’s network has it behind"
 _ROWS = "earlier versions gave the extra rows of an image always to the same tiles, and none to perforated networks"
 
 

@@ -52,7 +52,7 @@ class Contender:
         return seconds
 
     def run_empty(self, rounds: int) -> float:
-        """Return the median of the seconds that a round takes in which the tiles of layer 1 do nothing."""
+        """Return the median of the seconds that a round takes in which the tiles of the first layer do nothing."""
         self._signal(signal.SIGCONT)
         seconds = []
         for _ in range(rounds):

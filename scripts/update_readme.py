@@ -15,7 +15,7 @@ from pathlib import Path
 from rapa_dist.experiments import tables
 from rapa_dist.experiments.cells import Cell, Protocol
 from rapa_dist.experiments.claims import HEAD, claims, rows_of
-from rapa_dist.scaling.plot import block_title, digest, draw, layer_1
+from rapa_dist.scaling.plot import block_title, digest, draw, first_layer, name_of_first
 
 ROOT = Path(__file__).resolve().parent.parent
 REPRODUCED = "reproduce-cifar10-jpeg-10000.json"
@@ -56,7 +56,7 @@ def peers_table(name: str) -> str:
         table(["training step, mini-batch of 10", "ms, median (quartiles)", "`ray` over it, median (quartiles)"], rows)
         + f"\n\nn = {report['turns']} turns of {report['steps_per_turn']} steps each, {steps} in all; "
         f"{machine_of(report['environment'])}, OpenBLAS kernels for {report['environment']['blas']}; mini-batches cut "
-        f"into {report['micro_batches']}. An empty round over the tiles of layer 1 takes {empty['us_per_tile']:.0f} µs "
+        f"into {report['micro_batches']}. An empty round over the tiles of conv0 takes {empty['us_per_tile']:.0f} µs "
         f"per tile (median of {empty['rounds']})."
     )
 
@@ -117,17 +117,17 @@ def scaling_table() -> str:
     if not (ROOT / "results" / "scaling.json").exists():
         return "Not measured yet."
     report = read("scaling.json")
-    blocks, start = report["blocks"], report["start"]
-    factors = {tuple(factor["tiles"]): factor["layer_1"]["time_dilation"] for factor in report["real_time_factors"]}
+    blocks, start, first = report["blocks"], report["start"], name_of_first(report)
+    factors = {tuple(factor["tiles"]): factor["first_layer"]["time_dilation"] for factor in report["real_time_factors"]}
     head = ["tiles", "actors", "step, compute, ms"]
-    head += [f"layer 1’s cycles, {block_title(block['time_dilation'])}" for block in blocks]
+    head += [f"{first}’s cycles, {block_title(block['time_dilation'])}" for block in blocks]
     rows = []
     for configuration in blocks[0]["configurations"]:
         tiles = configuration["tiles"]
         row = [",".join(map(str, tiles)), str(configuration["actors"])]
         row.append(f"{configuration['step']['wall_ms']['median']:.1f}")
         for block in blocks:
-            ours = next(layer_1(other) for other in block["configurations"] if other["tiles"] == tiles)
+            ours = next(first_layer(other) for other in block["configurations"] if other["tiles"] == tiles)
             low, high = ours["speed_up_range"]
             row.append(f"{ours['speed_up']:.2f} × ({low:.2f} to {high:.2f})")
         found = factors.get(tuple(tiles), 0)
@@ -136,8 +136,8 @@ def scaling_table() -> str:
     steps = [c["step"]["wall_ms"]["n"] for block in blocks for c in block["configurations"]]
     own = start["own_memory_per_actor_mb"]
     return (
-        "![Speed-up of layer 1 over its tiles, and where a step’s time goes](results/scaling.svg)\n\n"
-        + table([*head, *(["F for an efficiency of 0.9, layer 1"] if factors else [])], rows)
+        f"![Speed-up of {first} over its tiles, and where a step’s time goes](results/scaling.svg)\n\n"
+        + table([*head, *([f"F for an efficiency of 0.9, {first}"] if factors else [])], rows)
         + f"\n\nSpeed-up over one tile (smallest to largest of {blocks[0]['turns']} turns; n = {min(steps)} to "
         f"{max(steps)} steps), mini-batches of {report['batch_size']}; cycle times of "
         f"{report['cycle_times']['forward_ns']:g} ns. {machine_of(report['environment'])}. {start['actors']} actors up "
@@ -202,7 +202,7 @@ def average_line() -> str:
     config, found = report["config"], report["similarities"]
     tiles, commit = ",".join(map(str, config["tiles"])), report["environment"]["git"]["commit"][:7]
     return (
-        f"With average pooling and {tiles} tiles, S of what layer 1 has learnt beside its start is "
+        f"With average pooling and {tiles} tiles, S of what conv0 has learnt beside its start is "
         f"{found['similarity_of_rest'][0]:.2f} after {report['steps']:,} steps on {config['limit_train']:,} images "
         f"(the paper: about 1). S itself is {found['similarity'][0]:.2f} there, as weight decay leaves "
         f"{100 * found['decay_leaves'][0]:.0f} % of the start (n = 1, seed {config['seed']}, λ = {config['lr']:g}, "

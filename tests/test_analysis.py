@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from click.testing import CliRunner
 from torch.testing import assert_close
 
 from rapa_dist.analysis.attack import attack, gap_closed, perturb
-from rapa_dist.analysis.reduction import _wins, count_wins, reduce_kernels, reduce_run, strongest, untiled
+from rapa_dist.analysis.reduction import reduce_kernels, reduce_run, strongest, untiled
 from rapa_dist.analysis.voting import voting
+from rapa_dist.analysis.wins import count_wins, wins_of
 from rapa_dist.cli import main
 from rapa_dist.config import POOLING_NAMES, resolve
 from rapa_dist.coordinator import checkpoint as checkpoints
@@ -107,14 +109,15 @@ def test_wins_are_counted_window_by_window():
         tile = tile_of_patch[image * 64 + (2 * y + dy) * 8 + 2 * x + dx]
         if window.max() > 0 and tile >= 0:
             expected[tile, channel] += 1
-    assert np.array_equal(_wins(torch.from_numpy(outputs), tile_of_patch, 4), expected)
+    largest, places = F.max_pool2d(torch.from_numpy(outputs), 3, 2, ceil_mode=True, return_indices=True)
+    assert np.array_equal(wins_of(largest.numpy(), places.numpy(), tile_of_patch, 4), expected)
 
 
 def test_winners_are_counted_over_the_training_images(make_run):
     trained = Trained.open(make_run())
     wins = count_wins(trained, 50)
-    assert [of_layer.shape for of_layer in wins] == [(16, 6), (4, 5), (1, 4)]
-    assert all(of_layer.sum() > 0 for of_layer in wins)
+    assert [None if of_layer is None else of_layer.shape for of_layer in wins] == [(16, 6), (4, 5), None]
+    assert all(of_layer.sum() > 0 for of_layer in wins[:2])
     assert wins[0].sum(axis=0).max() <= 50 * 16 * 16
 
 
@@ -128,7 +131,7 @@ def test_wins_are_counted_over_images_of_all_classes(make_run, monkeypatch):
         seen.extend(subset.labels.tolist())
         return evaluation_batches(subset, *arguments)
 
-    monkeypatch.setattr("rapa_dist.analysis.reduction.evaluation_batches", batches)
+    monkeypatch.setattr("rapa_dist.analysis.wins.evaluation_batches", batches)
     count_wins(trained, 30)
     assert len(seen) == 30
     assert len(set(seen)) > 6

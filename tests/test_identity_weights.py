@@ -20,6 +20,7 @@ from rapa_dist.errors import UsageError
 from rapa_dist.fabric import watcher
 from rapa_dist.fabric.registry import Registration
 from rapa_dist.fabric.scratch import Scratch
+from rapa_dist.runs.comparison import _tensor
 
 
 @pytest.fixture(autouse=True)
@@ -268,3 +269,11 @@ def test_a_run_that_is_asked_for_by_its_directory_is_not_its_namesake(
         watcher.find_run(str(tmp_path / "c" / "run"), None, pytest.fail)
     for scratch in scratches:
         scratch.remove()
+
+
+def test_counters_of_batch_normalisation_are_compared_like_weights() -> None:
+    seen = [np.array(7), np.array(8), np.array(7.0)]
+    same, other, float64 = (_tensor("bn.num_batches_tracked", seen[0], value) for value in (seen[0].copy(), *seen[1:]))
+    assert (same["identical"], same["differing"]) == (True, 0)
+    assert (other["identical"], other["differing"], other["largest_difference"]) == (False, 1, 1.0)
+    assert not float64["identical"], "another type is another tensor"

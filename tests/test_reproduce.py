@@ -280,8 +280,8 @@ def test_claims_of_votes_reduction_similarity_and_attack(store):
     text = claims(tables.Results(store))
     assert "| 20.50 with 1 vote, 19.00 with 5 | +1.25 (0.60) | holds | 1 |" in text
     assert "| 23.80 against 21.00 | -2.05 (1.18) | does not hold | 1, 1 |" in text, "both are of the end of training"
-    assert "| S > 0.1 with max pooling (layer 1) | 0.210 ± 0.014 | +0.110 (0.020) | holds | 2 |" in text
-    assert "| S > 0.1 with mixed pooling (layer 1) | – | – | not measured | 0 |" in text
+    assert "| S > 0.1 with max pooling (conv0) | 0.210 ± 0.014 | +0.110 (0.020) | holds | 2 |" in text
+    assert "| S > 0.1 with mixed pooling (conv0) | – | – | not measured | 0 |" in text
     assert "learnt" not in text, "a version that did not tell the start apart has kept this"
     assert "| 40.0 % closed | +20.00 (3.07) | holds | 1, 1 |" in text
     assert "| 20.0 % against 40.0 % | -10.00 (3.04) | does not hold | 1, 1, 1 |" in text
@@ -304,11 +304,11 @@ def test_the_projection_on_the_start_stands_beside_the_similarity(store):
         "similarity_of_rest": [0.4, 0.6, None],
     }
     store.keep(random, 1, "similarity", {"similarity": [0.2, 0.3, None]} | learnt)
-    assert "| S, layer 1 | S, layer 2 | along start, layer 1 |" in tables.figure3(tables.Results(store))
+    assert "| S, conv0 | S, conv1 | along start, conv0 |" in tables.figure3(tables.Results(store))
     row = "0.200 ± 0.000 | 0.300 ± 0.000 | 0.500 (n = 1) | 0.250 (n = 1) | 0.300 (n = 1) | 0.400 (n = 1) |"
     assert f"| `random` | max | {row}" in tables.figure3(tables.Results(store))
     text = claims(tables.Results(store))
-    row = "| S > 0.1 of what the tiles have learnt with max pooling (layer 1) | 0.400 | +0.300 (not known) | undecided"
+    row = "| S > 0.1 of what the tiles have learnt with max pooling (conv0) | 0.400 | +0.300 (not known) | undecided"
     assert row in text
     assert "of what the tiles have learnt for other schemes" not in text, "nothing is known of them"
 

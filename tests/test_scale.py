@@ -140,8 +140,8 @@ def test_a_small_measurement(tmp_path):
                 assert layer["cycles"][kind]["ideal_ms"] == pytest.approx(hold_ms, abs=1e-3)
                 assert layer["cycles"][kind]["wall_ms"]["q25"] >= hold_ms - 1e-3
     for factor in report["real_time_factors"]:
-        assert factor["layer_1"]["time_dilation"] or factor["layer_1"]["reason"]
-        assert all(probe["layer_1_efficiency"] <= 1 for probe in factor["probes"])
+        assert factor["first_layer"]["time_dilation"] or factor["first_layer"]["reason"]
+        assert all(probe["first_layer_efficiency"] <= 1 for probe in factor["probes"])
     assert not list(Path(os.environ["RAPA_DIST_SHM"]).iterdir())
 
 

@@ -316,7 +316,7 @@ def test_the_factor_is_where_the_overhead_is_a_tenth(clock, tiles, overhead_us):
     layer_ns = 4096 / tiles[0] * (80 + 60) / 2  # of a cycle, in the mean
     all_ns = (2 * layer_ns + 1024 / tiles[1] * (80 + 160) + 256 * (80 + 160)) / 6
     grid = [dilation(index) for index in range(101)]
-    for factor, ns in ((found.layer_1, layer_ns), (found.machine, all_ns)):
+    for factor, ns in ((found.first_layer, layer_ns), (found.machine, all_ns)):
         expected = 9 * overhead_us * 1000 / ns
         assert factor == min((f for f in grid if f >= expected), default=None)
     assert all(probe.machine < 0.9 for probe in found.probes if probe.dilation < (found.machine or 0))
@@ -325,16 +325,16 @@ def test_the_factor_is_where_the_overhead_is_a_tenth(clock, tiles, overhead_us):
 def test_a_machine_that_is_fast_enough_has_the_factor_one(clock):
     (contender,) = contenders(clock, (4, 2, 1))
     found = find_factors(contender, CYCLES)
-    assert (found.layer_1, found.machine) == (1, 1)
+    assert (found.first_layer, found.machine) == (1, 1)
 
 
 def test_a_factor_that_is_out_of_reach_is_said_to_be(clock):
     (contender,) = contenders(clock, (16, 4, 1), overhead_ns=10**10)
     described = describe_factors(find_factors(contender, CYCLES))
-    assert described["layer_1"]["time_dilation"] is None
-    assert "not reached at F = " in described["layer_1"]["reason"]
+    assert described["first_layer"]["time_dilation"] is None
+    assert "not reached at F = " in described["first_layer"]["reason"]
     largest = max(probe["time_dilation"] for probe in described["probes"])
-    assert f"{largest:,g}" in described["layer_1"]["reason"]
+    assert f"{largest:,g}" in described["first_layer"]["reason"]
     ideal_s = contender.ideal_ns(Pace(CYCLES, largest)) * 1e-9
     assert largest == 100_000 or ideal_s < 30 < 1.13 * ideal_s
 

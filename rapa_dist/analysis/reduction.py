@@ -1,17 +1,16 @@
 """Reduction (§4): one kernel matrix per layer, put together from the filters of its tiles, as an ordinary network."""
 
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
+from rapa_dist.analysis.wins import count_wins
 from rapa_dist.console import work
 from rapa_dist.coordinator.evaluation import as_images, evaluate
 from rapa_dist.coordinator.learner import build, load_digital
@@ -23,9 +22,6 @@ from rapa_dist.errors import UsageError
 from rapa_dist.files import check_target, write_whole
 from rapa_dist.layout import machine_of
 from rapa_dist.nn.convert import digital
-from rapa_dist.nn.minibatch import MiniBatch, Part, at_work
-from rapa_dist.nn.pooling import POOL_SIDE, POOL_STRIDE
-from rapa_dist.nn.record import Recording
 from rapa_dist.tile import Matrix
 
 METHODS = ("norm", "wins")
@@ -58,7 +54,7 @@ def reduce_run(
     Args:
         path: the run's directory.
         by: "norm", the filter with the largest norm; "wins", the one that most often wins the max pooling over
-            training images.
+            training images, in layers that a max pooling follows; in others the one with the largest norm.
         checkpoint: "newest", "best" or a name.
         output: where to save the state dict of the `PaperNetwork`; None: nowhere.
         limit_train: training images for "wins"; None: 2,000, or all if there are fewer.
@@ -78,12 +74,16 @@ def reduce_run(
     trained = Trained.open(path, checkpoint=checkpoint, where=where, limit_test=limit_test)
     kernels = trained.checkpoint.kernels
     images = 0
-    if by == "norm":
-        arrays = machine_of(trained.config).arrays
-        winners = [strongest(array.filters(of_layer)) for array, of_layer in zip(arrays, kernels, strict=True)]
-    else:
+    arrays = machine_of(trained.config).arrays
+    winners = [strongest(array.filters(of_layer)) for array, of_layer in zip(arrays, kernels, strict=True)]
+    how = dict.fromkeys((array.name for array in arrays), "norm")
+    if by == "wins":
         images = min(limit_train or _TRAINING_IMAGES, len(trained.data.train.labels))
-        winners = [wins.argmax(axis=0) for wins in count_wins(trained, images)]
+        for array, wins in zip(arrays, count_wins(trained, images), strict=True):
+            if wins is not None:
+                winners[array.index], how[array.name] = wins.argmax(axis=0), "wins"
+        if not any(how[array.name] == "wins" for array in arrays if array.n_tiles > 1):
+            raise UsageError("Nothing can be won: no layer on several tiles is followed by max pooling. Use --by norm.")
     network = untiled(trained, [reduce_kernels(*pair) for pair in zip(kernels, winners, strict=True)])
     if output is not None:
         save(network, output)
@@ -100,74 +100,13 @@ def reduce_run(
     used = [len(np.unique(of_layer)) for of_layer in winners]
     return trained.about() | {
         "by": by,
+        "by_layer": how,
         "training_images": images,
         "tiles_used": used,
         "tiled_test_error_percent": score.error_percent,
         "test_error_percent": error_of_untiled(network, trained),
         "output": None if output is None else str(output),
     }
-
-
-def count_wins(trained: Trained, images: int) -> list[NDArray[np.int64]]:
-    """Count over training images whose activation is the largest, above 0, of a pooling window.
-
-    Args:
-        trained: the network.
-        images: how many training images, drawn from all in the same way every time.
-
-    Returns:
-        Per layer (n_t, c_out). A layer whose pooling is no max pooling has windows all the same.
-    """
-    arrays = machine_of(trained.config).arrays
-    wins = [np.zeros((array.n_tiles, array.c_out), np.int64) for array in arrays]
-    subset = trained.data.train.sample(images)
-    size = trained.test_images
-    first = 0
-    with trained.network() as network, work("Counting wins", "images") as advance:
-        session = network.session
-        for pixels, labels in evaluation_batches(subset, trained.mean, size):
-            batch = MiniBatch(True, (trained.step + first // size,), (len(labels),), session.seed)
-            with torch.no_grad(), at_work(Part(batch, 0)), outputs_of(network.recording) as outputs:
-                network.model.eval()
-                network.model(as_images(pixels))
-            for array, of_array in zip(arrays, outputs, strict=True):
-                assignment = session.assignment(array, array.passages[0], batch, 0, 0)
-                tile_of_patch = np.full(assignment.n_patches, -1)
-                tile_of_patch[assignment.order] = np.repeat(np.arange(array.n_tiles), np.diff(assignment.offsets))
-                wins[array.index] += _wins(of_array, tile_of_patch, array.n_tiles)
-            first += len(labels)
-            advance(first, images)
-    return wins
-
-
-@contextmanager
-def outputs_of(recording: Recording) -> Iterator[list[Tensor]]:
-    """Collect what the layers on tiles return while a model is called, by tile array."""
-    outputs: list[Tensor] = []
-    hooks = [
-        layer.register_forward_hook(lambda layer, arguments, output: outputs.append(output))
-        for layer in recording.layers
-    ]
-    try:
-        yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _wins(outputs: Tensor, tile_of_patch: NDArray[np.int64], n_tiles: int) -> NDArray[np.int64]:
-    """Return (n_t, c_out) for outputs (images, c_out, h, w) and the tile of every pixel."""
-    images, c_out, height, width = outputs.shape
-    largest, places = F.max_pool2d(
-        outputs, POOL_SIDE, POOL_STRIDE, ceil_mode=True, return_indices=True
-    )  # (images, c_out, pooled h, pooled w)
-    image = np.arange(images)[:, None, None, None]
-    tile = tile_of_patch.reshape(images, height * width)[image, places.numpy()]
-    channel = np.broadcast_to(np.arange(c_out)[None, :, None, None], tile.shape)
-    won = (largest.numpy() > 0) & (tile >= 0)
-    wins = np.zeros((n_tiles, c_out), np.int64)
-    np.add.at(wins, (tile[won], channel[won]), 1)
-    return wins
 
 
 def untiled(trained: Trained, kernels: Sequence[Matrix]) -> nn.Module:

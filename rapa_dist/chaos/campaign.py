@@ -140,7 +140,7 @@ def differences(ours: Path, theirs: Path) -> list[str]:
     """Return in what two finished runs differ: weights bit by bit, and metrics but for the wall time."""
     mine, yours = (checkpoints.read(checkpoints.latest(path / "checkpoints")) for path in (ours, theirs))
     found = []
-    weights = [{f"layer {i}": k for i, k in enumerate(c.kernels)} | dict(c.digital) for c in (mine, yours)]
+    weights = [mine.weights, yours.weights]
     for name, value in weights[1].items():
         if weights[0].get(name) is None or weights[0][name].tobytes() != value.tobytes():
             found.append(f"weights differ: {name}")

@@ -129,7 +129,7 @@ def reduce(
     """Make one kernel matrix per layer of all tiles, and test it as an ordinary PyTorch network.
 
     Of every output channel the filter of one tile is taken: the one with the largest norm, or the one that most often
-    wins the max pooling on training images.
+    wins the max pooling on training images. Layers that no max pooling follows go by the norm in both cases.
     """
     from rapa_dist.analysis.reduction import reduce_run
 
@@ -149,6 +149,8 @@ def reduce(
         f"test error {result['tiled_test_error_percent']:.2f} % tiled, "
         f"{result['test_error_percent']:.2f} % reduced by {by}"
     )
+    if by == "wins" and (others := [name for name, how in result["by_layer"].items() if how != by]):
+        show(f"by norm, as no max pooling follows: {', '.join(others)}")
     if output is not None:
         show(f"state dict   {output}")
 

@@ -104,7 +104,8 @@ def scale(
     machine's wall time over this one's, for the same layer and cycle; efficiency is speed-up / n_t. Of a
     step, the coordinator has everything outside cycles; the data plane what the tiles' work does not explain of
     the cycles (compute: the longest busy time, or all busy time / cores; paced: the longest hold); the tiles the
-    rest. The real-time factor is the smallest F with an efficiency of 0.9: for layer 1's cycles, and for all of them.
+    rest. The real-time factor is the smallest F with an efficiency of 0.9: for the first layer's cycles, and for
+    all of them.
 
     Writes DIR/scaling.json, with all numbers and their definitions, and DIR/scaling.svg.
 
@@ -225,11 +226,12 @@ def _table(block: dict[str, Any], factors: dict[tuple[int, ...], Any]) -> Any:
         pad_edge=False,
         header_style="bold",
     )
+    first_name = block["configurations"][0]["layers"][0]["name"]
     names = [
         "tiles",
         "n",
         "step ms",
-        "layer 1 ms",
+        f"{first_name} ms",
         "speed-up",
         "efficiency",
         "coordinator %",
@@ -237,7 +239,7 @@ def _table(block: dict[str, Any], factors: dict[tuple[int, ...], Any]) -> Any:
         "tiles %",
     ]
     names += ["network %"] if far else []
-    for name in [*names, *(["F, layer 1", "F, machine"] if paced else [])]:
+    for name in [*names, *([f"F, {first_name}", "F, machine"] if paced else [])]:
         table.add_column(name, justify="right", no_wrap=True)
     for configuration in block["configurations"]:
         first, shares = configuration["layers"][0]["cycles"]["all"], configuration["shares_percent"]
@@ -254,7 +256,7 @@ def _table(block: dict[str, Any], factors: dict[tuple[int, ...], Any]) -> Any:
             cells.append(f"{configuration['network_percent']:.1f}")
         if paced:
             factor = factors.get(tuple(configuration["tiles"]))
-            cells += [_factor(factor[name]) if factor else "" for name in ("layer_1", "machine")]
+            cells += [_factor(factor[name]) if factor else "" for name in ("first_layer", "machine")]
         table.add_row(*cells)
     return table
 
@@ -269,7 +271,7 @@ def _details(block: dict[str, Any]) -> Any:
     table = Table(box=None, pad_edge=False, header_style="bold")
     names = ("tiles", "layer", "cycle", "n", "wall ms", "quartiles", "ideal ms", "speed-up", "efficiency")
     for name in (*names, "data plane ms", "busy ms: longest", "all"):
-        table.add_column(name, justify="left" if name == "cycle" else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in ("layer", "cycle") else "right", no_wrap=True)
     for configuration in block["configurations"]:
         for layer in configuration["layers"]:
             for kind, cycle in layer["cycles"].items():
@@ -282,7 +284,7 @@ def _detail(configuration: dict[str, Any], layer: dict[str, Any], kind: str, cyc
     wall = cycle["wall_ms"]
     return [
         ",".join(map(str, configuration["tiles"])),
-        str(layer["layer"] + 1),
+        layer["name"],
         kind.replace("_", " + "),
         str(wall["n"]),
         f"{wall['median']:,.2f}",

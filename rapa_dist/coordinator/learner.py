@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rapa_dist.config import TrainConfig, parts_of
 from rapa_dist.data import DataSet
-from rapa_dist.errors import CheckpointError
+from rapa_dist.errors import CheckpointError, UsageError
 from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.initial import initial_kernels
 from rapa_dist.networks import PAPER, make
@@ -57,6 +57,14 @@ def build(config: TrainConfig) -> Network:
     tiles = config.tiles[0] if len(config.tiles) == 1 else config.tiles
     conversion = convert(model, tiles, scheme=config.scheme, images=shape, init=config.init)
     recording = record(model, shape)
+    if recording.output is None or recording.output[1:] != (config.classes,):
+        returned = "no tensor"
+        if recording.output is not None:
+            returned = f"a tensor ({', '.join(('images', *map(str, recording.output[1:])))})"
+        raise UsageError(
+            f"--network {config.network} has to return scores (images, {config.classes}), one for each class; it "
+            f"returned {returned}. A factory is called with the number of classes first."
+        )
     parts = config.micro_batches
     if parts is None:  # parts of a mini-batch would have other statistics than the whole
         normalised = any(isinstance(module, _BatchNorm) for module in model.modules())

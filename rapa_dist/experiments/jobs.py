@@ -122,8 +122,11 @@ def _votes(number: int) -> Analysis:
 
 def _reduced(path: Path, where: "Where") -> dict[str, Any]:
     from rapa_dist.analysis.reduction import reduce_run
+    from rapa_dist.coordinator.run_directory import RunDirectory
 
-    return _without_place({f"by_{how}": reduce_run(path, by=how, where=where) for how in ("norm", "wins")})
+    pooled_by_maximum = RunDirectory(path).config.pooling in ("max", "mixed")
+    methods = ("norm", "wins") if pooled_by_maximum else ("norm",)
+    return _without_place({f"by_{how}": reduce_run(path, by=how, where=where) for how in methods})
 
 
 def _similarity(path: Path, where: "Where") -> dict[str, Any]:

@@ -140,7 +140,7 @@ def convert(
 
 def _patches(model: nn.Module, chosen: Mapping[str, nn.Module], images: Images) -> dict[str, list[Geometry]]:
     """Return by name of the layer how its patches lie, for each time that an image passes through it."""
-    met = meetings(model, {module: name for name, module in chosen.items()}, images)
+    met, _ = meetings(model, {module: name for name, module in chosen.items()}, images)
     return {name: [meeting.geometry for meeting in met[module]] for name, module in chosen.items()}
 
 

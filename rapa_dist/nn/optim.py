@@ -8,6 +8,7 @@ from torch import nn
 
 from rapa_dist.errors import UsageError
 from rapa_dist.nn.layers import TiledLayer
+from rapa_dist.nn.session import Session
 
 _DIGITAL = "digital"
 
@@ -68,9 +69,16 @@ class RapaSGD(torch.optim.Optimizer):
             groups.append({"params": digital, "ratio": 1.0, "name": _DIGITAL})
         self._layers = layers
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        self._hand_out_rates()
+
+    def _hand_out_rates(self) -> None:
         for group in self.param_groups:
-            if group["name"] in layers:
-                layers[group["name"]].rates = group
+            if group["name"] in self._layers:
+                self._layers[group["name"]].rates = group
+
+    @property
+    def _sessions(self) -> list[Session]:
+        return list({id(layer.session): layer.session for layer in self._layers.values()}.values())
 
     def set_rate(self, lr: float) -> None:
         """Set λ; layers with a λ of their own keep their ratio to it."""
@@ -88,20 +96,61 @@ class RapaSGD(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        sessions = {id(layer.session): layer.session for layer in self._layers.values()}
+        sessions = self._sessions
         with_gradient = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not with_gradient and not any(session.learnt for session in sessions.values()):
+        if not with_gradient and not any(session.learnt for session in sessions):
             raise UsageError("step() found nothing to do: call backward() on the loss first.")
         for group, parameter in with_gradient:
             parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(parameter.grad, alpha=group["lr"])
             parameter.grad = None
-        for session in sessions.values():
+        for session in sessions:
             session.put_in_force()
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget gradients of digital parameters, and updates that tiles have prepared."""
         super().zero_grad(set_to_none)
+        for session in self._sessions:
+            if session.learnt:
+                session.drop()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return λ and decay of every group, and the number of steps taken: what assignments are drawn for.
+
+        With the model's own state dict it is all that a training goes on from, bit by bit.
+        """
+        found: dict[str, Any] = super().state_dict()
+        return found | {"step": max((session.step for session in self._sessions), default=0)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where another optimizer of the same model was.
+
+        Raises:
+            UsageError: it was of another model; the difference is shown.
+        """
+        theirs, ours = (
+            {group["name"]: len(group["params"]) for group in groups} for groups in _groups(state_dict, self)
+        )
+        if theirs != ours:
+            raise UsageError(
+                "The state dict is of an optimizer of another model: it has "
+                f"{_counted(theirs)}; this one has {_counted(ours)}. Build the model and convert it as before."
+            )
+        super().load_state_dict(state_dict)
+        self._hand_out_rates()
+        for session in self._sessions:
+            session.step = state_dict["step"]
         for layer in self._layers.values():
-            if layer.session.learnt:
-                layer.session.drop()
+            layer.pull()
+            layer.push()  # tiles count steps, too
+
+
+def _groups(state_dict: Mapping[str, Any], optimizer: RapaSGD) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    theirs = state_dict.get("param_groups", ())
+    if "step" not in state_dict or not all("name" in group for group in theirs):
+        raise UsageError("load_state_dict() takes what the state_dict() of a RapaSGD returned; this is something else.")
+    return list(theirs), optimizer.param_groups
+
+
+def _counted(groups: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({count} parameter{'s' if count != 1 else ''})" for name, count in groups.items())

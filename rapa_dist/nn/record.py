@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rapa_dist.errors import UsageError
+from rapa_dist.errors import RapaError, UsageError
 from rapa_dist.geometry import Geometry
 from rapa_dist.machine import Machine, TileArray
 from rapa_dist.nn.layers import TiledLayer, geometry_of
+from rapa_dist.shortened import shortened
 
 Images = Tensor | Sequence[Tensor] | Sequence[int]
 """A batch of images as a model takes them, or its shape, (images, channels, h, w); or one for each of its inputs."""
@@ -38,6 +39,8 @@ class Recording:
     """By tile array."""
     first: int | None
     """The tile array whose input is the images themselves, if there is one: it can begin a mini-batch beforehand."""
+    output: tuple[int, ...] | None
+    """Shape of what the model returned for two images; None: no tensor."""
 
 
 def arguments_of(images: Images) -> list[Tensor]:
@@ -52,7 +55,9 @@ def arguments_of(images: Images) -> list[Tensor]:
     return [torch.zeros(*shape)]
 
 
-def meetings(model: nn.Module, names: Mapping[nn.Module, str], images: Images) -> dict[nn.Module, list[Meeting]]:
+def meetings(
+    model: nn.Module, names: Mapping[nn.Module, str], images: Images
+) -> tuple[dict[nn.Module, list[Meeting]], Any]:
     """Send two images through a model in training mode, and return what some of its layers met. Nothing is changed.
 
     Args:
@@ -61,7 +66,7 @@ def meetings(model: nn.Module, names: Mapping[nn.Module, str], images: Images) -
         images: what the model takes; only the first image is used.
 
     Returns:
-        By layer, in the order in which they were met.
+        By layer, in the order in which they were met; and what the model returned.
 
     Raises:
         UsageError: the model does not take the images, or some of the layers are never called.
@@ -78,7 +83,7 @@ def meetings(model: nn.Module, names: Mapping[nn.Module, str], images: Images) -
     try:
         with _unchanged(model), torch.enable_grad():
             model.train()
-            model(*arguments)
+            returned = _called(model, arguments)
     finally:
         for hook in hooks:
             hook.remove()
@@ -87,7 +92,20 @@ def meetings(model: nn.Module, names: Mapping[nn.Module, str], images: Images) -
             f"Images never reach {', '.join(unused)}: the model does not call {'it' if len(unused) == 1 else 'them'}. "
             "Leave such layers digital with where=…, or remove them."
         )
-    return met
+    return met, returned
+
+
+def _called(model: nn.Module, arguments: Sequence[Tensor]) -> Any:
+    try:
+        return model(*arguments)
+    except RapaError:
+        raise
+    except Exception as error:
+        shapes = " and ".join(str(tuple(argument.shape[1:])) for argument in arguments)
+        raise UsageError(
+            f"The model does not take images of the shape {shapes}: {shortened(error)}. It is called with a batch, "
+            "images first, in training mode."
+        ) from error
 
 
 def record(model: nn.Module, images: Images) -> Recording:
@@ -101,7 +119,7 @@ def record(model: nn.Module, images: Images) -> Recording:
     }
     if not names:
         raise UsageError("The model has no layers on tiles. Call rapa_dist.convert(model, tiles=…) first.")
-    met = meetings(model, names, images)
+    met, returned = meetings(model, names, images)
     layers: list[TiledLayer] = []
     arrays = []
     first = None
@@ -124,7 +142,8 @@ def record(model: nn.Module, images: Images) -> Recording:
                 perforation=layer.perforation,
             )
         )
-    return Recording(Machine(tuple(arrays)), tuple(layers), first)
+    output = tuple(returned.shape) if isinstance(returned, Tensor) else None
+    return Recording(Machine(tuple(arrays)), tuple(layers), first, output)
 
 
 @contextmanager

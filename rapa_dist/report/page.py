@@ -319,8 +319,9 @@ def _scaling(content: Content) -> str:
 
 
 def _measured(content: Content, measured: dict[str, Any]) -> str:
-    from rapa_dist.scaling.plot import block_title
+    from rapa_dist.scaling.plot import block_title, name_of_first
 
+    first_name = name_of_first(measured)
     rows = []
     for block in measured["blocks"]:
         for configuration in block["configurations"]:
@@ -335,9 +336,10 @@ def _measured(content: Content, measured: dict[str, Any]) -> str:
                     or_dash(first.get("efficiency"), ".3f"),
                 )
             )
-    head = ("mode", "tiles", "step, ms", "layer 1’s cycles, ms", "speed-up of layer 1", "efficiency")
+    head = ("mode", "tiles", "step, ms", f"{first_name}’s cycles, ms", f"speed-up of {first_name}", "efficiency")
     caption = (
-        "Speed-up of layer 1’s cycles over one tile, and where a step’s time goes, as rapa-dist scale measured them."
+        f"Speed-up of {first_name}’s cycles over one tile, and where a step’s time goes, as rapa-dist scale measured "
+        "them."
     )
 
     def draw() -> str:

@@ -171,8 +171,8 @@ class Probe:
     """What was found at one time dilation."""
 
     dilation: float
-    layer_1: float
-    """Efficiency of layer 1's cycles."""
+    first_layer: float
+    """Efficiency of the first layer's cycles."""
     machine: float
     """Efficiency of all cycles of a step."""
     steps: int
@@ -183,8 +183,8 @@ class Factors:
     """The smallest time dilations at which the emulation keeps up."""
 
     tiles: tuple[int, ...]
-    layer_1: float | None
-    """For layer 1's cycles; None: not reached."""
+    first_layer: float | None
+    """For the first layer's cycles; None: not reached."""
     machine: float | None
     """For all cycles of a step; None: not reached."""
     largest_tried: float
@@ -234,11 +234,11 @@ def find_factors(contender: Contender, cycles: CycleTimes) -> Factors:
             break
         last += 1
     contender.take_over(None)
-    layer_1 = smallest(lambda index: probe(index).layer_1, last)
+    first_layer = smallest(lambda index: probe(index).first_layer, last)
     machine = smallest(lambda index: probe(index).machine, last)
     return Factors(
         contender.tiles,
-        None if layer_1 is None else dilation(layer_1),
+        None if first_layer is None else dilation(first_layer),
         None if machine is None else dilation(machine),
         dilation(max(probes)),
         tuple(probes[index] for index in sorted(probes)),
@@ -252,14 +252,14 @@ def _probe(contender: Contender, pace: Pace) -> Probe:
     ends = now_ns() + _PROBE_S * 1e9
     while len(steps) < least or (len(steps) < most and now_ns() < ends):
         steps.append(contender.step())
-    ideal, wall = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}  # by whether it is layer 1
+    ideal, wall = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}  # by whether it is the first layer
     for layer, kind in contender.cycles():
         first = layer.index == 0
         ideal[first] += untiled_ns(layer, kind, contender.images, pace) / layer.n_tiles
         wall[first] += median(wall_ns(step, (layer.index, kind)) for step in steps)
     return Probe(
         dilation=pace.dilation,
-        layer_1=ideal[True] / wall[True],
+        first_layer=ideal[True] / wall[True],
         machine=sum(ideal.values()) / sum(wall.values()),
         steps=len(steps),
     )

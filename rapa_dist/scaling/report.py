@@ -38,7 +38,7 @@ DEFINITIONS = {
     "sum of Pss over actors, coordinator and what it has started, Ray's own processes among them.",
     "real_time_factor": "the smallest F, on a grid of 20 per decade from 1 on, at which the efficiency is 0.9, found "
     "by measured training steps (medians of 5 to 25). The untiled time in it is the ideal one, rows × cycle time × F. "
-    "layer_1: its forward and update cycles; machine: all cycles of a step.",
+    "first_layer: its forward and update cycles; machine: all cycles of a step.",
 }
 
 
@@ -176,12 +176,12 @@ def describe_factors(factors: Factors) -> dict[str, Any]:
         "tiles": list(factors.tiles),
         **{
             name: {"time_dilation": found, "reason": not_reached if found is None else None}
-            for name, found in (("layer_1", factors.layer_1), ("machine", factors.machine))
+            for name, found in (("first_layer", factors.first_layer), ("machine", factors.machine))
         },
         "probes": [
             {
                 "time_dilation": probe.dilation,
-                "layer_1_efficiency": round(probe.layer_1, 4),
+                "first_layer_efficiency": round(probe.first_layer, 4),
                 "machine_efficiency": round(probe.machine, 4),
                 "steps": probe.steps,
             }

@@ -31,7 +31,7 @@ class CycleTime:
 
     layer: int
     kind: str
-    """FORWARD, BACKWARD_UPDATE (one ring for both), or UPDATE (layer 1, whose input error nobody wants)."""
+    """FORWARD, BACKWARD_UPDATE (one ring for both), or UPDATE (a layer whose input error nobody wants)."""
     wall_ns: int
     """From just before the first ring to after the last answer."""
     longest_busy_ns: int

@@ -177,6 +177,48 @@ def test_a_state_dict_has_the_kernels_of_all_tiles_and_goes_back():
         other.load_state_dict(saved)
 
 
+def test_a_training_goes_on_bit_by_bit_from_the_two_state_dicts():
+    def begun(rate):
+        torch.manual_seed(0)
+        model = ResidualBlock()
+        convert(model, tiles=[4, 4, 1])
+        recording, tiles = opened_with(model, images, "serial")
+        return model, recording, tiles, lambda: RapaSGD(model, lr=rate, weight_decay=DECAY, lr_of={"conv1": rate / 2})
+
+    images = images_for(ResidualBlock())
+    model, recording, tiles, optimizer = begun(RATE)
+    with tiles, on_tiles(recording, tiles, seed=7):
+        stochastic = optimizer()
+        schedule = torch.optim.lr_scheduler.StepLR(stochastic, step_size=1, gamma=0.5)
+        train(model, images, 2, optimizer=stochastic, end_step=schedule.step)
+        half_way = [copy.deepcopy(part.state_dict()) for part in (model, stochastic, schedule)]
+        assert half_way[1]["step"] == 2
+        train(model, images, 2, optimizer=stochastic, end_step=schedule.step)
+        expected = copy.deepcopy(model.state_dict())
+    for order in (slice(None), slice(None, None, -1)):  # whichever is loaded first
+        model, recording, tiles, optimizer = begun(1.0)
+        with tiles, on_tiles(recording, tiles, seed=7):
+            stochastic = optimizer()
+            schedule = torch.optim.lr_scheduler.StepLR(stochastic, step_size=1, gamma=0.5)
+            for part, state in list(zip((model, stochastic, schedule), half_way, strict=True))[order]:
+                part.load_state_dict(copy.deepcopy(state))
+            assert {stats.last_step for stats in tiles.stats()} == {2}
+            train(model, images, 2, optimizer=stochastic, end_step=schedule.step)
+            for name, tensor in model.state_dict().items():
+                assert torch.equal(tensor, expected[name]), name
+
+
+def test_bad_input_of_an_optimizers_state():
+    model, other = ResidualBlock(), torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1))
+    convert(model, tiles=[4, 4, 1])
+    convert(other, tiles=[1])
+    optimizer = RapaSGD(model, lr=RATE)
+    with pytest.raises(UsageError, match=r"it has 0 \(1 parameter\); this one has conv0 .*Build the model"):
+        optimizer.load_state_dict(RapaSGD(other, lr=RATE).state_dict())
+    with pytest.raises(UsageError, match=r"state_dict\(\) of a RapaSGD"):
+        optimizer.load_state_dict(torch.optim.SGD(other.parameters(), lr=RATE).state_dict())
+
+
 def test_a_conversion_prints_as_a_table():
     model = nn_with_odd_layers()
     text = str(convert(model, tiles=16, images=(2, 2, 8, 8)))
