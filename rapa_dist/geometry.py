@@ -5,12 +5,13 @@ with zeros, as `torch.nn.Conv2d` pads them.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 Pair = tuple[int, int]
 """(down, across)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Geometry:
     """One convolution on planes of one size, as `torch.nn.Conv2d` defines it."""
 
@@ -50,29 +51,29 @@ class Geometry:
             before = after = (0, 0) if isinstance(padding, str) else padding
         return cls(size=size, kernel=kernel, stride=stride, before=before, after=after, dilation=dilation)
 
-    @property
+    @cached_property
     def padded(self) -> Pair:
         """Pixels of a padded plane."""
         return tuple(b + n + a for b, n, a in zip(self.before, self.size, self.after, strict=True))  # type: ignore[return-value]
 
-    @property
+    @cached_property
     def reach(self) -> Pair:
         """Pixels from the first to the last under the kernel, both counted."""
         return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))  # type: ignore[return-value]
 
-    @property
+    @cached_property
     def out(self) -> Pair:
         """Pixels of an output plane: one patch for each."""
         sides = zip(self.padded, self.reach, self.stride, strict=True)
         return tuple((length - reach) // step + 1 for length, reach, step in sides)  # type: ignore[return-value]
 
-    @property
+    @cached_property
     def n_patches(self) -> int:
         """n_p: patches per image."""
         height, width = self.out
         return height * width
 
-    @property
+    @cached_property
     def places(self) -> int:
         """Pixels of a patch, kh · kw."""
         kh, kw = self.kernel

@@ -4,6 +4,7 @@ Because of this a run can be resumed, repeated or spread over processes without 
 """
 
 from enum import IntEnum
+from hashlib import blake2b
 
 import numpy as np
 
@@ -38,5 +39,5 @@ def stream(seed: int, purpose: Purpose, *index: int) -> np.random.Generator:
 
 def torch_seed(seed: int, purpose: Purpose, *index: int) -> int:
     """Return a seed for PyTorch's generator, which modules draw from that know nothing of streams; as for `stream`."""
-    low, high = np.random.SeedSequence(seed, spawn_key=(int(purpose), *index)).generate_state(2)
-    return int(high) << 32 | int(low)
+    place = ",".join(map(str, (seed, int(purpose), *index)))
+    return int.from_bytes(blake2b(place.encode(), digest_size=8).digest())

@@ -11,10 +11,11 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rapa_dist.geometry import Geometry
+
+_SUM = 0  # what PyTorch calls it where it does not ask for names
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ class Im2col:
 
     def _make_room(self, images: int, rows: int) -> None:
         """Keep padded planes for so many images, and an index for so many rows."""
-        if rows > len(self._index):
+        if rows > self._index.shape[0]:
             self._index = torch.empty(rows, self._n_runs, dtype=torch.int64, device=self._device)
-        if images > len(self._planes):
+        if images > self._planes.shape[0]:
             (height, width), run = self.geometry.padded, self._run_pixels
             self._planes = torch.zeros(images, height, width, self.c_in, device=self._device)
             starts = images * height * width - run + 1
@@ -104,12 +105,13 @@ class Im2col:
             patches: (rows, k) overwritten; k ordered (kh, kw, c_in).
             seen: (rows, kh · kw) False where a patch must see zero instead of the pixel; None: it sees all.
         """
-        images, (top, left), (h, w) = len(planes), self.geometry.before, self.geometry.size
-        self._make_room(images, len(order))
+        images, (top, left), (h, w) = planes.shape[0], self.geometry.before, self.geometry.size
+        rows = order.shape[0]
+        self._make_room(images, rows)
         self._planes[:images, top : top + h, left : left + w].copy_(planes)
-        index = self._index[: len(order)]
+        index = self._index[:rows]
         torch.index_select(_Places.of(self.geometry, images, self._device).runs, 0, order, out=index)
-        runs = patches.view(-1, self._runs.shape[1])  # (rows · runs, run · c_in)
+        runs = patches.view(rows * self._n_runs, -1)  # (rows · runs, run · c_in)
         torch.index_select(self._runs, 0, index.view(-1), out=runs)
         if seen is not None:
             patches.view(*seen.shape, self.c_in).mul_(seen.unsqueeze(2))
@@ -136,5 +138,6 @@ class Im2col:
         if dropped:  # a zero row stands in for them
             input_errors = torch.cat((input_errors, input_errors.new_zeros(1, input_errors.shape[1])))
         pieces = torch.index_select(row_of_patch, 0, piece_patch).mul_(geometry.places).add_(piece_place)
-        summed = F.embedding_bag(pieces, input_errors.view(-1, self.c_in), first_pieces, mode="sum")  # (pixels, c_in)
+        by_piece = input_errors.view(-1, self.c_in)
+        summed = torch.embedding_bag(by_piece, pieces, first_pieces, False, _SUM)[0]  # (pixels, c_in)
         return summed.view(images, *geometry.size, self.c_in)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # who only reads about a run does without it
 class Passage(ABC):
     """First `begin` and `outputs`; then, where errors come back, `send_errors` and `input_errors`; or `release`."""
 
+    shared: bool = False
+    """Whether other parts of the mini-batch wait for the same cycle: none of them gets on before it is done."""
+
     @abstractmethod
     def begin(self) -> None:
         """Have the tiles begin the forward cycle; returns while they work. Does nothing the second time."""

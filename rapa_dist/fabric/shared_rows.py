@@ -108,7 +108,7 @@ class SharedRowsPassage(Passage):
         self._im2col = fabric.im2col(geometry, planes.shape[3])
         self._order = torch.from_numpy(assignment.order)
         self._seen = seen_by(assignment, geometry)
-        self._images = len(planes)
+        self._images = planes.shape[0]
         self._im2col.gather(planes, self._order, self._patches, self._seen)
         self._row_of_patch: Tensor | None = None  # (n_patches,)
         self._begun = self._input_error = False

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rapa_dist.errors import UsageError
 from rapa_dist.initial import initial_head
@@ -13,8 +13,11 @@ from rapa_dist.nn.stage import Stage
 CHANNELS = (32, 32, 64)
 
 
-class PaperNetwork(nn.Module):
-    """5 × 5 convolutions, each followed by pooling, ReLU and normalisation, then a fully connected layer."""
+class PaperNetwork(nn.Sequential):
+    """5 × 5 convolutions, each followed by pooling, ReLU and normalisation, then a fully connected layer.
+
+    Scores (images, classes) of images (images, channels, h, w).
+    """
 
     def __init__(
         self,
@@ -50,16 +53,9 @@ class PaperNetwork(nn.Module):
             self.add_module(f"conv{index}", nn.Conv2d(c_in, c_out, 5, padding=2))
             self.add_module(f"stage{index}", Stage(method, index, c_out))
             c_in, h, w = c_out, pooled(h), pooled(w)
+        self.flatten = nn.Flatten()
         self.head = nn.Linear(c_in * h * w, classes)
         if seed is not None:
             with torch.no_grad():
                 self.head.weight.copy_(torch.from_numpy(initial_head(classes, c_in * h * w, seed, self.depth)))
                 self.head.bias.zero_()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the scores (images, classes) of images (images, channels, h, w)."""
-        planes = images
-        for index in range(self.depth):
-            planes = self.get_submodule(f"stage{index}")(self.get_submodule(f"conv{index}")(planes))
-        scores: Tensor = self.head(planes.flatten(1))
-        return scores

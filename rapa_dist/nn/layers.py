@@ -1,6 +1,7 @@
 """Convolutions and fully connected layers on tiles, as PyTorch modules."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from rapa_dist.errors import UsageError
 from rapa_dist.fabric.batched import BatchedFabric
 from rapa_dist.geometry import Geometry, Pair
 from rapa_dist.machine import Machine, TileArray
-from rapa_dist.nn.passing import pass_through
+from rapa_dist.nn.passing import Call, pass_through
 from rapa_dist.nn.session import Session
 from rapa_dist.schemes import check_tiles
 
@@ -47,14 +48,15 @@ class TiledLayer(nn.Module):
     @property
     def session(self) -> Session:
         """Where the layer's tiles are: in an open fabric, else in the layer itself."""
-        return self._home()[0]
+        return self.home()[0]
 
     @property
     def array(self) -> TileArray:
         """The layer's tiles, as their fabric counts them."""
-        return self._home()[1]
+        return self.home()[1]
 
-    def _home(self) -> tuple[Session, TileArray]:
+    def home(self) -> tuple[Session, TileArray]:
+        """Return both."""
         if self._attached is not None:
             return self._attached
         if self._alone is None:
@@ -70,6 +72,13 @@ class TiledLayer(nn.Module):
             )
             self._alone = Session(BatchedFabric(Machine((array,)), [self.kernels]), seed=0), array
         return self._alone
+
+    def _called(self, input: Tensor) -> Call:
+        """Return what is to be known of a call with an input."""
+        session, array = self.home()
+        geometry = geometry_of(self, input, array.name)
+        training = self.training and torch.is_grad_enabled()
+        return Call(self, session, array, geometry, session.part_for(array.index, input.shape[0], training=training))
 
     @property
     def attached(self) -> bool:
@@ -156,10 +165,9 @@ class RapaConv2d(TiledLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return (images, c_out, h, w) for images (images, c_in, h, w); without the first dimension for one."""
-        geometry = geometry_of(self, input, self.array.name)
-        images = input if input.dim() == 4 else input.unsqueeze(0)
-        outputs = pass_through(self, images.permute(0, 2, 3, 1), geometry).permute(0, 3, 1, 2)
-        return outputs if input.dim() == 4 else outputs.squeeze(0)
+        if input.dim() == 3:
+            return self(input.unsqueeze(0)).squeeze(0)  # type: ignore[no-any-return]
+        return pass_through(self._called(input), input)
 
     def extra_repr(self) -> str:
         """Return what `print` shows."""
@@ -188,10 +196,11 @@ class RapaLinear(TiledLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return (…, out_features) for vectors (…, in_features)."""
-        geometry = geometry_of(self, input, self.array.name)
-        images = input.unsqueeze(0) if input.dim() == 1 else input
-        planes = images.reshape(len(images), geometry.n_patches, 1, self.in_features)
-        return pass_through(self, planes, geometry).reshape(*input.shape[:-1], self.out_features)
+        if input.dim() == 1:
+            return self(input.unsqueeze(0)).squeeze(0)  # type: ignore[no-any-return]
+        call = self._called(input)
+        planes = input.reshape(input.shape[0], -1, 1, self.in_features).permute(0, 3, 1, 2)
+        return pass_through(call, planes).permute(0, 2, 3, 1).reshape(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """Return what `print` shows."""
@@ -216,12 +225,17 @@ def geometry_of(layer: nn.Module, input: Tensor, name: str) -> Geometry:
     assert isinstance(layer, RapaConv2d | nn.Conv2d)
     if input.dim() not in (3, 4) or input.shape[-3] != layer.in_channels:
         raise UsageError(f"{name} takes images (images, {layer.in_channels}, h, w); it got {tuple(input.shape)}.")
-    h, w = input.shape[-2:]
-    kernel, dilation, stride = ((pair[0], pair[1]) for pair in (layer.kernel_size, layer.dilation, layer.stride))
+    size: Any = input.shape[-2:]
     try:
-        return Geometry.padded_by(layer.padding, kernel=kernel, dilation=dilation, size=(h, w), stride=stride)  # type: ignore[arg-type]
+        return _padded_by(layer.padding, layer.kernel_size, layer.dilation, layer.stride, size)
     except ValueError as error:
         raise UsageError(f"{name}: {error}. Use larger images, or a smaller network.") from None
+
+
+@lru_cache(maxsize=1024)
+def _padded_by(padding: Pair | str, kernel: Pair, dilation: Pair, stride: Pair, size: Pair) -> Geometry:
+    h, w = size
+    return Geometry.padded_by(padding, kernel=kernel, dilation=dilation, size=(h, w), stride=stride)
 
 
 def _pair(name: str, value: int | Pair, least: int) -> Pair:

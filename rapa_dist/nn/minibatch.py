@@ -6,8 +6,7 @@ depend on the cut: it is drawn for the whole mini-batch, and every part takes it
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any, Protocol
@@ -23,6 +22,9 @@ class WholePassage(Protocol):
 
     def begin(self) -> None:
         """Ring the tiles for the forward cycle."""
+
+    def is_through(self, array: int) -> bool:
+        """Return whether it is through this tile array."""
 
     def serves(self, array: int, planes: Tensor, part: int) -> bool:
         """Return whether it is through this tile array, and of these planes of a part."""
@@ -53,6 +55,14 @@ class MiniBatch:
     """The passage of all its images through the first tile array, where that was begun beforehand."""
     drawn: dict[Any, Sequence[Any]] = field(default_factory=dict)
     """What has been drawn for it, by what it is for: one entry for each part."""
+    images: int = field(init=False)
+    """Images in all."""
+    edges: list[tuple[int, int]] = field(init=False)
+    """First image of every part, and one past its last."""
+
+    def __post_init__(self) -> None:
+        self.edges = list(pairwise(accumulate(self.sizes, initial=0)))
+        self.images = self.edges[-1][1]
 
     def draw(self, key: Any, draw: Callable[[], Sequence[Any]], part: int) -> Any:
         """Return a part's share of what is drawn for the whole mini-batch, once."""
@@ -65,16 +75,6 @@ class MiniBatch:
     def purpose(self) -> Purpose:
         """What its assignments are drawn for."""
         return Purpose.ASSIGN_TRAIN if self.training else Purpose.ASSIGN_TEST
-
-    @property
-    def images(self) -> int:
-        """Images in all."""
-        return sum(self.sizes)
-
-    @property
-    def edges(self) -> list[tuple[int, int]]:
-        """First image of every part, and one past its last."""
-        return list(pairwise(accumulate(self.sizes, initial=0)))
 
 
 class Part:
@@ -110,11 +110,15 @@ def current() -> Part | None:
     return _current.part
 
 
-@contextmanager
-def at_work(part: Part) -> Iterator[Part]:
-    """Have layers that are called in this thread belong to a part."""
-    before, _current.part = _current.part, part
-    try:
-        yield part
-    finally:
-        _current.part = before
+class at_work:  # noqa: N801  used like a function
+    """Have layers that are called in this thread belong to a part, for the time of a `with`."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+
+    def __enter__(self) -> Part:
+        self._before, _current.part = _current.part, self._part
+        return self._part
+
+    def __exit__(self, *error: object) -> None:
+        _current.part = self._before

@@ -9,6 +9,7 @@ ALPHA = 5e-5
 BETA = 0.75
 SIZE = 3
 
+_ONE = torch.ones(())
 _aten: Any = torch.ops.aten
 
 
@@ -18,7 +19,7 @@ def normalise(planes: Tensor) -> tuple[Tensor, Any]:
     Args:
         planes: (images, side, side, channels).
     """
-    scale = _average(planes * planes).mul_(ALPHA).add_(1)
+    scale = torch.add(_ONE, _average(planes * planes), alpha=ALPHA)
     root = scale.rsqrt()
     factor = root.sqrt().mul_(root)  # scale^−0.75, a third of the time that pow takes
     return planes * factor, (planes, scale, factor)
@@ -29,7 +30,7 @@ def normalise_backward(saved: Any, errors: Tensor) -> Tensor:
     planes, scale, factor = saved
     direct = errors * factor
     spread = _average((direct * planes).div_(scale))
-    errors_back: Tensor = direct.sub_(spread.mul_(planes).mul_(2 * ALPHA * BETA))
+    errors_back: Tensor = direct.addcmul_(spread, planes, value=-2 * ALPHA * BETA)
     return errors_back
 
 

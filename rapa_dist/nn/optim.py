@@ -1,5 +1,6 @@
 """Stochastic gradient descent for models on tiles: tiles update themselves, digital parameters are updated here."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -71,6 +72,11 @@ class RapaSGD(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self._hand_out_rates()
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take further parameters, as `torch.optim.Optimizer` does."""
+        # what is around PyTorch's own method imports its compiler, which takes a second and is of no use here
+        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
+
     def _hand_out_rates(self) -> None:
         for group in self.param_groups:
             if group["name"] in self._layers:
@@ -85,7 +91,6 @@ class RapaSGD(torch.optim.Optimizer):
         for group in self.param_groups:
             group["lr"] = lr * group["ratio"]
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Put the tiles' updates in force, and update the digital parameters.
 
@@ -96,6 +101,16 @@ class RapaSGD(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.take_step()
+        return loss
+
+    @torch.no_grad()
+    def take_step(self) -> None:
+        """Do what `step` does, without what PyTorch puts around that: hooks and an entry for its profiler.
+
+        Raises:
+            UsageError: there was no backward() before it.
+        """
         sessions = self._sessions
         with_gradient = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not with_gradient and not any(session.learnt for session in sessions):
@@ -105,11 +120,15 @@ class RapaSGD(torch.optim.Optimizer):
             parameter.grad = None
         for session in sessions:
             session.put_in_force()
-        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget gradients of digital parameters, and updates that tiles have prepared."""
-        super().zero_grad(set_to_none)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if set_to_none or parameter.grad is None:
+                    parameter.grad = None
+                else:
+                    parameter.grad.detach_().zero_()
         for session in self._sessions:
             if session.learnt:
                 session.drop()

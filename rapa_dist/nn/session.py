@@ -12,7 +12,7 @@ from rapa_dist.errors import UsageError
 from rapa_dist.fabric.base import Fabric
 from rapa_dist.fabric.passage import Passage
 from rapa_dist.geometry import Geometry
-from rapa_dist.machine import TileArray
+from rapa_dist.machine import Machine, TileArray
 from rapa_dist.nn.minibatch import MiniBatch, Part, current
 from rapa_dist.router import Router
 from rapa_dist.tile import Update
@@ -82,8 +82,15 @@ class Session:
         def draw() -> Sequence[Assignment]:
             return self.router.assign(array, geometry, batch.purpose, place, sizes)
 
-        found: Assignment = batch.draw((array.index, call, part is None), draw, part or 0)
+        found: Assignment = batch.draw((array.index, call, geometry.n_patches, part is None), draw, part or 0)
         return found
+
+    def draw_ahead(self, machine: Machine, batch: MiniBatch) -> None:
+        """Draw what a mini-batch will ask for, if its images meet the layers as those did that the machine is for."""
+        for array in machine.arrays:
+            for call, geometry in enumerate(array.passages):
+                if call or batch.whole is None or not batch.whole.is_through(array.index):
+                    self.assignment(array, geometry, batch, call, 0)
 
     def expect_errors(self, array: int) -> None:
         """Take note that errors of a passage may come back."""

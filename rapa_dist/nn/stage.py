@@ -9,6 +9,7 @@ from rapa_dist.config import MIXTURE_START
 from rapa_dist.machine import pooled
 from rapa_dist.nn.minibatch import current
 from rapa_dist.nn.normalisation import normalise, normalise_backward
+from rapa_dist.nn.passing import apply
 from rapa_dist.nn.pooling import POOLINGS, relu_first
 from rapa_dist.streams import Purpose, stream
 
@@ -38,14 +39,13 @@ class Stage(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the smaller planes."""
-        planes = input.permute(0, 2, 3, 1)
-        draws = self._draws(planes) if self.method == "stochastic" and self.training else None
-        smaller: Tensor = _Staging.apply(planes, self.beta, self, draws)  # type: ignore[no-untyped-call]
-        return smaller.permute(0, 3, 1, 2)
+        draws = self._draws(input) if self.method == "stochastic" and self.training else None
+        smaller: Tensor = apply(_Staging)(input, self.beta, (self, draws))
+        return smaller
 
     def _draws(self, planes: Tensor) -> Tensor:
-        """Return uniform draws in [0, 1), one for each of the smaller planes' values."""
-        images, h, w, channels = planes.shape
+        """Return uniform draws in [0, 1), one for each of the smaller planes' values, channels last."""
+        images, channels, h, w = planes.shape
         shape = pooled(h), pooled(w), channels
         part = current()
         if part is None:
@@ -66,23 +66,27 @@ class Stage(nn.Module):
 
 
 class _Staging(torch.autograd.Function):
+    """Channels come first outside and last inside, as in `_Passing`."""
+
     @staticmethod
-    def forward(ctx: Any, outputs: Tensor, beta: Tensor | None, stage: Stage, draws: Tensor | None) -> Tensor:
-        ctx.stage = stage
+    def forward(ctx: Any, input: Tensor, beta: Tensor | None, of_stage: tuple[Stage, Tensor | None]) -> Tensor:
+        ctx.stage, draws = stage, _ = of_stage
+        outputs = input.permute(0, 2, 3, 1)
         planes = outputs.relu() if stage.relu_first else outputs
         smaller, for_pooling = stage.pooling.forward(planes, beta, draws)
         active = planes if stage.relu_first else smaller.relu_()
         normalised, for_normalisation = normalise(smaller)
         ctx.saved = active, for_pooling, for_normalisation
-        return normalised
+        return normalised.permute(0, 3, 1, 2)
 
     @staticmethod
-    def backward(ctx: Any, errors: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, errors: Tensor) -> tuple[Tensor, Tensor | None, None]:
         stage, (active, for_pooling, for_normalisation) = ctx.stage, ctx.saved
-        errors = normalise_backward(for_normalisation, errors.contiguous())  # a flattened head sends others back
+        errors = errors.permute(0, 2, 3, 1).contiguous()  # a flattened head sends others back
+        errors = normalise_backward(for_normalisation, errors)
         if not stage.relu_first:
             errors = _aten.threshold_backward(errors, active, 0)
         back, of_beta = stage.pooling.backward(for_pooling, errors)
         if stage.relu_first:
             back = _aten.threshold_backward(back, active, 0)
-        return back, of_beta, None, None
+        return back.permute(0, 3, 1, 2), of_beta, None
