@@ -58,7 +58,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run unmarked tests first, then those that are slow or start Ray, the longest modules first.
 
-    Where two halves run side by side, the marked ones of a module stay together, as they share clusters and runs.
+    Where several run side by side, the marked ones of a module stay together, as they share clusters and runs.
     """
     for item in items:
         if _marked(item) and not item.get_closest_marker("xdist_group"):

@@ -30,24 +30,26 @@ class Block(nn.Module):
 class ResNet18(nn.Module):
     """A stem, four stages of two blocks each, the mean of every plane, a fully connected layer."""
 
-    def __init__(self, classes: int, image: tuple[int, int, int]) -> None:
-        """Build it for images of (channels, h, w)."""
+    def __init__(
+        self, classes: int, image: tuple[int, int, int], *, widths: tuple[int, int, int, int] = _CHANNELS
+    ) -> None:
+        """Build it for images of (channels, h, w); `widths`: channels of the four stages."""
         super().__init__()
         channels, h, w = image
         small = min(h, w) < _SMALL
         stem: list[nn.Module] = [
-            nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+            nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
             if small
-            else nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False),
-            nn.BatchNorm2d(64),
+            else nn.Conv2d(channels, widths[0], 7, stride=2, padding=3, bias=False),
+            nn.BatchNorm2d(widths[0]),
             nn.ReLU(),
         ]
         if not small:
             stem.append(nn.MaxPool2d(3, stride=2, padding=1))
         self.stem = nn.Sequential(*stem)
         blocks: list[nn.Module] = []
-        c_in = 64
-        for stage, c_out in enumerate(_CHANNELS):
+        c_in = widths[0]
+        for stage, c_out in enumerate(widths):
             blocks += [Block(c_in, c_out, 1 if stage == 0 else 2), Block(c_out, c_out, 1)]
             c_in = c_out
         self.blocks = nn.Sequential(*blocks)

@@ -103,8 +103,8 @@ def _called(model: nn.Module, arguments: Sequence[Tensor]) -> Any:
     except Exception as error:
         shapes = " and ".join(str(tuple(argument.shape[1:])) for argument in arguments)
         raise UsageError(
-            f"The model does not take images of the shape {shapes}: {shortened(error)}. It is called with a batch, "
-            "images first, in training mode."
+            f"The model does not take images of the shape {shapes}: {shortened(error)}. Give "
+            "images of another size, or another network; it is called with a batch of images, in training mode."
         ) from error
 
 
