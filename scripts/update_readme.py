@@ -40,6 +40,10 @@ def machine_of(environment: dict) -> str:
     )
 
 
+def interval(found: dict[str, float], digits: int) -> str:
+    return f"{found['median']:.{digits}f} ({found['q25']:.{digits}f} to {found['q75']:.{digits}f})"
+
+
 def peers_table(name: str) -> str:
     report = read(name)
     tiles = ",".join(map(str, report["tiles"]))
@@ -49,8 +53,7 @@ def peers_table(name: str) -> str:
         if contender == "ray":
             count = sum(report["tiles"])
             label += f" {tiles}: {count} tiles in {count} processes"
-        spread = f"{ratio['median']:.2f} ({ratio['q25']:.2f} to {ratio['q75']:.2f})" if ratio else ""
-        rows.append([label, f"{times['median']:.1f} ({times['q25']:.1f} to {times['q75']:.1f})", spread])
+        rows.append([label, interval(times, 1), interval(ratio, 2) if ratio else ""])
     steps, empty = report["turns"] * report["steps_per_turn"], report["empty_round"]
     return (
         table(["training step, mini-batch of 10", "ms, median (quartiles)", "`ray` over it, median (quartiles)"], rows)
@@ -283,7 +286,56 @@ def chaos_table() -> str:
     )
 
 
+def networks_table() -> str:
+    if not (ROOT / "results" / "networks.json").exists():
+        return "Not measured yet."
+    report = read("networks.json")
+    rows = []
+    for name, found in report["networks"].items():
+        step, ratio = found["step_ms"], found["ray_over_plain"]
+        rows.append(
+            [
+                name,
+                str(found["actors"]),
+                interval(step["ray"], 0 if step["ray"]["median"] >= 100 else 1),
+                interval(step["plain"], 0 if step["plain"]["median"] >= 100 else 1),
+                interval(ratio, 2),
+                f"{found['shared_mb']:,.0f}",
+                f"{found['memory_mb']['ray']:,}; {found['memory_mb']['plain']:,}",
+            ]
+        )
+    head = ["network", "tiles", "step on `ray`, ms", "PyTorch, ms", "ratio", "shared memory, MB", "memory in all, MB"]
+    return (
+        table(head, rows)
+        + f"\n\nMini-batches of {report['batch_size']}, balanced tiles; medians (quartiles) of {report['turns']} "
+        f"turns; memory of all processes on `ray`, and of PyTorch's; {machine_of(report['environment'])} "
+        "(`scripts/bench_networks.py`)."
+    )
+
+
+def fashion_table() -> str:
+    rows = []
+    for name in ("none", "random"):
+        if not (ROOT / "results" / f"fashion-mnist-lenet-{name}.json").exists():
+            return "Not measured yet."
+        result = read(f"fashion-mnist-lenet-{name}.json")
+        config = result["config"]
+        rows.append(
+            [
+                f"`{name}` {','.join(map(str, config['tiles']))}",
+                f"{config['lr']:g}",
+                str(config["epochs"]),
+                f"{100 - result['test_error_percent']:.2f}",
+                f"{100 - result['best_test_error_percent']:.2f}",
+            ]
+        )
+    head = ["LeNet on Fashion-MNIST", "λ", "epochs", "right in the test, %", "at best, %"]
+    return table(head, rows) + "\n\n60,000 training and 10,000 test images, seed 0, n = 1."
+
+
 TABLES = {
+    "networks": networks_table,
+    "fashion-mnist": fashion_table,
     "chaos": chaos_table,
     "batched": batched_line,
     "reproduced-table1": lambda: reproduced(tables.table1) + "\n\n" + where_reproduced(REPRODUCED),

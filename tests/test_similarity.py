@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from rapa_dist.analysis.learnt import decay_leaves
-from rapa_dist.analysis.similarity import channel_similarity, project_on_start, similarities, similarity
 from rapa_dist.config import resolve
 from rapa_dist.coordinator.checkpoint import Progress
 from rapa_dist.machine import TileArray
+from rapa_dist.similarity import channel_similarity, project_on_start, similarities, similarity
 
 SETTINGS = {
     "tiles": (4, 2, 1),

@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
-from rapa_dist.analysis.similarity import similarities
 from rapa_dist.config import TrainConfig
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
 from rapa_dist.layout import machine_of, start_of
+from rapa_dist.similarity import similarities
 
 
 def similarities_of(checkpoint: Checkpoint) -> dict[str, list[float | None]]:

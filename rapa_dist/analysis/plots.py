@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from rapa_dist.analysis.similarity import channel_similarity
 from rapa_dist.command_lines import no_matplotlib
 from rapa_dist.errors import RapaError, UsageError
 from rapa_dist.fabric.base import Kernels
 from rapa_dist.files import write_whole
 from rapa_dist.geometry import Pair
 from rapa_dist.machine import TileArray
+from rapa_dist.similarity import channel_similarity
 from rapa_dist.tile import Matrix
 
 _FILTERS = 10

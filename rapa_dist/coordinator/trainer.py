@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from rapa_dist.analysis.similarity import similarity
 from rapa_dist.config import TrainConfig
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
@@ -30,6 +29,7 @@ from rapa_dist.interrupts import uninterrupted
 from rapa_dist.machine import Machine
 from rapa_dist.nn.schedule import Result, Step
 from rapa_dist.router import loads
+from rapa_dist.similarity import similarity
 
 SNAPSHOT_EVERY = 200
 """Steps after which the coordinator takes a copy of all weights, where some tiles live on other nodes, by default."""

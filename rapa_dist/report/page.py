@@ -7,7 +7,6 @@ from statistics import median
 from typing import Any
 
 from rapa_dist import __version__
-from rapa_dist.analysis.similarity import similarity
 from rapa_dist.console import counted
 from rapa_dist.errors import RunDirectoryError, UsageError
 from rapa_dist.files import write_whole
@@ -21,6 +20,7 @@ from rapa_dist.report.filters import filter_norms, filter_row
 from rapa_dist.report.frame import framed
 from rapa_dist.report.likeness import similarity_section
 from rapa_dist.report.style import SHEET
+from rapa_dist.similarity import similarity
 
 NAME = "report.html"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
