@@ -166,7 +166,7 @@ class RapaConv2d(TiledLayer):
     def forward(self, input: Tensor) -> Tensor:
         """Return (images, c_out, h, w) for images (images, c_in, h, w); without the first dimension for one."""
         if input.dim() == 3:
-            return self(input.unsqueeze(0)).squeeze(0)  # type: ignore[no-any-return]
+            return self.forward(input.unsqueeze(0)).squeeze(0)
         return pass_through(self._called(input), input)
 
     def extra_repr(self) -> str:
@@ -197,7 +197,7 @@ class RapaLinear(TiledLayer):
     def forward(self, input: Tensor) -> Tensor:
         """Return (…, out_features) for vectors (…, in_features)."""
         if input.dim() == 1:
-            return self(input.unsqueeze(0)).squeeze(0)  # type: ignore[no-any-return]
+            return self.forward(input.unsqueeze(0)).squeeze(0)
         call = self._called(input)
         planes = input.reshape(input.shape[0], -1, 1, self.in_features).permute(0, 3, 1, 2)
         return pass_through(call, planes).permute(0, 2, 3, 1).reshape(*input.shape[:-1], self.out_features)

@@ -121,6 +121,16 @@ def test_a_linear_layer_has_a_patch_for_every_vector():
     assert record(torch.nn.Sequential(layer), vectors).machine.arrays[0].n_patches == 5
 
 
+def test_a_single_image_is_a_batch_of_one():
+    layers = RapaConv2d(2, 3, 3, padding=1, tiles=4), RapaLinear(6, 2, tiles=2)
+    for layer, one in zip(layers, (torch.randn(2, 5, 7), torch.randn(6)), strict=True):
+        seen = []
+        layer.register_forward_hook(lambda layer, arguments, output, seen=seen: seen.append(output.shape))
+        output = layer(one)
+        assert len(seen) == 1, "who watches sees one call"
+        assert output.shape == layer(one.unsqueeze(0)).shape[1:]
+
+
 def test_without_gradients_a_test_is_drawn_and_nothing_is_learnt():
     model = torch.nn.Sequential(RapaConv2d(1, 2, 3, tiles=4))
     planes = torch.randn(1, 1, 6, 6)
