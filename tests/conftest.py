@@ -18,7 +18,14 @@ import pytest
 from rapa_dist.fabric.address import answers
 
 _PATIENCE_S = 60.0  # for Ray's processes to end after their driver has; its agents look for it only now and then
-_LONG = ("test_nodes", "test_cluster_files", "test_runs", "test_stats_runs")  # first, so that both halves end together
+_LONG = (
+    "test_nodes",
+    "test_cluster_files",
+    "test_runs",
+    "test_stats_runs",
+    "test_chaos",
+    "test_networks_ray",
+)  # first, so that both halves end together
 _MARK = "RAPA_DIST_TEST_SESSION"
 _world = pytest.StashKey[tuple[str, list[Path]]]()
 

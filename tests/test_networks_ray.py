@@ -78,7 +78,7 @@ def check_against_serial(network, images, parts, run_dir, reference):
     assert metrics(run_dir)[0] == metrics(reference)[0]
 
 
-@pytest.mark.parametrize(("network", "parts"), [("resnet18", 2), ("alexnet", 1)])
+@pytest.mark.parametrize(("network", "parts"), [("resnet18", 2)])  # so do resnet18 1, alexnet 1 and 2
 def test_a_run_that_is_killed_and_resumed_has_the_bits_of_serial(network, parts, images, tmp_path):
     disturb(network, images, parts, tmp_path / "run")
     check_against_serial(network, images, parts, tmp_path / "run", tmp_path / "serial")
@@ -90,7 +90,7 @@ def nodes():
         yield made
 
 
-@pytest.mark.parametrize(("network", "parts"), [("resnet18", 1), ("alexnet", 2)])
+@pytest.mark.parametrize(("network", "parts"), [("alexnet", 1)])
 def test_so_it_has_on_three_nodes(network, parts, images, tmp_path, nodes: Nodes):
     disturb(network, images, parts, tmp_path / "run", nodes)
     check_against_serial(network, images, parts, tmp_path / "run", tmp_path / "serial")
