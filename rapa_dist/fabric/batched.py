@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rapa_dist.assignment import Assignment
@@ -167,9 +168,10 @@ class _Batched(_Passage):
             order, error_of_slot = np.zeros(filled.shape, np.int64), np.full(filled.shape, assignment.n_patches)
             order[filled] = error_of_slot[filled] = assignment.order
             order, error_of_slot = order.ravel(), error_of_slot.ravel()
-            slot_of_row = np.flatnonzero(filled)
-        slot_of_patch = np.full(assignment.n_patches, order.size, np.int64)
-        slot_of_patch[assignment.order] = slot_of_row if self._some_empty else np.arange(order.size)
+            slot_of_patch = np.full(assignment.n_patches, order.size, np.int64)
+            slot_of_patch[assignment.order] = np.flatnonzero(filled)
+        else:
+            slot_of_patch = assignment.inverse()
         self._slot_of_patch = torch.from_numpy(slot_of_patch).to(device)
         self._error_of_slot = torch.from_numpy(error_of_slot).to(device)
         self._seen = seen_by(
@@ -217,33 +219,55 @@ class _Plain(_Passage):
     """A passage through a single tile that computes every patch: an ordinary convolution."""
 
     def __init__(self, array: TileArray, geometry: Geometry, planes: Tensor, kernels: Tensor, rows: np.ndarray) -> None:
-        super().__init__(array, rows, len(planes) * geometry.n_patches)
-        self._geometry = geometry
-        self._planes, self._kernels = planes.detach(), kernels.detach().requires_grad_()
+        super().__init__(array, rows, planes.shape[0] * geometry.n_patches)
+        weight = kernels.detach()[0, : array.k].view(*geometry.kernel, -1, array.c_out).permute(3, 2, 0, 1)
+        self._weight = weight.contiguous(memory_format=torch.channels_last)
+        self._bias = kernels.detach()[0, array.k] if array.bias else None
+        self._geometry, self._planes = geometry, planes.detach().permute(0, 3, 1, 2)
+        self._padding = geometry.before
+        if geometry.before != geometry.after:
+            (top, left), (bottom, right) = geometry.before, geometry.after
+            self._planes, self._padding = F.pad(self._planes, (left, right, top, bottom)), (0, 0)
 
     def outputs(self, first: int = 0, last: int | None = None) -> Tensor:
-        """Convolve, and keep what autograd needs for the way back."""
-        array, geometry = self._array, self._geometry
-        with torch.enable_grad():
-            self._planes.requires_grad_()
-            weight = self._kernels[0, : array.k].view(*geometry.kernel, -1, array.c_out).permute(3, 2, 0, 1)
-            bias = self._kernels[0, array.k] if array.bias else None
-            padded, padding = self._planes.permute(0, 3, 1, 2), geometry.before
-            if geometry.before != geometry.after:
-                (top, left), (bottom, right) = geometry.before, geometry.after
-                padded, padding = torch.nn.functional.pad(padded, (left, right, top, bottom)), (0, 0)
-            weight = weight.contiguous(memory_format=torch.channels_last)
-            self._outputs = torch.conv2d(padded, weight, bias, geometry.stride, padding, geometry.dilation)
-        return self._outputs.detach().permute(0, 2, 3, 1)[first:last]
+        """Convolve."""
+        geometry = self._geometry
+        with torch.no_grad():
+            outputs = torch.conv2d(
+                self._planes, self._weight, self._bias, geometry.stride, self._padding, geometry.dilation
+            )
+        return outputs.permute(0, 2, 3, 1)[first:last]
 
     def send_errors(self, errors: Tensor, update: Update | None, *, input_error: bool, commit: bool) -> None:
         """Go back through the convolution."""
-        wanted = [self._planes] * input_error + [self._kernels] * (update is not None)
-        self._count_back(input_error=input_error, learn=update is not None)
-        if wanted:
-            found = list(torch.autograd.grad(self._outputs, wanted, errors.permute(0, 3, 1, 2)))
-            self._gradient = found.pop() if update is not None else None
-            self._back = found.pop() if input_error else None
+        array, geometry, learn = self._array, self._geometry, update is not None
+        self._count_back(input_error=input_error, learn=learn)
+        if not input_error and not learn:
+            return
+        errors = errors.permute(0, 3, 1, 2)
+        of_planes, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            errors,
+            self._planes,
+            self._weight,
+            [array.c_out],
+            geometry.stride,
+            self._padding,
+            geometry.dilation,
+            False,  # not transposed
+            (0, 0),
+            1,  # a single group
+            (input_error, learn, learn and array.bias),
+        )
+        if learn:
+            self._gradient = torch.empty(1, *array.kernel_shape, dtype=errors.dtype, device=errors.device)
+            self._gradient[0, : array.k] = of_weight.permute(2, 3, 1, 0).reshape(array.k, array.c_out)
+            if array.bias:
+                self._gradient[0, array.k] = of_bias
+        if input_error:
+            (top, left), (h, w) = geometry.before, geometry.size
+            if self._padding != geometry.before:
+                of_planes = of_planes[:, :, top : top + h, left : left + w]
+            self._back = of_planes.permute(0, 2, 3, 1)
 
 
 def compute_in_float32() -> None:
