@@ -1,20 +1,15 @@
-"""Tiling schemes: which tile computes which patch (§2 and Fig. 2 of the paper). Pure NumPy, no state.
+"""Assignments: which tile computes which patch of a mini-batch. Pure NumPy, no state.
 
-A patch of a mini-batch is numbered image · n_p + y · side + x. An assignment lists the patches tile by
-tile, so that the rows of one tile lie side by side in memory, and says where each tile's rows begin.
+A patch of a mini-batch is numbered image · n_p + y · width + x, for its place in the output plane. An assignment
+lists the patches tile by tile, so that the rows of one tile lie side by side in memory, and says where those of each
+begin.
 """
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
-
-SCHEMES = ("none", "random", "random-fixed", "alternate", "image-overlap", "image-pad", "perforated")
-"""The tiling schemes by their names on the command line."""
-SQUARE_SCHEMES = ("alternate", "image-overlap", "image-pad")
-"""Schemes that cut the plane into q × q and so need n_t = q²."""
 
 Indices = NDArray[np.int64]
 
@@ -49,53 +44,6 @@ class Assignment:
             row = np.full(self.n_patches, self.rows, np.int64)
         row[self.order] = np.arange(self.rows)
         return row
-
-
-def tile_map(scheme: str, n_tiles: int, side: int, rng: np.random.Generator | None = None) -> Indices:
-    """Return the (side², ) tile of every pixel for a scheme that is the same for every image.
-
-    Args:
-        scheme: "none", "random-fixed", "alternate", "image-overlap" or "image-pad".
-        n_tiles: n_t; 1 for "none", a square for the last three.
-        side: pixels along one side of the output plane.
-        rng: draws the partition of "random-fixed"; not used by the others.
-    """
-    y, x = np.divmod(np.arange(side * side), side)
-    q = isqrt(n_tiles)
-    if scheme in SQUARE_SCHEMES and q * q != n_tiles:
-        raise ValueError(f"{scheme} needs a square number of tiles, not {n_tiles}")
-    if scheme == "none":
-        return np.zeros(side * side, np.int64)
-    if scheme == "alternate":
-        return np.asarray((x % q) + q * (y % q))
-    if scheme in ("image-overlap", "image-pad"):
-        return np.asarray(q * x // side + q * (q * y // side))
-    if scheme == "random-fixed":
-        if rng is None:
-            raise ValueError("random-fixed needs a generator to draw its partition from")
-        return rng.permutation(np.arange(side * side) % n_tiles)
-    raise ValueError(f"{scheme} has no tile map that holds for every image")
-
-
-def region_mask(region_of_pixel: Indices, side: int, kernel_side: int) -> NDArray[np.bool_]:
-    """Return which pixels a patch may see if those of other regions are zero, as in "image-pad".
-
-    Args:
-        region_of_pixel: (side²,) as `tile_map` returns it.
-        side: pixels along one side of the plane.
-        kernel_side: pixels along one side of the kernel, odd; the plane is padded by half of it.
-
-    Returns:
-        (n_p, kernel_side²): whether the pixel at that place of the patch lies in the plane and in the region
-        of the patch's own pixel.
-    """
-    pad = kernel_side // 2
-    y, x = np.divmod(np.arange(side * side)[:, None], side)
-    kh, kw = np.indices((kernel_side, kernel_side)).reshape(2, 1, -1)
-    from_y, from_x = y + kh - pad, x + kw - pad  # (n_p, kernel_side²)
-    inside = (from_y >= 0) & (from_y < side) & (from_x >= 0) & (from_x < side)
-    region = region_of_pixel[np.where(inside, from_y * side + from_x, 0)]
-    return np.asarray(inside & (region == region_of_pixel[:, None]))
 
 
 def assign_fixed(

@@ -17,7 +17,16 @@ import errno
 
 
 class RapaError(Exception):
-    """Base of every error that is reported to the user without a traceback."""
+    """Base of every error that a user can mend; its message says what was expected, what came, and what to do.
+
+    Example:
+        >>> import rapa_dist as rapa
+        >>> try:
+        ...     rapa.configure(tiles=(16, 4))
+        ... except rapa.RapaError as error:
+        ...     print(error)
+        --tiles needs one number for each of the 3 layers, like 16,4,1; it has 2: 16,4.
+    """
 
     exit_code = 1
 

@@ -5,12 +5,12 @@ Measured with Ray 2.60, Python 3.11 and torch 2.13 (CPU).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from rapa_dist.cgroup import memory_limit
+from rapa_dist.demand import arena_floats
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric.chip import shared_bytes
 from rapa_dist.machine import Machine
+from rapa_dist.memory import memory
 
 TILE_BYTES = 49_000_000
 """Memory that the process of a tile shares with no other."""
@@ -20,20 +20,6 @@ RAY_PROCESSES = 7
 """Ray's daemons on one node, where they are started for the run: GCS, raylet, dashboard, monitors and agents."""
 RAY_BYTES = 400_000_000
 """Their memory. A run with 7 tiles then takes 1.10 GB in all (forecast 1.11), one with 21 takes 1.80 (1.81)."""
-TEST_IMAGES = 50
-"""Images in a batch of a test; regions of the fabric's memory are as large as the largest batch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Main memory as this process may use it."""
-
-    total: int
-    """Bytes in all."""
-    available: int
-    """Bytes that can still be had."""
-    limited: bool
-    """Whether a control group (a container, a batch system) sets the limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,58 +37,43 @@ class Footprint:
         return self.shared + self.processes
 
     @classmethod
-    def of(cls, machine: Machine, images: int, fabric: str, tiles: Sequence[int] | None = None) -> "Footprint":
-        """Forecast it for the coordinator's node, and mini-batches of at most `images` images.
+    def of(cls, machine: Machine, batch_size: int, fabric: str, tiles: Sequence[int] | None = None) -> "Footprint":
+        """Forecast it for the coordinator's node.
 
         Args:
             machine: all tiles.
-            images: images in the largest mini-batch.
+            batch_size: images in the largest mini-batch.
             fabric: where they live.
             tiles: those on this node, by number; None: all of them.
         """
         n_tiles = len(machine.tiles if tiles is None else tiles)
         on_ray = n_tiles * TILE_BYTES + RAY_BYTES if fabric == "ray" else 0
-        return cls(shared_bytes(machine, images, tiles), COORDINATOR_BYTES + on_ray)
+        return cls(shared_bytes(machine, arena_floats(machine, batch_size), tiles), COORDINATOR_BYTES + on_ray)
 
 
-def memory() -> Memory:
-    """Return what memory this machine, or the control group around this process, has."""
-    facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    total, available = (int(facts[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    limit = memory_limit()
-    if limit is None:
-        return Memory(total, available, False)
-    return Memory(min(total, limit[0]), min(available, limit[1]), True)
-
-
-def images_per_batch(batch_size: int, training_images: int | None = None) -> int:
-    """Return the largest mini-batch a run needs memory for, in training or in test."""
-    return max(min(batch_size, training_images or batch_size), TEST_IMAGES)
-
-
-def tiles_that_fit(machine: Machine, images: int, available: int) -> int:
+def tiles_that_fit(machine: Machine, batch_size: int, available: int) -> int:
     """Return how many tiles, as Ray actors, `available` bytes have room for beside all else that the run takes."""
-    needed = Footprint.of(machine, images, "ray").total
+    needed = Footprint.of(machine, batch_size, "ray").total
     return max(0, available - needed + len(machine.tiles) * TILE_BYTES) // TILE_BYTES
 
 
-def check_memory(machine: Machine, images: int, fabric: str, on_node: Sequence[int] | None = None) -> None:
+def check_memory(machine: Machine, batch_size: int, fabric: str, on_node: Sequence[int] | None = None) -> None:
     """Raise ClusterError if the emulation does not fit into memory, and say how much would.
 
     Args:
         machine: all tiles.
-        images: images in the largest mini-batch.
+        batch_size: images in the largest mini-batch.
         fabric: where they live.
         on_node: those on this node, by number; None: all of them.
     """
-    needed, available = Footprint.of(machine, images, fabric, on_node), memory().available
+    needed, available = Footprint.of(machine, batch_size, fabric, on_node), memory().available
     if needed.total <= available:
         return
     tiles = len(machine.tiles if on_node is None else on_node)
-    room = tiles_that_fit(machine, images, available) if fabric == "ray" else 0
+    room = tiles_that_fit(machine, batch_size, available) if fabric == "ray" else 0
     fits = f" About {room} tiles would fit, or use --fabric serial." if room else ""
     raise ClusterError(
-        f"Too little memory: {tiles} tiles with mini-batches of up to {images:,} images take about "
+        f"Too little memory: {tiles} tiles with mini-batches of {batch_size:,} images take about "
         f"{needed.total / 1e6:,.0f} MB, {available / 1e6:,.0f} MB are available.{fits} "
         "Use a smaller --batch-size or fewer --tiles."
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 
 from rapa_dist.errors import UsageError
-from rapa_dist.machine import Layer, Machine
+from rapa_dist.machine import Machine, TileArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +98,11 @@ class Load:
             raise ValueError(f"a load needs rows and images; got {self.rows} for {self.images} images")
 
     @classmethod
-    def even(cls, layer: Layer, images: int) -> "Load":
+    def even(cls, array: TileArray, images: int) -> "Load":
         """Return equal shares, as scheme `random` deals them: they differ by at most one row."""
-        share, extra = divmod(images * layer.n_patches, layer.n_tiles)
-        rows = (share + 1,) * extra + (share,) * (layer.n_tiles - extra)
-        return cls(rows=rows, images=images, input_error=layer.index > 0)
+        share, extra = divmod(images * array.n_patches, array.n_tiles)
+        rows = (share + 1,) * extra + (share,) * (array.n_tiles - extra)
+        return cls(rows=rows, images=images, input_error=array.input_error)
 
     @property
     def slowest(self) -> int:
@@ -161,7 +161,7 @@ class DeviceTime:
 
 def even_loads(machine: Machine, images: int) -> tuple[Load, ...]:
     """Return the loads of a machine whose tiles have equal shares of a mini-batch of `images` images."""
-    return tuple(Load.even(layer, images) for layer in machine.layers)
+    return tuple(Load.even(array, images) for array in machine.arrays)
 
 
 def training_time(loads: Loads, cycles: CycleTimes) -> DeviceTime:

@@ -16,6 +16,7 @@ import numpy as np
 from rapa_dist.errors import UsageError
 from rapa_dist.fields import POSITIVE, TEXT, check, whole
 from rapa_dist.hardware import CycleTimes
+from rapa_dist.machine import TileArray, tile_name
 from rapa_dist.tile import Cells, Matrix, State, Word
 
 RESTARTING = "restarting"
@@ -36,6 +37,8 @@ class TileStats:
     """Its name within the run: "L0/T003"."""
     layer: int
     """Its layer, from 0."""
+    name: str
+    """The layer's name in its network, like "features.0"."""
     node: str
     """Ray's id of the node that it lives on; empty without Ray."""
     pid: int
@@ -113,6 +116,8 @@ class TotalStats:
 
     layer: int | None
     """The layer, from 0; None for the whole machine."""
+    name: str
+    """The layer's name in its network; "all" for the whole machine."""
     tiles: int
     states: dict[str, int]
     """How many tiles are in which state."""
@@ -190,19 +195,19 @@ class RunStats:
             tiles_of_run=len(ordered) + len(silent) if tiles_of_run is None else tiles_of_run,
         )
 
-    def only(self, layer: int | None) -> "RunStats":
-        """Return the part of one layer; all of it for None.
+    def only(self, which: str | None) -> "RunStats":
+        """Return the part of one layer, by its name or its number; all of it for None.
 
         Raises:
             UsageError: there is no such layer.
         """
-        if layer is None:
+        if which is None:
             return self
-        known = [total.layer for total in self.layers]
-        if layer not in known:
-            raise UsageError(
-                f"--layer is one of {', '.join(map(str, known))} (the tiles of layer 0 are L0/…); it is {layer}."
-            )
+        numbers = {name: t.layer for t in self.layers for name in (t.name, str(t.layer), f"L{t.layer}")}
+        layer = numbers.get(which)
+        if layer is None:
+            known = ", ".join(f"{total.layer} ({total.name})" for total in self.layers)
+            raise UsageError(f"--layer is a layer's number or name, one of {known}; not “{which}”.")
         silent = [name for name in self.silent if name.startswith(f"L{layer}/")]
         return RunStats.of(
             self.run, [tile for tile in self.tiles if tile.layer == layer], silent, tiles_of_run=self.tiles_of_run
@@ -253,17 +258,16 @@ def check_sort(column: str) -> None:
         raise UsageError(f"--sort is one of {', '.join(SORT_KEYS)}; not “{column}”.")
 
 
-def read_tile(cells: Cells, *, name: str, layer: int, node: str = "") -> TileStats:
+def read_tile(cells: Cells, array: TileArray, tile: int, node: str = "") -> TileStats:
     """Return the stats of a tile, given its cells; it may be at work.
 
     Args:
         cells: its memory, mapped on the node that it lives on.
-        name: its name within the run.
-        layer: its layer, from 0.
+        array: the tile array that it belongs to.
+        tile: which of its tiles.
         node: the node's id.
     """
-    words, (rows, c_out) = cells.words, cells.kernels.shape[1:]
-    k = rows - 1  # the last row is the bias
+    words, k, c_out = cells.words, array.k, array.c_out
     pid = int(words[Word.PID])
     resident = _resident_bytes(pid)
     rows_forward, rows_backward, rows_update = (
@@ -275,8 +279,9 @@ def read_tile(cells: Cells, *, name: str, layer: int, node: str = "") -> TileSta
     elapsed_s = max(busy_s, served_s)
     device_ns = CycleTimes().tile_ns(forward=rows_forward, backward=rows_backward, update=rows_update)
     return TileStats(
-        tile=name,
-        layer=layer,
+        tile=tile_name(array.index, tile),
+        layer=array.index,
+        name=array.name,
         node=node,
         pid=pid,
         state=_STATES.get(int(words[Word.STATE]), "idle") if resident else RESTARTING,
@@ -314,6 +319,7 @@ def _total(layer: int | None, tiles: Sequence[TileStats]) -> TotalStats:
     rows = [tile.rows for tile in tiles]
     return TotalStats(
         layer=layer,
+        name="all" if layer is None else tiles[0].name,
         tiles=len(tiles),
         states=dict(Counter(tile.state for tile in tiles)),
         device_time_s=max((tile.device_time_s for tile in tiles), default=0.0),

@@ -1,37 +1,45 @@
 """Laying out a machine before it is built: tiles per layer for load balance, crossbars, and what emulating it takes."""
 
-import difflib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from math import ceil, floor, isfinite
 from typing import Any
 
-from rapa_dist.config import PAPER_CHANNELS
 from rapa_dist.errors import UsageError
-from rapa_dist.footprint import RAY_PROCESSES, TILE_BYTES, Footprint, images_per_batch, memory, tiles_that_fit
+from rapa_dist.footprint import RAY_PROCESSES, TILE_BYTES, Footprint, tiles_that_fit
+from rapa_dist.geometry import Geometry
 from rapa_dist.hardware import Acceleration, CycleTimes, DeviceTime, Load, even_loads, inference_time, training_time
-from rapa_dist.machine import Layer, Machine
+from rapa_dist.machine import Machine, TileArray
+from rapa_dist.memory import memory
 
 _MOST = {"OUT_SIZE": 10_000, "CHANNELS_IN": 100_000, "CHANNELS_OUT": 100_000, "KERNEL": 1_000}
 _MOST_TILES = 1_000_000
 
-Network = tuple[Layer, ...]
+Network = tuple[TileArray, ...]
 """The convolutions of a network, first layer first, on one tile each."""
-
-PAPER = Machine.build(channels=PAPER_CHANNELS, tiles=(1,) * len(PAPER_CHANNELS)).layers
 
 
 def _network(*shapes: tuple[int, int, int, int]) -> Network:
     return tuple(
-        Layer(index=index, side=side, c_in=c_in, c_out=c_out, kernel_side=kernel_side, n_tiles=1)
+        TileArray(
+            index=index,
+            name=f"conv{index}",
+            k=kernel_side * kernel_side * c_in,
+            c_out=c_out,
+            n_tiles=1,
+            passages=(_geometry(side, kernel_side),),
+            input_error=index > 0,
+        )
         for index, (side, c_in, c_out, kernel_side) in enumerate(shapes)
     )
 
 
-# Krizhevsky, Sutskever & Hinton 2012 (§5 of the paper), without the split of its channels over two GPUs.
-ALEXNET = _network((55, 3, 96, 11), (27, 96, 256, 5), (13, 256, 384, 3), (13, 384, 384, 3), (13, 384, 256, 3))
-NETWORKS = {"paper": PAPER, "alexnet": ALEXNET}
+def _geometry(side: int, kernel_side: int) -> Geometry:
+    """Return a geometry whose output has this side: as large a plane, padded so that the kernel fits everywhere."""
+    before = (kernel_side - 1) // 2
+    after = kernel_side - 1 - before
+    return Geometry(size=(side, side), kernel=(kernel_side, kernel_side), before=(before, before), after=(after, after))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,30 +65,15 @@ class Crossbar:
                 return cls(rows=rows, columns=columns)
         raise UsageError(f"--crossbar needs rows x columns, both above 0, like 512x512; it is “{text}”.")
 
-    def grid(self, layer: Layer) -> tuple[int, int]:
+    def grid(self, layer: TileArray) -> tuple[int, int]:
         """Return how many crossbars, down and across, hold one kernel matrix; their outputs are added digitally."""
         rows, columns = layer.kernel_shape
         return -(-rows // self.rows), -(-columns // self.columns)
 
-    def utilisation(self, layer: Layer) -> float:
+    def utilisation(self, layer: TileArray) -> float:
         """Return the share of cells in use on the crossbars of one tile."""
         (rows, columns), (down, across) = layer.kernel_shape, self.grid(layer)
         return rows * columns / (down * self.rows * across * self.columns)
-
-
-def find_network(name: str) -> Network:
-    """Return a network by its name.
-
-    Raises:
-        UsageError: there is none; a similar name is suggested.
-    """
-    if name in NETWORKS:
-        return NETWORKS[name]
-    near = difflib.get_close_matches(name, NETWORKS, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise UsageError(
-        f"--network is one of {', '.join(NETWORKS)}; not “{name}”.{hint} Give any other layer by layer with --layer."
-    )
 
 
 def parse_layers(texts: Sequence[str]) -> Network:
@@ -183,14 +176,7 @@ def lay_out(
         )
     return Machine(
         tuple(
-            Layer(
-                index=layer.index,
-                side=layer.side,
-                c_in=layer.c_in,
-                c_out=layer.c_out,
-                kernel_side=layer.kernel_side,
-                n_tiles=n_tiles,
-            )
+            replace(layer, n_tiles=n_tiles, scheme="random" if n_tiles > 1 else "none")
             for layer, n_tiles in zip(network, tiles, strict=True)
         )
     )
@@ -218,9 +204,9 @@ def describe(
     training, inference = training_time(loads, cycles), inference_time(loads, cycles)
     return {
         "tiles": len(machine.tiles),
-        "tiles_per_layer": [layer.n_tiles for layer in machine.layers],
+        "tiles_per_layer": [layer.n_tiles for layer in machine.arrays],
         "weights": machine.n_weights,
-        "weights_untiled": sum(layer.n_weights // layer.n_tiles for layer in machine.layers),
+        "weights_untiled": sum(layer.n_weights // layer.n_tiles for layer in machine.arrays),
         "layers": [
             _describe_layer(layer, load, crossbar)
             | {
@@ -229,10 +215,10 @@ def describe(
                 "busy_percent_training": 100 * training.layers_ns[layer.index] / training.pipelined_ns,
                 "busy_percent_inference": 100 * inference.layers_ns[layer.index] / inference.pipelined_ns,
             }
-            for layer, load in zip(machine.layers, loads, strict=True)
+            for layer, load in zip(machine.arrays, loads, strict=True)
         ],
         "crossbar": asdict(crossbar),
-        "crossbars": sum(layer.n_tiles * _product(crossbar.grid(layer)) for layer in machine.layers),
+        "crossbars": sum(layer.n_tiles * _product(crossbar.grid(layer)) for layer in machine.arrays),
         "cycle_times": asdict(cycles),
         "device_time": {
             "training": _describe_time(training, images),
@@ -244,13 +230,14 @@ def describe(
     }
 
 
-def _describe_layer(layer: Layer, load: Load, crossbar: Crossbar) -> dict[str, Any]:
+def _describe_layer(layer: TileArray, load: Load, crossbar: Crossbar) -> dict[str, Any]:
     return {
         "layer": layer.index,
-        "out_side": layer.side,
-        "channels_in": layer.c_in,
+        "name": layer.name,
+        "out": list(layer.passages[0].out),
+        "channels_in": layer.k // layer.passages[0].places,
         "channels_out": layer.c_out,
-        "kernel_side": layer.kernel_side,
+        "kernel": list(layer.passages[0].kernel),
         "patches_per_image": layer.n_patches,
         "tiles": layer.n_tiles,
         "kernel_shape": list(layer.kernel_shape),
@@ -275,8 +262,7 @@ def _describe_time(time: DeviceTime, images: int) -> dict[str, float]:
 
 def _describe_emulation(machine: Machine, batch_size: int, fabric: str) -> dict[str, Any]:
     """Return the processes and the memory that emulating a machine takes, beside what there is here."""
-    largest_batch = images_per_batch(batch_size)
-    needed, available = Footprint.of(machine, largest_batch, fabric), memory().available
+    needed, available = Footprint.of(machine, batch_size, fabric), memory().available
     actors = len(machine.tiles) if fabric == "ray" else 0
     return {
         "fabric": fabric,
@@ -288,7 +274,7 @@ def _describe_emulation(machine: Machine, batch_size: int, fabric: str) -> dict[
         "memory_bytes": needed.total,
         "memory_available_bytes": available,
         "fits": needed.total <= available,
-        "tiles_that_fit": tiles_that_fit(machine, largest_batch, available) if fabric == "ray" else None,
+        "tiles_that_fit": tiles_that_fit(machine, batch_size, available) if fabric == "ray" else None,
     }
 
 

@@ -12,7 +12,7 @@ from rapa_dist.machine import Machine
 FIRST = 1
 """Of whatever says nothing about it."""
 _SECOND = 2
-_RELU = "earlier versions had the ReLU of layer 1 before its pooling; the paper’s network has it behind"
+_RELU = "earlier versions had the ReLU of conv0 before its pooling; the paper’s network has it behind"
 _ROWS = "earlier versions gave the extra rows of an image always to the same tiles, and none to perforated networks"
 
 
@@ -35,7 +35,7 @@ def check_revision(found: object, machine: Machine, scheme: str, pooling: str) -
 def _changes(machine: Machine, scheme: str, pooling: str) -> Iterable[str]:
     if pooling in ("average", "mixed"):
         yield _RELU
-    shares = [layer.perforation if scheme == "perforated" else layer.n_tiles for layer in machine.layers]
-    uneven = any(layer.n_patches % share for layer, share in zip(machine.layers, shares, strict=True))
+    shares = [array.perforation if scheme == "perforated" else array.n_tiles for array in machine.arrays]
+    uneven = any(array.n_patches % share for array, share in zip(machine.arrays, shares, strict=True))
     if scheme in ("random", "perforated") and uneven:
         yield _ROWS

@@ -4,6 +4,7 @@ Because of this a run can be resumed, repeated or spread over processes without 
 """
 
 from enum import IntEnum
+from hashlib import blake2b
 
 import numpy as np
 
@@ -20,6 +21,8 @@ class Purpose(IntEnum):
     SUBSET = 6  # index (0 for train, 1 for test, 2 for an analysis); seeded by 0: every seed sees the same images
     BUILTIN = 7  # index (0 for train, 1 for test, image)
     POOL_TRAIN = 8  # index (layer, step)
+    INIT_DIGITAL = 9  # what the modules of a network draw when they are made
+    DIGITAL = 10  # index (step,): what they draw in training, dropout say
 
 
 def stream(seed: int, purpose: Purpose, *index: int) -> np.random.Generator:
@@ -32,3 +35,9 @@ def stream(seed: int, purpose: Purpose, *index: int) -> np.random.Generator:
     """
     sequence = np.random.SeedSequence(seed, spawn_key=(int(purpose), *index))
     return np.random.Generator(np.random.Philox(sequence))
+
+
+def torch_seed(seed: int, purpose: Purpose, *index: int) -> int:
+    """Return a seed for PyTorch's generator, which modules draw from that know nothing of streams; as for `stream`."""
+    place = ",".join(map(str, (seed, int(purpose), *index)))
+    return int.from_bytes(blake2b(place.encode(), digest_size=8).digest())

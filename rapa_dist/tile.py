@@ -130,16 +130,18 @@ class AnalogTile:
         "cells",
     )
 
-    def __init__(self, cells: Cells) -> None:
+    def __init__(self, cells: Cells, *, bias: bool = True) -> None:
+        """Work on a kernel matrix; `bias`: whether its last row is the bias."""
         self.cells = cells
         gradients = cells.buffers[:, 1].reshape(cells.kernels.shape)
-        self._weights = [kernel[:-1] for kernel in cells.kernels]
-        self._transposed = [kernel[:-1].T for kernel in cells.kernels]
-        self._biases = [kernel[-1] for kernel in cells.kernels]
+        k = cells.kernels.shape[1] - bias
+        self._weights = [kernel[:k] for kernel in cells.kernels]
+        self._transposed = [kernel[:k].T for kernel in cells.kernels]
+        self._biases = [kernel[k] for kernel in cells.kernels] if bias else None
         self._flat_kernels = list(cells.buffers[:, 0])
         self._buffers = list(cells.buffers)
-        self._weight_gradients = [gradient[:-1] for gradient in gradients]
-        self._bias_gradients = [gradient[-1] for gradient in gradients]
+        self._weight_gradients = [gradient[:k] for gradient in gradients]
+        self._bias_gradients = [gradient[k] for gradient in gradients] if bias else None
         self._ones = np.ones(0, np.float32)
         self._prepare(Update(0.0, 0.0))
 
@@ -161,7 +163,8 @@ class AnalogTile:
         words = self.cells.words
         active = words[_COMMIT] & 3
         np.dot(patches, self._weights[active], outputs)
-        np.add(outputs, self._biases[active], outputs)
+        if self._biases is not None:
+            np.add(outputs, self._biases[active], outputs)
         words[_FORWARD] += len(patches)
         words[_BUSY] += thread_time_ns() - started
 
@@ -199,9 +202,10 @@ class AnalogTile:
                 return  # done before the process was killed; only the answer was lost
             if done != cycle:
                 first = upcoming == active
-                target = (active + 1) % 3 if first else 3 - active - upcoming
-                self._add_update(upcoming, target, patches, errors, update, first)
-                upcoming = target
+                if first or len(errors):  # without rows the kernel that earlier parts prepared stays as it is
+                    target = (active + 1) % 3 if first else 3 - active - upcoming
+                    self._add_update(upcoming, target, patches, errors, update, first)
+                    upcoming = target
                 words[_COMMIT] = cycle << 5 | 16 | upcoming << 2 | active
         if input_error:
             np.dot(errors, self._transposed[active], patches)
@@ -214,6 +218,14 @@ class AnalogTile:
                 words[_STEP] += 1
         words[_BUSY] += thread_time_ns() - started
 
+    def discard(self, cycle: int) -> None:
+        """Forget what parts of an update have prepared: the kernel to be is the one in force again."""
+        words = self.cells.words
+        state = words[_COMMIT]
+        if state >> 5 != cycle:
+            active = state & 3
+            words[_COMMIT] = cycle << 5 | active << 2 | active
+
     def _add_update(
         self, source: int, target: int, patches: Matrix, errors: Matrix, update: Update, first: bool
     ) -> None:
@@ -224,7 +236,8 @@ class AnalogTile:
         if len(self._ones) < rows:
             self._ones = np.ones(rows, np.float32)
         np.dot(patches.T, errors, self._weight_gradients[source])
-        np.dot(self._ones[:rows], errors, self._bias_gradients[source])
+        if self._bias_gradients is not None:
+            np.dot(self._ones[:rows], errors, self._bias_gradients[source])
         np.dot(self._begin if first else self._add, self._buffers[source], self._flat_kernels[target])
 
 

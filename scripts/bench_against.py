@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from bench_peers import Worker, default_cut, quartiles
+from bench_peers import Worker, quartiles
 
 from rapa_dist.coordinator.environment import environment
 
@@ -41,6 +41,14 @@ def checked_out(commit: str) -> Iterator[Path]:
             subprocess.run([*git, "worktree", "remove", "--force", str(root)], check=True)
 
 
+def cut_of(root: Path, tiles: str) -> int:
+    """Return into how many parts the `rapa-dist train` of a checkout cuts a mini-batch."""
+    program = f"from bench_peers import default_cut; print(default_cut({tiles!r}))"
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'scripts'}"}
+    command = [sys.executable, "-c", program]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=root).stdout)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commit", help="what to compare with; it needs a scripts/bench_peers.py that knows `ray`")
@@ -48,7 +56,6 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--steps", type=int, default=50, help="steps of a turn that are counted")
     arguments = parser.parse_args()
-    cut = default_cut(arguments.tiles)
     other = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "--verify", f"{arguments.commit}^{{commit}}"],
         check=True,
@@ -56,8 +63,8 @@ def main() -> None:
         text=True,
     ).stdout.strip()
     with checked_out(other) as folder:
-        here = Worker("ray", arguments.tiles, cut)
-        there = Worker("ray", arguments.tiles, cut, root=folder)
+        cuts = {root: cut_of(root, arguments.tiles) for root in (ROOT, folder)}
+        here, there = (Worker("ray", arguments.tiles, cut, root=root) for root, cut in cuts.items())
         seconds: dict[Worker, list[float]] = {here: [], there: []}
         for turn in range(arguments.turns):
             for worker in (here, there) if turn % 2 == 0 else (there, here):
@@ -68,7 +75,7 @@ def main() -> None:
     ours, theirs = np.array(seconds[here]), np.array(seconds[there])
     report = {
         "tiles": arguments.tiles,
-        "micro_batches": cut,
+        "micro_batches": dict(zip(("here", "there"), cuts.values(), strict=True)),
         "turns": arguments.turns,
         "steps_per_turn": arguments.steps,
         "commit": environment()["git"]["commit"],

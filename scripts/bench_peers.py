@@ -52,7 +52,7 @@ class Contender:
         return seconds
 
     def run_empty(self, rounds: int) -> float:
-        """Return the median of the seconds that a round takes in which the tiles of layer 1 do nothing."""
+        """Return the median of the seconds that a round takes in which the tiles of the first layer do nothing."""
         self._signal(signal.SIGCONT)
         seconds = []
         for _ in range(rounds):
@@ -118,93 +118,62 @@ def plain(threads: int, channels_last: bool = False, keep: bool = False) -> Cont
 # --- rapa-dist
 
 
-def on_fabric(name: str, tiles: tuple[int, ...], micro_batches: int) -> Contender:
+def on_fabric(name: str, tiles: tuple[int, ...], micro_batches: int, threads: int = 1) -> Contender:
     """Return the network on a fabric of rapa-dist, or on actors that are called the ordinary way."""
     import torch
 
-    from rapa_dist.coordinator.assigner import Assigner
+    from rapa_dist.config import resolve
+    from rapa_dist.coordinator.learner import build, digital_arrays, learner
+    from rapa_dist.demand import arena_floats
+    from rapa_dist.fabric.batched import BatchedFabric
     from rapa_dist.fabric.cluster import connect
     from rapa_dist.fabric.quiet import keep_memory
     from rapa_dist.fabric.ray import RayFabric
     from rapa_dist.fabric.serial import SerialFabric
-    from rapa_dist.footprint import images_per_batch
-    from rapa_dist.machine import Machine
-    from rapa_dist.network.model import Network, initial_digital, initial_kernels
-    from rapa_dist.network.pipeline import Step, train
-    from rapa_dist.tile import Update, Word
+    from rapa_dist.nn.schedule import Step
 
-    torch.set_num_threads(1)  # as in a run
+    torch.set_num_threads(threads)  # 1, as in a run
     keep_memory()
-    machine = Machine.build(channels=(32, 32, 64), tiles=tiles)
-    kernels, images = initial_kernels(machine, 0), images_per_batch(BATCH)  # memory as in a run
+    config = resolve(tiles=tiles, classes=CLASSES, micro_batches=micro_batches, lr=RATE, weight_decay=DECAY)
+    network = build(config)
+    machine, kernels = network.recording.machine, network.initial_kernels()
+    floats = arena_floats(machine, BATCH)  # memory as in a run
     pids: list[int] = []
-    if name == "serial":
-        fabric = SerialFabric(machine, images, kernels)
+    if name == "batched":
+        fabric = BatchedFabric(machine, kernels)
+    elif name == "serial":
+        fabric = SerialFabric(machine, floats, kernels)
     else:
         cluster = connect("local", len(machine.tiles))
         if name == "ray":
-            fabric = RayFabric(machine, images, kernels, run="peers", cluster=cluster)
-            pids = [int(cells.words[Word.PID]) for layer in machine.layers for cells in fabric.cells(layer.index)]
+            fabric = RayFabric(machine, floats, kernels, run="peers", cluster=cluster)
         else:
-            fabric = fabric_of_calls(machine, images, kernels, cluster)
-            pids = fabric.pids()
-    network = Network(fabric, pooling="max", digital=initial_digital(machine, CLASSES, 0))
-    assigner = Assigner(machine, "random" if max(tiles) > 1 else "none", 0)
-    pixels, labels = torch.rand(BATCH, 32, 32, 3) - 0.5, torch.arange(BATCH) % CLASSES
-    number = 0
+            fabric = fabric_of_calls(machine, floats, kernels, cluster)
+        pids = fabric.pids()
+    ours = learner(config, fabric, digital_arrays(network.model), step=0)
+    images, labels = torch.rand(BATCH, 32, 32, 3).permute(0, 3, 1, 2) - 0.5, torch.arange(BATCH) % CLASSES
+    numbers = count()
 
-    def steps(count: int) -> Iterator[Step]:
-        nonlocal number
-        for _ in range(count):
-            number += 1
-            yield Step(pixels, labels, assigner.route_training(number, BATCH, micro_batches), Update(RATE, DECAY))
-
-    def block(count: int) -> Iterator[None]:
-        for _ in train(network, steps(count)):
+    def block(steps: int) -> Iterator[None]:
+        for _ in ours.train(Step(number, images, labels, RATE) for number in islice(numbers, steps)):
             yield
 
     contender = Contender(block, pids, fabric.close)
     if name == "ray":
-        first = machine.layers[0]
+        first = machine.arrays[0]
         contender.empty_round = lambda: fabric.finish(fabric.begin_empty(first))
     return contender
 
 
-def batched(tiles: tuple[int, ...], threads: int) -> Contender:
-    """Return the network on the fabric `batched`; its assignments are drawn in every step, as in a run."""
-    import torch
-
-    from rapa_dist.coordinator.assigner import Assigner
-    from rapa_dist.fabric.batched import BatchedFabric
-    from rapa_dist.fabric.quiet import keep_memory
-    from rapa_dist.machine import Machine
-    from rapa_dist.network.batched import BatchedNetwork
-    from rapa_dist.network.model import initial_digital, initial_kernels
-    from rapa_dist.network.pipeline import Step
-    from rapa_dist.tile import Update
-
-    keep_memory()
-    torch.set_num_threads(threads)
-    machine = Machine.build(channels=(32, 32, 64), tiles=tiles)
-    fabric = BatchedFabric(machine, BATCH, [initial_kernels(machine, 0)])
-    network = BatchedNetwork(fabric, pooling="max", digital=[initial_digital(machine, CLASSES, 0)])
-    assigner = Assigner(machine, "random" if max(tiles) > 1 else "none", 0)
-    pixels, labels = torch.rand(BATCH, 32, 32, 3) - 0.5, torch.arange(BATCH) % CLASSES
-    numbers = count()
-
-    def block(steps: int) -> Iterator[None]:
-        routes = (assigner.route_training(number, BATCH, 1) for number in islice(numbers, steps))
-        for _ in network.train(Step(pixels, labels, route, Update(RATE, DECAY)) for route in routes):
-            yield
-
-    return Contender(block)
-
-
-def fabric_of_calls(machine, images, kernels, cluster):
+def fabric_of_calls(machine, floats, kernels, cluster):
     """Return a fabric whose tiles are ordinary Ray actors: rows go through the object store."""
+    import mmap
+
     import ray
 
-    from rapa_dist.fabric.base import Fabric
+    from rapa_dist.fabric.arena import Arena, arena_bytes
+    from rapa_dist.fabric.doorbell import Cycle
+    from rapa_dist.fabric.shared_rows import SharedRowsFabric
 
     @ray.remote(num_cpus=0)
     class OrdinaryTile:
@@ -225,57 +194,48 @@ def fabric_of_calls(machine, images, kernels, cluster):
             self.kernel[-1] -= rate * errors.sum(axis=0)
             return back
 
-    class Calls(Fabric):
+    class Calls(SharedRowsFabric):
         name = "calls"
 
         def __init__(self) -> None:
-            super().__init__(machine, images)
-            shapes = [(images * layer.n_patches, layer.k, layer.c_out) for layer in machine.layers]
-            self._patches = [np.empty((rows, k), np.float32) for rows, k, _ in shapes]
-            self._outputs = [np.empty((rows, c_out), np.float32) for rows, _, c_out in shapes]
+            self._arena = Arena(mmap.mmap(-1, arena_bytes(floats)))
+            super().__init__(machine, self._arena)
             self._tiles = [[OrdinaryTile.remote(kernel) for kernel in of_layer] for of_layer in kernels]
             self._calls = {}
 
         def pids(self):
             return ray.get([tile.pid.remote() for tiles in self._tiles for tile in tiles])
 
-        def patches(self, layer):
-            return self._patches[layer]
-
-        def outputs(self, layer):
-            return self._outputs[layer]
-
-        def begin_forward(self, layer, offsets):
-            rows = [slice(*edges) for edges in itertools.pairwise(offsets)]
-            calls = [
-                tile.forward.remote(self._patches[layer.index][mine])
-                for tile, mine in zip(self._tiles[layer.index], rows, strict=True)
-            ]
-            return self._keep(self._outputs[layer.index], rows, calls)
-
-        def begin_backward(self, layer, offsets, *, update, input_error, commit=True):
-            rows = [slice(*edges) for edges in itertools.pairwise(offsets)]
-            rates = update.learning_rate, update.weight_decay
-            calls = [
-                tile.backward.remote(self._outputs[layer.index][mine], *rates, input_error)
-                for tile, mine in zip(self._tiles[layer.index], rows, strict=True)
-            ]
-            return self._keep(self._patches[layer.index] if input_error else None, rows, calls)
-
-        def _keep(self, target, rows, calls):
+        def begin(self, array, cycle, place, offsets, update=None):
             number = len(self._calls) + 1
+            patches = self._arena.rows(place.patches, offsets[-1], array.k)
+            outputs = self._arena.rows(place.outputs, offsets[-1], array.c_out)
+            rows, tiles = [slice(*edges) for edges in itertools.pairwise(offsets)], self._tiles[array.index]
+            target, calls = None, []
+            if cycle == Cycle.FORWARD:
+                target = outputs
+                calls = [tile.forward.remote(patches[mine]) for tile, mine in zip(tiles, rows, strict=True)]
+            elif offsets[-1]:
+                wanted = cycle & Cycle.INPUT_ERROR != 0
+                target = patches if wanted else None
+                rates = update.learning_rate, update.weight_decay
+                calls = [
+                    tile.backward.remote(outputs[mine], *rates, wanted) for tile, mine in zip(tiles, rows, strict=True)
+                ]
             self._calls[number] = target, rows, calls
             return number
 
         def finish(self, cycle):
             target, rows, calls = self._calls[cycle]
-            for mine, result in zip(rows, ray.get(calls), strict=True):
+            for mine, result in zip(rows, ray.get(calls), strict=False):
                 if target is not None:
                     target[mine] = result
             self._calls[cycle] = None
 
-        def cells(self, layer):
+        def kernels(self, array):
             raise NotImplementedError
+
+        write = stats = busy_ns = kernels
 
         def close(self) -> None:
             cluster.close()
@@ -290,7 +250,7 @@ def floor(tiles: tuple[int, ...]) -> Contender:
 
     one_blas_thread()
     products = []
-    for layer in Machine.build(channels=(32, 32, 64), tiles=tiles).layers:
+    for layer in Machine.build(channels=(32, 32, 64), tiles=tiles).arrays:
         for _ in range(layer.n_tiles):
             rows = BATCH * layer.n_patches // layer.n_tiles
             patches, kernel = np.ones((rows, layer.k), np.float32), np.ones((layer.k, layer.c_out), np.float32)
@@ -321,8 +281,8 @@ CONTENDERS: dict[str, tuple[str, Callable[[tuple[int, ...], int], Contender]]] =
     "plain-1-last": ("PyTorch, 1 thread, channels last", lambda tiles, m: plain(1, channels_last=True)),
     "calls": ("tiles as ordinary Ray actors, rows in the object store", lambda tiles, m: on_fabric("calls", tiles, 1)),
     "floor": ("the bare matrix products, 1 thread", lambda tiles, m: floor(tiles)),
-    "batched-1": ("`batched`, 1 thread", lambda tiles, m: batched(tiles, 1)),
-    "batched-2": ("`batched`, 2 threads", lambda tiles, m: batched(tiles, 2)),
+    "batched-1": ("`batched`, 1 thread", lambda tiles, m: on_fabric("batched", tiles, 1, 1)),
+    "batched-2": ("`batched`, 2 threads", lambda tiles, m: on_fabric("batched", tiles, 1, 2)),
 }
 
 
@@ -331,11 +291,10 @@ CONTENDERS: dict[str, tuple[str, Callable[[tuple[int, ...], int], Contender]]] =
 
 def default_cut(tiles: str) -> int:
     """Return into how many parts `rapa-dist train` cuts a mini-batch."""
-    from rapa_dist.config import parse_list, resolve
+    from rapa_dist.checks import parse_list
+    from rapa_dist.config import resolve
 
-    rest = {"dataset": None, "limit_train": None, "limit_test": None, "pooling": "max", "augment": True, "seed": 0}
-    rest |= {"epochs": 1, "batch_size": BATCH, "lr_decay_every": 25, "warmup_epochs": 1, "weight_decay": DECAY}
-    return resolve(tiles=parse_list("--tiles", tiles), **rest).micro_batches
+    return resolve(tiles=parse_list("--tiles", tiles)).micro_batches
 
 
 class Worker:

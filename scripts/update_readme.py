@@ -15,7 +15,7 @@ from pathlib import Path
 from rapa_dist.experiments import tables
 from rapa_dist.experiments.cells import Cell, Protocol
 from rapa_dist.experiments.claims import HEAD, claims, rows_of
-from rapa_dist.scaling.plot import block_title, digest, draw, layer_1
+from rapa_dist.scaling.plot import block_title, digest, draw, first_layer, name_of_first
 
 ROOT = Path(__file__).resolve().parent.parent
 REPRODUCED = "reproduce-cifar10-jpeg-10000.json"
@@ -40,6 +40,10 @@ def machine_of(environment: dict) -> str:
     )
 
 
+def interval(found: dict[str, float], digits: int) -> str:
+    return f"{found['median']:.{digits}f} ({found['q25']:.{digits}f} to {found['q75']:.{digits}f})"
+
+
 def peers_table(name: str) -> str:
     report = read(name)
     tiles = ",".join(map(str, report["tiles"]))
@@ -49,14 +53,13 @@ def peers_table(name: str) -> str:
         if contender == "ray":
             count = sum(report["tiles"])
             label += f" {tiles}: {count} tiles in {count} processes"
-        spread = f"{ratio['median']:.2f} ({ratio['q25']:.2f} to {ratio['q75']:.2f})" if ratio else ""
-        rows.append([label, f"{times['median']:.1f} ({times['q25']:.1f} to {times['q75']:.1f})", spread])
+        rows.append([label, interval(times, 1), interval(ratio, 2) if ratio else ""])
     steps, empty = report["turns"] * report["steps_per_turn"], report["empty_round"]
     return (
         table(["training step, mini-batch of 10", "ms, median (quartiles)", "`ray` over it, median (quartiles)"], rows)
         + f"\n\nn = {report['turns']} turns of {report['steps_per_turn']} steps each, {steps} in all; "
         f"{machine_of(report['environment'])}, OpenBLAS kernels for {report['environment']['blas']}; mini-batches cut "
-        f"into {report['micro_batches']}. An empty round over the tiles of layer 1 takes {empty['us_per_tile']:.0f} µs "
+        f"into {report['micro_batches']}. An empty round over the tiles of conv0 takes {empty['us_per_tile']:.0f} µs "
         f"per tile (median of {empty['rounds']})."
     )
 
@@ -117,17 +120,17 @@ def scaling_table() -> str:
     if not (ROOT / "results" / "scaling.json").exists():
         return "Not measured yet."
     report = read("scaling.json")
-    blocks, start = report["blocks"], report["start"]
-    factors = {tuple(factor["tiles"]): factor["layer_1"]["time_dilation"] for factor in report["real_time_factors"]}
+    blocks, start, first = report["blocks"], report["start"], name_of_first(report)
+    factors = {tuple(factor["tiles"]): factor["first_layer"]["time_dilation"] for factor in report["real_time_factors"]}
     head = ["tiles", "actors", "step, compute, ms"]
-    head += [f"layer 1’s cycles, {block_title(block['time_dilation'])}" for block in blocks]
+    head += [f"{first}’s cycles, {block_title(block['time_dilation'])}" for block in blocks]
     rows = []
     for configuration in blocks[0]["configurations"]:
         tiles = configuration["tiles"]
         row = [",".join(map(str, tiles)), str(configuration["actors"])]
         row.append(f"{configuration['step']['wall_ms']['median']:.1f}")
         for block in blocks:
-            ours = next(layer_1(other) for other in block["configurations"] if other["tiles"] == tiles)
+            ours = next(first_layer(other) for other in block["configurations"] if other["tiles"] == tiles)
             low, high = ours["speed_up_range"]
             row.append(f"{ours['speed_up']:.2f} × ({low:.2f} to {high:.2f})")
         found = factors.get(tuple(tiles), 0)
@@ -136,8 +139,8 @@ def scaling_table() -> str:
     steps = [c["step"]["wall_ms"]["n"] for block in blocks for c in block["configurations"]]
     own = start["own_memory_per_actor_mb"]
     return (
-        "![Speed-up of layer 1 over its tiles, and where a step’s time goes](results/scaling.svg)\n\n"
-        + table([*head, *(["F for an efficiency of 0.9, layer 1"] if factors else [])], rows)
+        f"![Speed-up of {first} over its tiles, and where a step’s time goes](results/scaling.svg)\n\n"
+        + table([*head, *([f"F for an efficiency of 0.9, {first}"] if factors else [])], rows)
         + f"\n\nSpeed-up over one tile (smallest to largest of {blocks[0]['turns']} turns; n = {min(steps)} to "
         f"{max(steps)} steps), mini-batches of {report['batch_size']}; cycle times of "
         f"{report['cycle_times']['forward_ns']:g} ns. {machine_of(report['environment'])}. {start['actors']} actors up "
@@ -202,7 +205,7 @@ def average_line() -> str:
     config, found = report["config"], report["similarities"]
     tiles, commit = ",".join(map(str, config["tiles"])), report["environment"]["git"]["commit"][:7]
     return (
-        f"With average pooling and {tiles} tiles, S of what layer 1 has learnt beside its start is "
+        f"With average pooling and {tiles} tiles, S of what conv0 has learnt beside its start is "
         f"{found['similarity_of_rest'][0]:.2f} after {report['steps']:,} steps on {config['limit_train']:,} images "
         f"(the paper: about 1). S itself is {found['similarity'][0]:.2f} there, as weight decay leaves "
         f"{100 * found['decay_leaves'][0]:.0f} % of the start (n = 1, seed {config['seed']}, λ = {config['lr']:g}, "
@@ -283,7 +286,56 @@ def chaos_table() -> str:
     )
 
 
+def networks_table() -> str:
+    if not (ROOT / "results" / "networks.json").exists():
+        return "Not measured yet."
+    report = read("networks.json")
+    rows = []
+    for name, found in report["networks"].items():
+        step, ratio = found["step_ms"], found["ray_over_plain"]
+        rows.append(
+            [
+                name,
+                str(found["actors"]),
+                interval(step["ray"], 0 if step["ray"]["median"] >= 100 else 1),
+                interval(step["plain"], 0 if step["plain"]["median"] >= 100 else 1),
+                interval(ratio, 2),
+                f"{found['shared_mb']:,.0f}",
+                f"{found['memory_mb']['ray']:,}; {found['memory_mb']['plain']:,}",
+            ]
+        )
+    head = ["network", "tiles", "step on `ray`, ms", "PyTorch, ms", "ratio", "shared memory, MB", "memory in all, MB"]
+    return (
+        table(head, rows)
+        + f"\n\nMini-batches of {report['batch_size']}, balanced tiles; medians (quartiles) of {report['turns']} "
+        f"turns; memory of all processes on `ray`, and of PyTorch's; {machine_of(report['environment'])} "
+        "(`scripts/bench_networks.py`)."
+    )
+
+
+def fashion_table() -> str:
+    rows = []
+    for name in ("none", "random"):
+        if not (ROOT / "results" / f"fashion-mnist-lenet-{name}.json").exists():
+            return "Not measured yet."
+        result = read(f"fashion-mnist-lenet-{name}.json")
+        config = result["config"]
+        rows.append(
+            [
+                f"`{name}` {','.join(map(str, config['tiles']))}",
+                f"{config['lr']:g}",
+                str(config["epochs"]),
+                f"{100 - result['test_error_percent']:.2f}",
+                f"{100 - result['best_test_error_percent']:.2f}",
+            ]
+        )
+    head = ["LeNet on Fashion-MNIST", "λ", "epochs", "right in the test, %", "at best, %"]
+    return table(head, rows) + "\n\n60,000 training and 10,000 test images, seed 0, n = 1."
+
+
 TABLES = {
+    "networks": networks_table,
+    "fashion-mnist": fashion_table,
     "chaos": chaos_table,
     "batched": batched_line,
     "reproduced-table1": lambda: reproduced(tables.table1) + "\n\n" + where_reproduced(REPRODUCED),

@@ -18,7 +18,14 @@ import pytest
 from rapa_dist.fabric.address import answers
 
 _PATIENCE_S = 60.0  # for Ray's processes to end after their driver has; its agents look for it only now and then
-_LONG = ("test_nodes", "test_cluster_files", "test_runs", "test_stats_runs")  # first, so that both halves end together
+_LONG = (
+    "test_nodes",
+    "test_cluster_files",
+    "test_runs",
+    "test_stats_runs",
+    "test_chaos",
+    "test_networks_ray",
+)  # first, so that both halves end together
 _MARK = "RAPA_DIST_TEST_SESSION"
 _world = pytest.StashKey[tuple[str, list[Path]]]()
 
@@ -58,7 +65,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run unmarked tests first, then those that are slow or start Ray, the longest modules first.
 
-    Where two halves run side by side, the marked ones of a module stay together, as they share clusters and runs.
+    Where several run side by side, the marked ones of a module stay together, as they share clusters and runs.
     """
     for item in items:
         if _marked(item) and not item.get_closest_marker("xdist_group"):

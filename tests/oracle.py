@@ -1,7 +1,8 @@
 """The paper's network (§2, §3), written out once more: double precision, a kernel for every patch, autograd.
 
 Nothing here comes from rapa_dist. What a run draws is given: the tile of every patch, and the draws of stochastic
-pooling. Planes are (images, channels, side, side); kernels (n_t, k + 1, c_out), k ordered (kh, kw, c_in), bias last.
+pooling. Planes are (images, channels, side, side); kernels (n_t, k + 1, c_out), k ordered (kh, kw, c_in), bias last;
+the head's weights (classes, features), features ordered (channel, y, x).
 """
 
 from math import isqrt
@@ -34,18 +35,17 @@ class Oracle:
         self.digital = {name: torch.from_numpy(value).double().requires_grad_() for name, value in digital.items()}
 
     def scores(self, images, tiles, draws=None):
-        """(images, classes) for pixels (images, side, side, 3).
+        """(images, classes) for images (images, 3, side, side).
 
         Args:
             tiles: for every layer the tile of every patch of the mini-batch, -1 where it is dropped.
             draws: per layer but the last (images, side, side, channels) in [0, 1); None in a test.
         """
-        planes = images.double().permute(0, 3, 1, 2)
+        planes = images.double()
         for layer, of_patch in enumerate(tiles):
             planes = self.convolve(planes, layer, of_patch)
             planes = self.behind_convolution(planes, layer, draws[layer] if draws and layer < len(draws) else None)
-        features = planes.permute(0, 2, 3, 1).flatten(1)
-        return features @ self.digital["head.weight"] + self.digital["head.bias"]
+        return planes.flatten(1) @ self.digital["head.weight"].T + self.digital["head.bias"]
 
     def convolve(self, planes, layer, tiles):
         images, c_in, side, _ = planes.shape
@@ -85,7 +85,7 @@ class Oracle:
             pool = F.max_pool2d if method == "max" else F.avg_pool2d
             return pool(planes, 3, 2, ceil_mode=True)
         if method == "mixed":
-            alpha = 1 / (1 + torch.exp(10 * self.digital[f"pool.{layer}.beta"]))[:, None, None]
+            alpha = 1 / (1 + torch.exp(10 * self.digital[f"stage{layer}.beta"]))[:, None, None]
             return alpha * self._pool(planes, layer, "average", None) + (1 - alpha) * self._pool(
                 planes, layer, "max", None
             )

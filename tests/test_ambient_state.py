@@ -32,9 +32,9 @@ from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.fabric.remote import RemoteChip
 from rapa_dist.fabric.running_code import RunningCode, installed_code, loaded_code
 from rapa_dist.fabric.scratch import shared_memory_root
+from rapa_dist.initial import initial_kernels
 from rapa_dist.interpreter import same_modules
 from rapa_dist.machine import Machine
-from rapa_dist.network.model import initial_kernels
 
 PACKAGE = Path(rapa_dist.__file__).parent
 COMMAND = Path(sys.executable).with_name("rapa-dist")
@@ -108,7 +108,7 @@ def test_a_run_is_refused_before_its_first_step_where_tiles_run_other_code(monke
         other = other_code()  # as if the tiles' was another: they themselves see it first
         monkeypatch.setattr(tile_actors, "installed_code", lambda: other)
         with pytest.raises(ClusterError, match=r"A tile does not start: .*These differ: rapa_dist\.tile\."):
-            RayFabric(machine, 1, initial_kernels(machine, 0), run="some-run", cluster=three)
+            RayFabric(machine, 10**6, initial_kernels(machine, 0), run="some-run", cluster=three)
     finally:
         three.close()
 

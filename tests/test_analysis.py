@@ -7,22 +7,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from click.testing import CliRunner
 from torch.testing import assert_close
 
 from rapa_dist.analysis.attack import attack, gap_closed, perturb
-from rapa_dist.analysis.reduction import _wins, count_wins, reduce_kernels, reduce_run, strongest, untiled
-from rapa_dist.analysis.untiled import UntiledNetwork
+from rapa_dist.analysis.reduction import reduce_kernels, reduce_run, strongest, untiled
 from rapa_dist.analysis.voting import voting
+from rapa_dist.analysis.wins import count_wins, wins_of
 from rapa_dist.cli import main
 from rapa_dist.config import POOLING_NAMES, resolve
 from rapa_dist.coordinator import checkpoint as checkpoints
+from rapa_dist.coordinator.evaluation import as_images
 from rapa_dist.coordinator.retest import retest
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.session import one_digital_thread
 from rapa_dist.coordinator.trained import Trained
 from rapa_dist.coordinator.trainer import initial_checkpoint
 from rapa_dist.data import evaluation_batches, load_dataset
+from rapa_dist.machine import IMAGE
+from rapa_dist.networks.paper import PaperNetwork
 
 SETTINGS = {
     "dataset": "builtin",
@@ -60,7 +64,7 @@ def make_run(tmp_path):
             if equal:
                 kernels[:] = kernels[:1]
         for key, value in start.digital.items():
-            if key.startswith("pool"):
+            if key.endswith("beta"):
                 value[:] = rng.normal(scale=0.2, size=value.shape)
         directory = RunDirectory.create(tmp_path / name, config, None)
         directory.release()
@@ -87,7 +91,7 @@ def test_the_majority_of_votes_is_what_evaluate_counts(make_run):
 def test_of_every_channel_the_filter_with_the_largest_norm_is_taken_with_its_bias():
     kernels = np.random.default_rng(0).normal(size=(5, 26, 7)).astype(np.float32)
     kernels[:, -1] *= 100  # the bias is not part of the filter
-    reduced = reduce_kernels(kernels, strongest(kernels))
+    reduced = reduce_kernels(kernels, strongest(kernels[:, :-1]))
     for channel in range(7):
         norms = [sum(w * w for w in kernels[tile, :-1, channel]) for tile in range(5)]
         assert np.array_equal(reduced[:, channel], kernels[int(np.argmax(norms)), :, channel])
@@ -95,24 +99,25 @@ def test_of_every_channel_the_filter_with_the_largest_norm_is_taken_with_its_bia
 
 def test_wins_are_counted_window_by_window():
     rng = np.random.default_rng(0)
-    outputs = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
-    outputs[:, :3, :3] = -1  # a window without activation has no winner
+    outputs = rng.normal(size=(2, 3, 8, 8)).astype(np.float32)
+    outputs[..., :3, :3] = -1  # a window without activation has no winner
     tile_of_patch = rng.integers(-1, 4, 2 * 64)
     expected = np.zeros((4, 3), int)
     for image, y, x, channel in np.ndindex(2, 4, 4, 3):
-        window = outputs[image, 2 * y : 2 * y + 3, 2 * x : 2 * x + 3, channel]
+        window = outputs[image, channel, 2 * y : 2 * y + 3, 2 * x : 2 * x + 3]
         dy, dx = np.unravel_index(window.argmax(), window.shape)
         tile = tile_of_patch[image * 64 + (2 * y + dy) * 8 + 2 * x + dx]
         if window.max() > 0 and tile >= 0:
             expected[tile, channel] += 1
-    assert np.array_equal(_wins(torch.from_numpy(outputs), tile_of_patch, 4), expected)
+    largest, places = F.max_pool2d(torch.from_numpy(outputs), 3, 2, ceil_mode=True, return_indices=True)
+    assert np.array_equal(wins_of(largest.numpy(), places.numpy(), tile_of_patch, 4), expected)
 
 
 def test_winners_are_counted_over_the_training_images(make_run):
     trained = Trained.open(make_run())
     wins = count_wins(trained, 50)
-    assert [of_layer.shape for of_layer in wins] == [(16, 6), (4, 5), (1, 4)]
-    assert all(of_layer.sum() > 0 for of_layer in wins)
+    assert [None if of_layer is None else of_layer.shape for of_layer in wins] == [(16, 6), (4, 5), None]
+    assert all(of_layer.sum() > 0 for of_layer in wins[:2])
     assert wins[0].sum(axis=0).max() <= 50 * 16 * 16
 
 
@@ -126,7 +131,7 @@ def test_wins_are_counted_over_images_of_all_classes(make_run, monkeypatch):
         seen.extend(subset.labels.tolist())
         return evaluation_batches(subset, *arguments)
 
-    monkeypatch.setattr("rapa_dist.analysis.reduction.evaluation_batches", batches)
+    monkeypatch.setattr("rapa_dist.analysis.wins.evaluation_batches", batches)
     count_wins(trained, 30)
     assert len(seen) == 30
     assert len(set(seen)) > 6
@@ -139,9 +144,7 @@ def test_tiles_that_agree_are_reduced_to_an_ordinary_network_with_the_same_score
     saved = tmp_path / "reduced.pt"
     result = reduce_run(run, by="norm", output=saved)
     assert result["test_error_percent"] == result["tiled_test_error_percent"]
-    network = UntiledNetwork((6, 5, 4), 64, 10, pooling)
-    network.load_state_dict(torch.load(saved, weights_only=True), strict=True)
-    assert_same_scores(network, trained)
+    assert_same_scores(loaded(saved, pooling), trained)
 
 
 def test_an_untiled_networks_own_kernels_are_an_ordinary_network(make_run):
@@ -149,7 +152,7 @@ def test_an_untiled_networks_own_kernels_are_an_ordinary_network(make_run):
     trained = Trained.open(make_run(scheme="none"))
     network = untiled(trained, [of_layer[0] for of_layer in trained.checkpoint.kernels])
     assert list(network.state_dict()) == [
-        f"{name}.{kind}" for name in ("conv1", "conv2", "conv3", "fc") for kind in ("weight", "bias")
+        f"{name}.{kind}" for name in ("conv0", "conv1", "conv2", "head") for kind in ("weight", "bias")
     ]
     assert_same_scores(network, trained)
 
@@ -159,8 +162,7 @@ def test_a_reduced_network_has_the_scores_of_tiles_that_all_hold_its_kernels(mak
     run = make_run(pooling=pooling)
     trained = Trained.open(run)
     reduce_run(run, by="norm", output=tmp_path / "reduced.pt")
-    network = UntiledNetwork((6, 5, 4), 64, 10, pooling)
-    network.load_state_dict(torch.load(tmp_path / "reduced.pt", weights_only=True))
+    network = loaded(tmp_path / "reduced.pt", pooling)
     for kernels in trained.checkpoint.kernels:
         norms = (kernels[:, :-1] ** 2).sum(axis=1)  # (n_t, c_out)
         for channel, tile in enumerate(norms.argmax(axis=0)):
@@ -168,21 +170,28 @@ def test_a_reduced_network_has_the_scores_of_tiles_that_all_hold_its_kernels(mak
     assert_same_scores(network, trained)
 
 
+def loaded(path, pooling):
+    """Return an ordinary network with the weights of a file."""
+    network = PaperNetwork(10, IMAGE, channels=(6, 5, 4), pooling=pooling)
+    network.load_state_dict(torch.load(path, weights_only=True), strict=True)
+    return network.eval()
+
+
 def assert_same_scores(network, trained):
     """Assert that an ordinary network and a run's own tiles give the same scores to the same images."""
-    pixels, labels = next(evaluation_batches(trained.data.test, trained.mean, 20))
+    pixels, _ = next(evaluation_batches(trained.data.test, trained.mean, 20))
+    images = as_images(pixels)
     with trained.network() as tiled, torch.no_grad():
-        images = torch.from_numpy(pixels)
-        expected = tiled.classify(images, trained.assigner().route_test(0, 0, len(labels), 0, 1))
+        expected = tiled.classify(images, (0, 0, 0))
         assert expected.std(dim=0).min() > 1e-2, "images differ in their scores"
-        assert_close(network(images.permute(0, 3, 1, 2)), expected, rtol=1e-4, atol=1e-5)
+        assert_close(network(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_attack_has_exactly_the_strength_that_was_asked_for():
     rng = np.random.default_rng(0)
-    mean = torch.tensor([0.5, 0.4, 0.3])
-    images = torch.from_numpy(rng.uniform(size=(4, 32, 32, 3)).astype(np.float32)) - mean
-    direction = torch.from_numpy(rng.normal(size=(4, 32, 32, 3)).astype(np.float32)).sign()
+    mean = torch.tensor([0.5, 0.4, 0.3])[:, None, None]
+    images = torch.from_numpy(rng.uniform(size=(4, 3, 32, 32)).astype(np.float32)) - mean
+    direction = torch.from_numpy(rng.normal(size=(4, 3, 32, 32)).astype(np.float32)).sign()
     direction[3] = 0  # no gradient, no attack
     attacked = perturb(images, mean, direction, 33)
     for image, other, sign in zip(images[:3], attacked, direction, strict=False):
@@ -201,7 +210,7 @@ def test_an_attack_goes_up_the_gradient_and_is_judged_on_what_was_right(make_run
     trained = Trained.open(run)
     network = untiled(trained, [of_layer[0] for of_layer in trained.checkpoint.kernels])
     pixels, labels = next(evaluation_batches(trained.data.test, trained.mean, 40))
-    images, target = torch.from_numpy(pixels).permute(0, 3, 1, 2).requires_grad_(), torch.from_numpy(labels)
+    images, target = as_images(pixels).requires_grad_(), torch.from_numpy(labels)
     torch.nn.functional.cross_entropy(network(images), target, reduction="sum").backward()
     with torch.no_grad():
         right = network(images).argmax(dim=1) == target

@@ -2,22 +2,18 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from factories import tile_array
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from rapa_dist.assignment import (
-    SCHEMES,
-    SQUARE_SCHEMES,
-    Assignment,
-    assign_fixed,
-    assign_random,
-    region_mask,
-    tile_map,
-)
-from rapa_dist.coordinator.assigner import Assigner
-from rapa_dist.machine import Layer, Machine
+from rapa_dist.assignment import Assignment, assign_fixed, assign_random
+from rapa_dist.geometry import Geometry
+from rapa_dist.machine import Machine
+from rapa_dist.router import Router
+from rapa_dist.schemes import SCHEMES, SQUARE_SCHEMES
 from rapa_dist.streams import Purpose, stream
+from rapa_dist.tile_maps import region_mask, tile_map
 
 any_shape = settings(max_examples=80, deadline=None)
 
@@ -54,10 +50,21 @@ def shapes(draw):
 
 @st.composite
 def planes(draw, square=False):
-    """(n_tiles, side, images) with 1 ≤ n_t ≤ side²."""
-    side = draw(st.integers(1, 12))
-    n_tiles = draw(st.integers(1, side)) ** 2 if square else draw(st.integers(1, side * side))
-    return n_tiles, side, draw(st.integers(1, 4))
+    """(n_tiles, (h, w), images) with 1 ≤ n_t ≤ h · w, or n_t = q² with q ≤ h and q ≤ w."""
+    height, width = plane = draw(st.tuples(st.integers(1, 12), st.integers(1, 12)))
+    n_tiles = draw(st.integers(1, min(plane))) ** 2 if square else draw(st.integers(1, height * width))
+    return n_tiles, plane, draw(st.integers(1, 4))
+
+
+@st.composite
+def geometries(draw):
+    """Patches of any kernel, stride, border and dilation on planes of any height and width."""
+    pairs = {"size": (1, 9), "kernel": (1, 4), "stride": (1, 3), "before": (0, 3), "after": (0, 3), "dilation": (1, 2)}
+    drawn = {name: draw(st.tuples(*[st.integers(*bounds)] * 2)) for name, bounds in pairs.items()}
+    try:
+        return Geometry(**drawn)
+    except ValueError:  # the planes are smaller than the kernel
+        reject()
 
 
 # --- every patch is on exactly one tile, and the parts are equal
@@ -86,9 +93,9 @@ def test_parts_of_random_differ_by_at_most_one_row_in_every_image_and_over_the_m
 @any_shape
 @given(planes(), st.integers(0, 2**32))
 def test_parts_of_random_fixed_differ_by_at_most_one_row_in_an_image(shape, seed):
-    n_tiles, side, images = shape
-    of_pixel = tile_map("random-fixed", n_tiles, side, stream(seed, Purpose.ASSIGN_FIXED, 0))
-    assert of_pixel.shape == (side * side,)
+    n_tiles, (height, width), images = shape
+    of_pixel = tile_map("random-fixed", n_tiles, (height, width), stream(seed, Purpose.ASSIGN_FIXED, 0))
+    assert of_pixel.shape == (height * width,)
     assert np.ptp(part_sizes(of_pixel, n_tiles)) <= 1
     tiles = tile_of_patch(assign_fixed(of_pixel, n_tiles, images))
     assert np.array_equal(tiles, np.tile(of_pixel, images))
@@ -97,8 +104,8 @@ def test_parts_of_random_fixed_differ_by_at_most_one_row_in_an_image(shape, seed
 @any_shape
 @given(planes(square=True), st.sampled_from(SQUARE_SCHEMES))
 def test_square_schemes_put_every_patch_on_exactly_one_tile(shape, scheme):
-    n_tiles, side, images = shape
-    assignment = assign_fixed(tile_map(scheme, n_tiles, side), n_tiles, images)
+    n_tiles, plane, images = shape
+    assignment = assign_fixed(tile_map(scheme, n_tiles, plane), n_tiles, images)
     assert len(assignment.offsets) == n_tiles + 1
     tiles = tile_of_patch(assignment)
     assert tiles.min() >= 0
@@ -107,24 +114,25 @@ def test_square_schemes_put_every_patch_on_exactly_one_tile(shape, scheme):
 
 @pytest.mark.parametrize(("scheme", "n_tiles"), [("alternate", 16), ("image-overlap", 16), ("none", 1)])
 def test_parts_of_fixed_schemes_are_equal_where_q_divides_n(scheme, n_tiles):
-    assert set(part_sizes(tile_map(scheme, n_tiles, 32), n_tiles)) == {1024 // n_tiles}
+    assert set(part_sizes(tile_map(scheme, n_tiles, (32, 32)), n_tiles)) == {1024 // n_tiles}
 
 
 @any_shape
 @given(planes(square=True), st.sampled_from(SQUARE_SCHEMES))
 def test_square_schemes_give_a_tile_a_rectangle_with_sides_that_differ_by_at_most_one(shape, scheme):
     """Where q does not divide n, the parts of these schemes differ by more than one row: rules fix them."""
-    n_tiles, side, _ = shape
+    n_tiles, (height, width), _ = shape
     q = round(n_tiles**0.5)
-    of_pixel = tile_map(scheme, n_tiles, side).reshape(side, side)
+    of_pixel = tile_map(scheme, n_tiles, (height, width)).reshape(height, width)
     for tile in range(n_tiles):
         rows, columns = (of_pixel == tile).any(axis=1).sum(), (of_pixel == tile).any(axis=0).sum()
-        assert {int(rows), int(columns)} <= {side // q, -(-side // q)}
+        assert rows in {height // q, -(-height // q)}
+        assert columns in {width // q, -(-width // q)}
         assert (of_pixel == tile).sum() == rows * columns
 
 
 def test_image_overlap_of_nine_tiles_on_eight_pixels_has_strips_of_three_three_and_two():
-    sizes = part_sizes(tile_map("image-overlap", 9, 8), 9)
+    sizes = part_sizes(tile_map("image-overlap", 9, (8, 8)), 9)
     assert sizes == [9, 9, 6, 9, 9, 6, 6, 6, 4]
 
 
@@ -134,57 +142,57 @@ def test_image_overlap_of_nine_tiles_on_eight_pixels_has_strips_of_three_three_a
 @any_shape
 @given(planes(square=True))
 def test_alternate_is_the_formula_of_the_paper(shape):
-    n_tiles, side, _ = shape
+    n_tiles, (height, width), _ = shape
     q = round(n_tiles**0.5)
-    of_pixel = tile_map("alternate", n_tiles, side)
-    for y in range(side):
-        for x in range(side):
-            assert of_pixel[y * side + x] == (x % q) + q * (y % q)
+    of_pixel = tile_map("alternate", n_tiles, (height, width))
+    for y, x in np.ndindex(height, width):
+        assert of_pixel[y * width + x] == (x % q) + q * (y % q)
 
 
 @any_shape
 @given(planes(square=True), st.sampled_from(["image-overlap", "image-pad"]))
 def test_image_schemes_are_the_formula_of_the_paper(shape, scheme):
-    n_tiles, side, _ = shape
+    n_tiles, (height, width), _ = shape
     q = round(n_tiles**0.5)
-    of_pixel = tile_map(scheme, n_tiles, side)
-    for y in range(side):
-        for x in range(side):
-            assert of_pixel[y * side + x] == (q * x) // side + q * ((q * y) // side)
+    of_pixel = tile_map(scheme, n_tiles, (height, width))
+    for y, x in np.ndindex(height, width):
+        assert of_pixel[y * width + x] == (q * x) // width + q * ((q * y) // height)
 
 
 @any_shape
-@given(planes(square=True), st.sampled_from([1, 3, 5]))
-def test_the_mask_of_image_pad_shows_the_pixels_of_the_patches_own_region_and_no_other(shape, kernel_side):
-    n_tiles, side, _ = shape
-    region = tile_map("image-pad", n_tiles, side)
-    mask = region_mask(region, side, kernel_side)
-    assert mask.shape == (side * side, kernel_side**2)
-    for y, x, kh, kw in np.ndindex(side, side, kernel_side, kernel_side):
-        from_y, from_x = y + kh - kernel_side // 2, x + kw - kernel_side // 2
-        in_plane = 0 <= from_y < side and 0 <= from_x < side
-        expected = in_plane and region[from_y * side + from_x] == region[y * side + x]
-        assert mask[y * side + x, kh * kernel_side + kw] == expected
+@given(geometries(), st.data())
+def test_the_mask_of_image_pad_shows_the_pixels_of_the_patches_own_region_and_no_other(geometry, data):
+    (columns, (height, width)), kernel_columns = (geometry.out[1], geometry.size), geometry.kernel[1]
+    n_tiles = data.draw(st.integers(1, min(geometry.out))) ** 2
+    of_patch, of_pixel = (tile_map("image-pad", n_tiles, plane) for plane in (geometry.out, geometry.size))
+    mask = region_mask(of_patch, of_pixel, geometry)
+    assert mask.shape == (geometry.n_patches, geometry.places)
+    for y, x, kh, kw in np.ndindex(*geometry.out, *geometry.kernel):
+        from_y = y * geometry.stride[0] + kh * geometry.dilation[0] - geometry.before[0]
+        from_x = x * geometry.stride[1] + kw * geometry.dilation[1] - geometry.before[1]
+        in_plane = 0 <= from_y < height and 0 <= from_x < width
+        expected = in_plane and of_pixel[from_y * width + from_x] == of_patch[y * columns + x]
+        assert mask[y * columns + x, kh * kernel_columns + kw] == expected
 
 
 def test_none_has_one_tile():
-    assert not tile_map("none", 1, 8).any()
+    assert not tile_map("none", 1, (8, 8)).any()
 
 
 @pytest.mark.parametrize("scheme", SQUARE_SCHEMES)
 def test_square_schemes_refuse_other_numbers_of_tiles(scheme):
     with pytest.raises(ValueError, match="square number of tiles, not 12"):
-        tile_map(scheme, 12, 8)
+        tile_map(scheme, 12, (8, 8))
 
 
 def test_random_fixed_refuses_to_draw_from_nowhere():
     with pytest.raises(ValueError, match="generator"):
-        tile_map("random-fixed", 4, 8)
+        tile_map("random-fixed", 4, (8, 8))
 
 
 def test_random_has_no_map_for_all_images():
     with pytest.raises(ValueError, match="random has no tile map"):
-        tile_map("random", 4, 8, stream(0, Purpose.ASSIGN_FIXED, 0))
+        tile_map("random", 4, (8, 8), stream(0, Purpose.ASSIGN_FIXED, 0))
 
 
 # --- order, offsets and inverse tell the same
@@ -282,7 +290,10 @@ def test_images_of_a_mini_batch_are_partitioned_independently():
 def test_random_fixed_partitions_uniformly():
     n_tiles, side = 4, 4
     drawn = np.array(
-        [tile_map("random-fixed", n_tiles, side, stream(seed, Purpose.ASSIGN_FIXED, 0)) for seed in range(N_DRAWS)]
+        [
+            tile_map("random-fixed", n_tiles, (side, side), stream(seed, Purpose.ASSIGN_FIXED, 0))
+            for seed in range(N_DRAWS)
+        ]
     )
     expected, limit = N_DRAWS / n_tiles, chi2.ppf(1 - 1e-6, df=n_tiles - 1)
     for pixel in range(side * side):
@@ -290,17 +301,33 @@ def test_random_fixed_partitions_uniformly():
         assert np.sum((counts - expected) ** 2 / expected) < limit
 
 
-# --- the assigner: which assignment where in a run
-
-MACHINE = Machine.build(channels=(4, 4, 4), tiles=(16, 4, 1))
-UNTILED = Machine.build(channels=(4, 4, 4), tiles=(1, 1, 1))
-PERFORATED = Machine.build(channels=(4, 4, 4), tiles=(16, 4, 1), perforated=True)
-MACHINES = {"none": UNTILED, "perforated": PERFORATED}
-FIXED = [scheme for scheme in SCHEMES if scheme not in ("random", "perforated")]
+# --- the router: which assignment where in a run
 
 
-def assigner(scheme, seed=0):
-    return Assigner(MACHINES.get(scheme, MACHINE), scheme, seed)
+def machine(scheme="random", tiles=(16, 4, 1)):
+    return Machine.build(channels=(4, 4, 4), tiles=(1, 1, 1) if scheme == "none" else tiles, scheme=scheme)
+
+
+class Routed:
+    """What the router says of all tile arrays of a machine."""
+
+    def __init__(self, arrays, seed=0):
+        self.arrays, self._router = arrays, Router(seed)
+
+    def __call__(self, purpose, place, *sizes):
+        """[part][array]"""
+        parts = [self._router.assign(array, array.passages[0], purpose, place, sizes) for array in self.arrays]
+        return list(zip(*parts, strict=True))
+
+    def training(self, step, images=2):
+        return self(Purpose.ASSIGN_TRAIN, (step,), images)[0]
+
+    def test(self, step, first_image=0, images=2, vote=0):
+        return self(Purpose.ASSIGN_TEST, (step, first_image, vote), images)[0]
+
+
+def routed(scheme, seed=0, **values):
+    return Routed(machine(scheme, **values).arrays, seed)
 
 
 def all_equal(one, other):
@@ -308,95 +335,89 @@ def all_equal(one, other):
 
 
 @pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "perforated"])
-def test_the_assigner_covers_every_layer(scheme):
-    assignments = assigner(scheme).for_training(step=3, images=2)
-    for layer, assignment in zip(MACHINE.layers, assignments, strict=True):
-        assert assignment.n_patches == 2 * layer.n_patches
-        assert np.array_equal(np.sort(assignment.order), np.arange(2 * layer.n_patches))
+def test_the_router_covers_every_layer(scheme):
+    here = routed(scheme)
+    for array, assignment in zip(here.arrays, here.training(3), strict=True):
+        assert assignment.n_patches == 2 * array.n_patches
+        assert np.array_equal(np.sort(assignment.order), np.arange(2 * array.n_patches))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_two_assigners_of_one_seed_agree_whatever_they_were_asked_before(scheme):
-    one, other = assigner(scheme), assigner(scheme)
-    one.for_training(step=1, images=2)
-    one.for_test(step=5, first_image=0, images=3)
-    assert all_equal(one.for_training(step=5, images=2), other.for_training(step=5, images=2))
-    assert all_equal(one.for_test(5, 50, 2, vote=1), other.for_test(5, 50, 2, vote=1))
+def test_two_routers_of_one_seed_agree_whatever_they_were_asked_before(scheme):
+    one, other = routed(scheme), routed(scheme)
+    one.training(1)
+    one.test(5, images=3)
+    assert all_equal(one.training(5), other.training(5))
+    assert all_equal(one.test(5, 50, vote=1), other.test(5, 50, vote=1))
 
 
 @pytest.mark.parametrize("tiles", [(16, 4, 1), (3, 5, 7)])
 def test_perforated_keeps_its_share_of_every_image_in_training_and_all_in_a_test(tiles):
-    machine = Machine.build(channels=(4, 4, 4), tiles=tiles, perforated=True)
-    here, images = Assigner(machine, "perforated", 0), 3
-    assert [layer.n_tiles for layer in machine.layers] == [1, 1, 1]
-    for layer, n_tiles, of_training, of_test in zip(
-        machine.layers, tiles, here.for_training(2, images), here.for_test(2, 0, images), strict=True
+    here, images = routed("perforated", tiles=tiles), 3
+    assert [array.n_tiles for array in here.arrays] == [1, 1, 1]
+    for array, n_tiles, of_training, of_test in zip(
+        here.arrays, tiles, here.training(2, images), here.test(2, images=images), strict=True
     ):
-        kept = tile_of_patch(of_training).reshape(images, layer.n_patches) == 0
-        assert abs(kept.sum(axis=1) - layer.n_patches / n_tiles).max() < 1
-        assert abs(kept.sum() - images * layer.n_patches / n_tiles) < 1
-        assert of_training.n_patches == images * layer.n_patches
-        assert of_test.rows == of_test.n_patches == images * layer.n_patches
+        kept = tile_of_patch(of_training).reshape(images, array.n_patches) == 0
+        assert abs(kept.sum(axis=1) - array.n_patches / n_tiles).max() < 1
+        assert abs(kept.sum() - images * array.n_patches / n_tiles) < 1
+        assert of_training.n_patches == images * array.n_patches
+        assert of_test.rows == of_test.n_patches == images * array.n_patches
 
 
 def test_perforated_keeps_other_rows_of_every_image_step_layer_and_seed_and_all_of_them_equally_often():
-    machine = Machine(tuple(Layer(index=i, side=6, c_in=2, c_out=2, n_tiles=1, perforation=4) for i in range(2)))
-    draws = [Assigner(machine, "perforated", seed).for_training(step, 2) for seed in (0, 1) for step in range(500)]
+    twins = [tile_array(index, side=6, n_tiles=1, scheme="perforated", perforation=4) for index in range(2)]
+    draws = [Routed(twins, seed).training(step) for seed in (0, 1) for step in range(500)]
     kept = np.array([[tile_of_patch(one).reshape(2, 36) == 0 for one in layers] for layers in draws])
     assert len({rows.tobytes() for rows in kept.reshape(-1, 36)}) > 0.99 * 4000
     spread = np.sqrt(0.25 * 0.75 / 4000)
     assert np.all(abs(kept.reshape(-1, 36).mean(axis=0) - 0.25) < 5 * spread)
 
 
-def test_perforated_is_the_same_however_the_mini_batch_is_cut():
-    here = assigner("perforated")
-    whole = here.route_training(7, 5, 1).parts[0].assignments
-    parts = [part.assignments for part in here.route_training(7, 5, 2).parts]
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_patch_has_the_same_tile_however_the_mini_batch_is_cut(scheme):
+    here = routed(scheme)
+    (whole,) = here(Purpose.ASSIGN_TRAIN, (7,), 5)
+    parts = here(Purpose.ASSIGN_TRAIN, (7,), 3, 2)
     for layer, expected in enumerate(whole):
-        kept = np.concatenate([tile_of_patch(part[layer]) for part in parts])
-        assert np.array_equal(kept, tile_of_patch(expected))
+        tiles = np.concatenate([tile_of_patch(part[layer]) for part in parts])
+        assert np.array_equal(tiles, tile_of_patch(expected))
 
 
 def test_random_changes_with_step_first_image_vote_seed_and_purpose():
-    here = assigner("random")
+    here = routed("random")
     drawn = [
-        here.for_training(step=5, images=2),
-        here.for_training(step=6, images=2),
-        here.for_test(step=5, first_image=0, images=2),
-        here.for_test(step=6, first_image=0, images=2),
-        here.for_test(step=5, first_image=50, images=2),
-        here.for_test(step=5, first_image=0, images=2, vote=1),
-        assigner("random", seed=1).for_training(step=5, images=2),
+        here.training(5),
+        here.training(6),
+        here.test(5),
+        here.test(6),
+        here.test(5, 50),
+        here.test(5, vote=1),
+        routed("random", seed=1).training(5),
     ]
     for layer in (0, 1):
         assert len({assignments[layer].order.tobytes() for assignments in drawn}) == len(drawn)
 
 
-TWINS = Machine(tuple(Layer(index=i, side=8, c_in=2, c_out=2, n_tiles=4) for i in range(2)))
-
-
 @pytest.mark.parametrize("scheme", ["random", "random-fixed"])
 def test_layers_of_the_same_shape_are_partitioned_independently(scheme):
-    here = Assigner(TWINS, scheme, seed=0)
-    for first, second in (
-        here.for_training(step=0, images=1),
-        here.for_test(step=0, first_image=0, images=1),
-    ):
+    here = Routed([tile_array(index, side=8, n_tiles=4, scheme=scheme) for index in range(2)])
+    for first, second in (here.training(0, 1), here.test(0, images=1)):
         assert not np.array_equal(tile_of_patch(first), tile_of_patch(second))
 
 
-@pytest.mark.parametrize("scheme", FIXED)
+@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme not in ("random", "perforated")])
 def test_fixed_schemes_are_the_same_for_all_images_steps_and_votes(scheme):
-    here = assigner(scheme)
-    always = here.for_training(step=0, images=2)
-    assert all_equal(always, here.for_training(step=9, images=2))
-    assert all_equal(always, here.for_test(step=9, first_image=50, images=2, vote=3))
-    for layer, assignment in zip(MACHINE.layers, always, strict=True):
-        first, second = tile_of_patch(assignment).reshape(2, layer.n_patches)
+    here = routed(scheme)
+    always = here.training(0)
+    assert all_equal(always, here.training(9))
+    assert all_equal(always, here.test(9, 50, vote=3))
+    for array, assignment in zip(here.arrays, always, strict=True):
+        first, second = tile_of_patch(assignment).reshape(2, array.n_patches)
         assert np.array_equal(first, second)
 
 
 def test_random_fixed_has_a_partition_of_its_own_for_every_seed():
-    one, other = (assigner("random-fixed", seed).for_training(step=0, images=1) for seed in (0, 1))
+    one, other = (routed("random-fixed", seed).training(0, 1) for seed in (0, 1))
     assert not equal(one[0], other[0])
     assert not equal(one[1], other[1])

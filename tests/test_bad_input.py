@@ -26,6 +26,7 @@ from rapa_dist.coordinator.checkpoint import FORMAT
 from rapa_dist.data import builtin, cache, download, official
 from rapa_dist.fabric import address as address_module
 from rapa_dist.fabric import scratch
+from rapa_dist.memory import Memory
 
 CLASSES = ("cat", "dog", "newt")
 SMALL = ["--limit-train", 20, "--limit-test", 10, "--channels", "2,2,2", "--tiles", "4,1,1"]
@@ -155,10 +156,10 @@ def edit(path: Path, old: str, new: str) -> None:
         ("16,,1", ("integers", "“” in “16,,1”")),
         ("", ("integers", "16,4,1")),
         ("1e3,4,1", ("integers", "“1e3”")),
-        ("1000000000000000000000,4,1", ("Layer 1", "at most 1,024", "1,000,000,000,000,000,000,000")),
-        ("1025,4,1", ("Layer 1", "1,024 patches", "at most 1,024", "gives it 1,025")),
-        ("16,257,1", ("Layer 2", "at most 256", "gives it 257")),
-        ("16,4,65", ("Layer 3", "at most 64", "gives it 65")),
+        ("1000000000000000000000,4,1", ("Layer conv0", "at most 1,024", "1,000,000,000,000,000,000,000")),
+        ("1025,4,1", ("Layer conv0", "--tiles 1025,4,1", "1,024 patches", "at most 1,024", "is given 1,025")),
+        ("16,257,1", ("Layer conv1", "at most 256", "is given 257")),
+        ("16,4,65", ("Layer conv2", "at most 64", "is given 65")),
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
@@ -169,9 +170,13 @@ def test_tiles_that_can_not_work(refused, tiles, parts, more):
 @pytest.mark.parametrize(
     ("scheme", "tiles", "parts"),
     [
-        ("alternate", "12,4,1", ("alternate needs a square number", "layer 1 has 12", "9 or 16", "--scheme random")),
-        ("image-overlap", "16,4,2", ("image-overlap needs a square number", "layer 3 has 2", "1 or 4")),
-        ("none", "16,4,1", ("one tile per layer", "layer 1 has 16", "--tiles 1,1,1")),
+        (
+            "alternate",
+            "12,4,1",
+            ("alternate needs a square number", "conv0", "here are 12", "9 or 16", "scheme random"),
+        ),
+        ("image-overlap", "16,4,2", ("image-overlap needs a square number", "Layer conv2", "here are 2", "1 or 4")),
+        ("none", "16,4,1", ("one tile per layer", "Layer conv0", "here are 16", "Use 1")),
     ],
 )
 def test_tiles_that_do_not_fit_the_scheme(refused, scheme, tiles, parts):
@@ -180,7 +185,7 @@ def test_tiles_that_do_not_fit_the_scheme(refused, scheme, tiles, parts):
 
 def test_more_tiles_than_memory_has_room_for(refused, monkeypatch):
     """Any machine may have more memory than that, so it is no wrong usage."""
-    monkeypatch.setattr(footprint, "memory", lambda: footprint.Memory(8 * 10**9, 4 * 10**9, False))
+    monkeypatch.setattr(footprint, "memory", lambda: Memory(8 * 10**9, 4 * 10**9, False))
     parts = ("1344 tiles", "4,000 MB are available", "tiles would fit", "fewer --tiles")
     refused([*TRAIN, "--tiles", "1024,256,64"], 1, *parts)
 

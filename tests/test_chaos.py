@@ -142,7 +142,7 @@ def test_a_difference_of_one_bit_is_found(finished, tmp_path):
     found = checkpoints.read(newest)
     found.kernels[1].view(np.uint32)[0, 0, 0] ^= 1
     checkpoints.write(newest.parent, newest.stem, found)
-    assert differences(other, finished) == ["weights differ: layer 1"]
+    assert differences(other, finished) == ["weights differ: conv1.kernels"]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from factories import initial_digital
 from safetensors.numpy import load_file, save_file
 
 from rapa_dist.config import resolve
@@ -13,9 +14,11 @@ from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress, latest, name_of, prune, read, write
 from rapa_dist.errors import CheckpointError
 from rapa_dist.files import write_whole
-from rapa_dist.network.model import initial_digital, initial_kernels
+from rapa_dist.initial import initial_kernels
+from rapa_dist.layout import machine_of
 
 CONFIG = resolve(
+    classes=10,
     tiles=(4, 2, 1),
     channels=(2, 3, 2),
     pooling="max",
@@ -36,12 +39,13 @@ CLASSES = 10
 def a_checkpoint(step=7, seed=0):
     return Checkpoint(
         config=CONFIG,
+        arrays=tuple(array.name for array in machine_of(CONFIG).arrays),
         data_fingerprint="0123abcd",
         data_mean=[0.1, 1 / 3, 0.7],
         classes=tuple(f"class {i}" for i in range(CLASSES)),
         progress=Progress(epoch=1, step=step, step_in_epoch=2, loss_sum=0.1 + 0.2, wrong=3, seen=20, metrics_bytes=99),
-        kernels=initial_kernels(CONFIG.machine, seed),
-        digital=initial_digital(CONFIG.machine, CLASSES, seed),
+        kernels=initial_kernels(machine_of(CONFIG), seed),
+        digital=initial_digital(machine_of(CONFIG), CLASSES, seed),
     )
 
 
@@ -81,10 +85,10 @@ def test_a_checkpoint_comes_back_bit_by_bit(tmp_path):
 def test_the_tensors_have_the_names_and_shapes_that_others_rely_on(tmp_path):
     tensors = load_file(write(tmp_path, name_of(7, 1), a_checkpoint()))
     assert {name: value.shape for name, value in tensors.items()} == {
-        "layers.0.tiles": (4, 76, 2),
-        "layers.1.tiles": (2, 51, 3),
-        "layers.2.tiles": (1, 76, 2),
-        "head.weight": (32, 10),
+        "conv0.kernels": (4, 76, 2),
+        "conv1.kernels": (2, 51, 3),
+        "conv2.kernels": (1, 76, 2),
+        "head.weight": (10, 32),
         "head.bias": (10,),
     }
 
@@ -179,7 +183,9 @@ def tamper(path, **changes):
     sidecar.write_text(seal(json.loads(sidecar.read_text()) | changes))
 
 
-@pytest.mark.parametrize("changes", [{"classes": ["cat"]}, {"data_fingerprint": "ffff"}, {"data_mean": [0, 0, 0]}])
+@pytest.mark.parametrize(
+    "changes", [{"classes": list("abcdefghij")}, {"data_fingerprint": "ffff"}, {"data_mean": [0, 0, 0]}]
+)
 def test_a_sidecar_that_tells_something_else_than_the_tensors_is_refused(path, changes):
     tamper(path, **changes)
     refused(path, "sidecar and tensors tell different things")
@@ -232,20 +238,33 @@ def test_forging_without_a_change_is_accepted(path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda tensors, about: tensors | {"layers.0.tiles": tensors["layers.0.tiles"][:3]},
-        lambda tensors, about: tensors | {"layers.2.tiles": tensors["layers.2.tiles"][:, :-1]},
-        lambda tensors, about: tensors | {"layers.1.tiles": tensors["layers.1.tiles"].astype(np.float64)},
+        lambda tensors, about: tensors | {"conv0.kernels": tensors["conv0.kernels"][:3]},
+        lambda tensors, about: tensors | {"conv2.kernels": tensors["conv2.kernels"][:, :-1]},
+        lambda tensors, about: tensors | {"conv1.kernels": tensors["conv1.kernels"].astype(np.float64)},
         lambda tensors, about: tensors | {"head.weight": tensors["head.weight"].T.copy()},
         lambda tensors, about: tensors | {"head.extra": np.zeros(3, np.float32)},
         lambda tensors, about: {name: value for name, value in tensors.items() if name != "head.bias"},
-        lambda tensors, about: {name: value for name, value in tensors.items() if name != "layers.1.tiles"},
-        lambda tensors, about: about.update(classes=["cat"]) or tensors,
-        lambda tensors, about: about["config"].update(tiles=[4, 4, 1]) or tensors,
+        lambda tensors, about: {name: value for name, value in tensors.items() if name != "conv1.kernels"},
     ],
 )
-def test_tensors_of_another_shape_than_the_configuration_are_refused(path, change):
+def test_tensors_of_another_shape_than_the_sidecar_says_are_refused(path, change):
     forge(path, change)
-    refused(path, "holds other tensors than its configuration")
+    refused(path, "holds other tensors than its sidecar")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about.update(classes=["cat"]),
+        lambda about: about["config"].update(tiles=[4, 4, 1]),
+        lambda about: about.update(arrays=["conv0", "conv1", "conv3"]),
+        lambda about: about["tensors"].update({"head.bias": ["float32", -1]}),
+        lambda about: about["tensors"].update({"head.bias": ["object", 10]}),
+    ],
+)
+def test_a_sidecar_of_another_network_than_its_configuration_is_refused(path, change):
+    forge(path, lambda tensors, about: [change(about), tensors][1])
+    refused(path, "can't be understood")
 
 
 @pytest.mark.parametrize(

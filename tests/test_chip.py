@@ -7,25 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from factories import IMAGES, floats_of, tile_array
+from rows import Rows
 
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import chip as chip_module
-from rapa_dist.fabric.base import Arena
+from rapa_dist.fabric.arena import Place
 from rapa_dist.fabric.chip import Chip, shared_bytes
+from rapa_dist.fabric.command import Command
 from rapa_dist.fabric.doorbell import Cycle, Ring, Status, TileDoorbell
 from rapa_dist.fabric.scratch import shared_memory_root
 from rapa_dist.fabric.serial import SerialFabric
-from rapa_dist.machine import Layer, Machine, tile_name
+from rapa_dist.machine import Machine, tile_name
 from rapa_dist.tile import AnalogTile, Cells, Update, Word
 
-IMAGES = 2
-MACHINE = Machine(
-    (
-        Layer(index=0, side=4, c_in=1, c_out=3, n_tiles=2),
-        Layer(index=1, side=2, c_in=3, c_out=2, n_tiles=1),
-    )
-)
-EMPTY = Ring(1, Cycle.EMPTY, 0, 0)
+MACHINE = Machine((tile_array(), tile_array(1, side=2, c_in=3, c_out=2, n_tiles=1)))
+FLOATS = floats_of(MACHINE)
+EMPTY = Ring(1, Cycle.EMPTY, 0, 0, 0)
 STOP = 1 << 20  # no cycle of a tile's: ends its thread
 
 
@@ -36,7 +34,7 @@ def _impatient(monkeypatch):
 
 @pytest.fixture
 def chip():
-    made = Chip(MACHINE, IMAGES)
+    made = Chip(MACHINE, FLOATS)
     yield made
     made.close()
 
@@ -61,21 +59,21 @@ class TileThread:
         site = self._site
         arena, board, tile = site.open_arena(), site.open_board(), AnalogTile(site.open_cells())
         words = tile.cells.words
-        patches, outputs = arena.patches(site.layer_index), arena.outputs(site.layer_index)
         self.bell.answer(0, Status.HELLO)
         self._up.set()
         while (ring := self.bell.wait()).cycle != STOP:
             if ring.number <= words[Word.ANSWERED] or ring.after > words[Word.ANSWERED]:
                 continue
             self.rings.append(ring)
-            rows = slice(ring.first, ring.last)
+            patches = arena.rows(ring.patches, ring.rows, site.array.k)
+            outputs = arena.rows(ring.outputs, ring.rows, site.array.c_out)
             if ring.cycle == Cycle.FORWARD:
-                tile.forward(patches[rows], outputs[rows])
+                tile.forward(patches, outputs)
             elif ring.cycle:
                 update = Update(ring.learning_rate, ring.weight_decay) if ring.cycle & Cycle.UPDATE else None
                 tile.backward(
-                    patches[rows],
-                    outputs[rows],
+                    patches,
+                    outputs,
                     cycle=ring.number,
                     update=update,
                     input_error=bool(ring.cycle & Cycle.INPUT_ERROR),
@@ -102,7 +100,7 @@ def tiles(chip):
 
     yield start
     for tile, thread in started.items():
-        chip.ring([(tile, Ring(2**60, STOP, 0, 0))])
+        chip.ring([(tile, Ring(2**60, STOP, 0, 0, 0))])
         thread.stop()
 
 
@@ -199,15 +197,15 @@ def test_a_ring_that_comes_between_a_new_sockets_birth_and_its_hello_does_not_ov
     thread.start()
     chip.wait(1)
     chip.wait(2)
-    chip.ring([(0, Ring(2**60, STOP, 0, 0))])
+    chip.ring([(0, Ring(2**60, STOP, 0, 0, 0))])
     thread.stop()
     assert [ring.number for ring in thread.rings] == [1, 2]
 
 
 def test_what_was_rung_after_a_cycle_that_failed_is_not_done(chip, tiles):
     thread = tiles(1, Status.FAILED)
-    chip.ring([(1, Ring(1, Cycle.FORWARD, 0, 4))])
-    chip.ring([(1, Ring(2, Cycle.FORWARD, 0, 4, after=1))])
+    chip.ring([(1, Ring(1, Cycle.FORWARD, 4, 0, 1024))])
+    chip.ring([(1, Ring(2, Cycle.FORWARD, 4, 0, 1024, after=1))])
     with pytest.raises(ClusterError, match=r"L0/T001 failed in its forward cycle"):
         chip.wait(1)
     assert [ring.number for ring in thread.rings] == [1]
@@ -234,7 +232,7 @@ def test_an_answer_to_an_earlier_cycle_is_not_taken_for_this_ones(chip):
 
 def test_a_tile_that_fails_is_named_with_its_cycle(chip, tiles):
     tiles(1, Status.FAILED)
-    chip.ring([(1, Ring(1, Cycle.FORWARD, 0, 4))])
+    chip.ring([(1, Ring(1, Cycle.FORWARD, 4, 0, 1024))])
     with pytest.raises(ClusterError, match=r"L0/T001 failed in its forward cycle"):
         chip.wait()
 
@@ -267,7 +265,7 @@ def test_a_site_can_be_sent_to_another_process(chip):
 
 def test_a_tile_finds_the_kernel_that_was_programmed(chip):
     for tile, (layer, number) in enumerate(MACHINE.tiles):
-        kernel = np.full(MACHINE.layers[layer].kernel_shape, 10 * layer + number, np.float32)
+        kernel = np.full(MACHINE.arrays[layer].kernel_shape, 10 * layer + number, np.float32)
         chip.program(tile, kernel)
     for tile, (layer, number) in enumerate(MACHINE.tiles):
         cells = chip.site(tile).open_cells()
@@ -278,62 +276,42 @@ def test_a_chip_of_threads_has_the_bits_of_fabric_serial(chip, tiles):
     """Three steps with both layers, rows written by the coordinator and read by it."""
     generator = np.random.default_rng(0)
     kernels = [
-        generator.normal(size=(layer.n_tiles, *layer.kernel_shape)).astype(np.float32) for layer in MACHINE.layers
+        generator.normal(size=(layer.n_tiles, *layer.kernel_shape)).astype(np.float32) for layer in MACHINE.arrays
     ]
     for tile, (layer, number) in enumerate(MACHINE.tiles):
         chip.program(tile, kernels[layer][number])
         tiles(tile)
-    update = Update(0.05, 1e-3)
     number = 0
-    with SerialFabric(MACHINE, IMAGES, kernels) as serial:
+    with SerialFabric(MACHINE, FLOATS, kernels) as serial:
         for _ in range(3):
-            for layer in MACHINE.layers:
+            for layer in MACHINE.arrays:
                 rows = IMAGES * layer.n_patches
-                offsets = np.linspace(0, rows, layer.n_tiles + 1).astype(np.int64)
-                here = [t for t, (of_layer, _) in enumerate(MACHINE.tiles) if of_layer == layer.index]
-                regions = [
-                    (chip.arena.patches(layer.index), chip.arena.outputs(layer.index)),
-                    (serial.patches(layer.index), serial.outputs(layer.index)),
-                ]
+                edges = np.linspace(0, rows, layer.n_tiles + 1).astype(np.int64)
+                here = [t for t, (of_array, _) in enumerate(MACHINE.tiles) if of_array == layer.index]
+                ours = Place(0, FLOATS // 2)
                 patches = generator.normal(size=(rows, layer.k)).astype(np.float32)
                 errors = generator.normal(size=(rows, layer.c_out)).astype(np.float32)
 
-                for region, _ in regions:
-                    region[:] = patches
-                number += 1
-                chip.ring(
-                    (tile, Ring(number, Cycle.FORWARD, int(offsets[j]), int(offsets[j + 1])))
-                    for j, tile in enumerate(here)
-                )
-                chip.wait()
-                serial.forward(layer, offsets)
-                assert regions[0][1].tobytes() == regions[1][1].tobytes()
+                def run(cycle, rates=(), edges=edges, layer=layer, rows=rows, here=here, ours=ours):
+                    nonlocal number
+                    number += 1
+                    command = Command(number, layer.index, cycle, ours, rows, layer.k, layer.c_out, *rates)
+                    shares = ((tile, (int(edges[j]), int(edges[j + 1]))) for j, tile in enumerate(here))
+                    chip.ring(command.rings(shares, chip.last_ring))
+                    chip.wait()
 
-                for _, region in regions:
-                    region[:] = errors
-                number += 1
-                cycle = Cycle.INPUT_ERROR | Cycle.UPDATE | Cycle.COMMIT
-                chip.ring(
-                    (tile, Ring(number, cycle, int(offsets[j]), int(offsets[j + 1]), 0.05, 1e-3))
-                    for j, tile in enumerate(here)
-                )
-                chip.wait()
-                serial.backward(layer, offsets, update=update, input_error=True)
-                assert regions[0][0].tobytes() == regions[1][0].tobytes()
-                ours = np.stack([chip.cells[tile].kernel for tile in here])
-                assert ours.tobytes() == serial.kernels(layer).tobytes()
+                with Rows(serial, layer, rows) as theirs:
+                    chip.arena.rows(ours.patches, rows, layer.k)[:] = theirs.patches[:] = patches
+                    run(Cycle.FORWARD)
+                    theirs.forward(edges)
+                    assert chip.arena.rows(ours.outputs, rows, layer.c_out).tobytes() == theirs.outputs.tobytes()
 
-
-def test_regions_of_the_arena_do_not_overlap():
-    size = Arena.size(MACHINE, IMAGES)
-    arena = Arena(memoryview(bytearray(size)), MACHINE, IMAGES)
-    regions = [region(layer.index) for layer in MACHINE.layers for region in (arena.patches, arena.outputs)]
-    for value, region in enumerate(regions):
-        region[:] = value
-    for value, region in enumerate(regions):
-        assert (region == value).all()
-    shapes = [region.shape for region in regions]
-    assert shapes == [(32, 25), (32, 3), (8, 75), (8, 2)]
+                    chip.arena.rows(ours.outputs, rows, layer.c_out)[:] = theirs.outputs[:] = errors
+                    run(Cycle.INPUT_ERROR | Cycle.UPDATE | Cycle.COMMIT, (0.05, 1e-3))
+                    theirs.backward(edges, Update(0.05, 1e-3), input_error=True)
+                    assert chip.arena.rows(ours.patches, rows, layer.k).tobytes() == theirs.patches.tobytes()
+                    kernels_here = np.stack([chip.cells[tile].kernel for tile in here])
+                    assert kernels_here.tobytes() == serial.kernels(layer).tobytes()
 
 
 # --- files
@@ -345,7 +323,7 @@ def files_of_runs():
 
 def test_a_chip_takes_the_memory_that_was_foreseen(chip):
     mapped = [path for path in chip.scratch.path.iterdir() if path.name.startswith(("arena", "board", "cells"))]
-    assert sum(path.stat().st_size for path in mapped) == shared_bytes(MACHINE, IMAGES)
+    assert sum(path.stat().st_size for path in mapped) == shared_bytes(MACHINE, FLOATS)
     assert len(mapped) == 2 + 3
 
 
@@ -368,7 +346,7 @@ def test_a_chip_that_does_not_fit_leaves_nothing(monkeypatch, fits):
     monkeypatch.setattr(os, "posix_fallocate", nearly_full)
     monkeypatch.setattr("rapa_dist.fabric.scratch.mmap.mmap", lambda descriptor, size: memoryview(bytearray(size)))
     with pytest.raises(ClusterError, match="Too little shared memory"):
-        Chip(MACHINE, IMAGES)
+        Chip(MACHINE, FLOATS)
     assert files_of_runs() == []
 
 
@@ -379,7 +357,7 @@ def test_tiles_are_named_by_layer_and_place(chip):
 
 def test_cells_outlive_whoever_used_them(chip):
     """What a restarted process relies on."""
-    shape = MACHINE.layers[0].kernel_shape
+    shape = MACHINE.arrays[0].kernel_shape
     chip.program(0, np.ones(shape, np.float32))
     first = AnalogTile(chip.site(0).open_cells())
     errors, patches = np.ones((4, 3), np.float32), np.ones((4, 25), np.float32)

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from rapa_dist.config import TrainConfig, check_fabric, difference, parse_list, resolve
+from rapa_dist.checks import parse_list
+from rapa_dist.config import TrainConfig, check_fabric, difference, resolve
 from rapa_dist.errors import UsageError
+from rapa_dist.layout import machine_of
 
 BASE = {
     "pooling": "max",
@@ -41,7 +43,7 @@ def test_without_anything_said_it_is_the_papers_tiled_network():
     config = a_config()
     assert (config.tiles, config.scheme, config.channels) == ((16, 4, 1), "random", (32, 32, 64))
     assert (config.lr, config.lr_decay) == (0.05, 0.75)
-    assert config.machine.n_weights == 192_704
+    assert machine_of(config).n_weights == 192_704
 
 
 def test_scheme_none_means_one_tile_per_layer_and_the_papers_untiled_rates():
@@ -55,17 +57,19 @@ def test_one_tile_per_layer_means_scheme_none():
 
 
 @pytest.mark.parametrize(
-    ("tiles", "parts"), [((16, 4, 1), 2), ((1, 1, 1), 2), ((64, 4, 3), 2), ((32, 8, 2), 1), ((128, 32, 8), 1)]
+    ("tiles", "parts"), [((1, 1, 1), 2), ((64, 2, 1), 2), ((16, 4, 1), 1), ((32, 8, 2), 1), ((128, 32, 8), 1)]
 )
 def test_mini_batches_are_cut_in_two_where_few_tiles_follow_the_first_layer(tiles, parts):
     assert a_config(tiles=tiles).micro_batches == parts
     assert a_config(tiles=tiles, micro_batches=3).micro_batches == 3
 
 
-def test_a_configuration_from_before_micro_batches_has_one():
+def test_a_configuration_from_before_there_were_other_networks_is_of_the_papers():
     values = a_config().as_dict()
-    del values["micro_batches"]
-    assert TrainConfig.from_dict(values).micro_batches == 1
+    for name in ("micro_batches", "network", "init", "image"):
+        del values[name]
+    config = TrainConfig.from_dict(values)
+    assert (config.network, config.micro_batches, config.init, config.lr_of) == ("rapa", 1, "xavier", ())
 
 
 def test_scheme_none_has_one_tile_for_every_layer_there_is():
@@ -112,15 +116,18 @@ def test_without_warm_up_the_first_epoch_has_the_full_rate():
         ({"tiles": ()}, ("--tiles", "3 layers", "it has 0")),
         ({"tiles": (16, 0, 1)}, ("--tiles", "at least 1", "it has 0", "(16, 0, 1)")),
         ({"tiles": (16, -4, 1)}, ("--tiles", "at least 1", "it has -4")),
-        ({"tiles": (1025, 4, 1)}, ("Layer 1", "1,024 patches", "1,025")),
-        ({"tiles": (16, 257, 1)}, ("Layer 2", "256 patches", "257")),
-        ({"tiles": (16, 4, 65)}, ("Layer 3", "64 patches", "65")),
-        ({"tiles": (10**12, 4, 1)}, ("Layer 1", "at most 1,024", "1,000,000,000,000")),
-        ({"tiles": (12, 4, 1), "scheme": "alternate"}, ("alternate", "square", "layer 1 has 12", "9 or 16", "random")),
-        ({"tiles": (16, 4, 2), "scheme": "image-overlap"}, ("image-overlap", "layer 3 has 2", "1 or 4")),
-        ({"tiles": (1000, 4, 1), "scheme": "alternate"}, ("layer 1 has 1000", "Use 961 or 1024")),
-        ({"tiles": (16, 250, 1), "scheme": "alternate"}, ("layer 2 has 250", "Use 225 or 256")),
-        ({"tiles": (16, 4, 1), "scheme": "none"}, ("--scheme none", "layer 1 has 16", "--tiles 1,1,1", "random")),
+        ({"tiles": (1025, 4, 1)}, ("Layer conv0", "1,024 patches", "1,025")),
+        ({"tiles": (16, 257, 1)}, ("Layer conv1", "256 patches", "257")),
+        ({"tiles": (16, 4, 65)}, ("Layer conv2", "64 patches", "65")),
+        ({"tiles": (10**12, 4, 1)}, ("Layer conv0", "at most 1,024", "1,000,000,000,000")),
+        (
+            {"tiles": (12, 4, 1), "scheme": "alternate"},
+            ("alternate", "conv0", "here are 12", "9 or 16", "random"),
+        ),
+        ({"tiles": (16, 4, 2), "scheme": "image-overlap"}, ("image-overlap", "conv2", "here are 2", "1 or 4")),
+        ({"tiles": (1000, 4, 1), "scheme": "alternate"}, ("conv0", "here are 1000", "Use 961 or 1024")),
+        ({"tiles": (16, 250, 1), "scheme": "alternate"}, ("conv1", "here are 250", "Use 225 or 256")),
+        ({"tiles": (16, 4, 1), "scheme": "none"}, ("scheme none", "--tiles 16,4,1", "conv0", "here are 16", "random")),
     ],
 )
 def test_tiles_that_cannot_work_are_refused(changes, parts):
@@ -150,7 +157,7 @@ def test_more_layers_than_pooling_leaves_pixels_for_are_refused(layers):
     """After five layers the plane is one pixel, which 3×3 pooling with stride 2 can't halve again."""
     sides = [32, 16, 8, 4, 2, 1]
     if layers < len(sides):
-        assert a_config(channels=(4,) * layers, scheme="none").machine.n_features == 4
+        assert len(machine_of(a_config(channels=(4,) * layers, scheme="none")).arrays) == layers
     else:
         refused("--channels", channels=(4,) * layers, scheme="none")
 
@@ -268,7 +275,7 @@ def test_a_misspelt_fabric_gets_a_suggestion():
 )
 def test_a_configuration_survives_being_written_as_plain_values(config):
     values = config.as_dict()
-    assert all(isinstance(value, bool | int | float | str | list) for value in values.values())
+    assert all(isinstance(value, bool | int | float | str | list | dict) for value in values.values())
     assert TrainConfig.from_dict(values) == config
 
 
@@ -304,7 +311,7 @@ def test_a_configuration_can_not_be_changed():
 def test_enlarged_is_the_untiled_network_with_more_channels():
     config = a_config(scheme="enlarged")
     assert (config.scheme, config.tiles, config.channels, config.lr) == ("none", (1, 1, 1), (54, 64, 64), 0.005)
-    assert config.machine.n_weights == 193_032, "the paper's count"
+    assert machine_of(config).n_weights == 193_032, "the paper's count"
     with pytest.raises(UsageError, match=r"--scheme enlarged is .* --channels 54,64,64; not 32,32,64"):
         a_config(scheme="enlarged", channels=(32, 32, 64))
 
@@ -312,12 +319,12 @@ def test_enlarged_is_the_untiled_network_with_more_channels():
 def test_perforated_has_one_tile_per_layer_and_the_learning_rate_of_tiling():
     config = a_config(scheme="perforated")
     assert (config.tiles, config.lr, config.lr_decay) == ((16, 4, 1), 0.05, 0.75)
-    assert [layer.n_tiles for layer in config.machine.layers] == [1, 1, 1]
-    assert [layer.perforation for layer in config.machine.layers] == [16, 4, 1]
-    assert config.machine.n_weights == 79_328, "one kernel matrix per layer"
+    assert [layer.n_tiles for layer in machine_of(config).arrays] == [1, 1, 1]
+    assert [layer.perforation for layer in machine_of(config).arrays] == [16, 4, 1]
+    assert machine_of(config).n_weights == 79_328, "one kernel matrix per layer"
 
 
 @pytest.mark.parametrize("scheme", ["image-pad", "image-overlap", "alternate"])
 def test_schemes_of_regions_need_a_square_number_of_tiles(scheme):
-    with pytest.raises(UsageError, match=f"{scheme} needs a square number of tiles per layer; layer 2 has 8"):
+    with pytest.raises(UsageError, match=f"conv1 .*: {scheme} needs a square number of tiles; here are 8"):
         a_config(scheme=scheme, tiles=(16, 8, 1))

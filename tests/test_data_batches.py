@@ -123,7 +123,7 @@ def test_batch_sizes_below_one() -> None:
 
 
 def test_image_sets_check_their_arrays() -> None:
-    with pytest.raises(ValueError, match=r"uint8 of \(2, 32, 32, 3\); got uint8 of \(2, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"uint8 of \(2, h, w, 1 or 3\); got uint8 of \(2, 32, 32\)"):
         ImageSet(images=np.zeros((2, 32, 32), dtype=np.uint8), labels=np.zeros(2, dtype=np.int64))
     with pytest.raises(ValueError, match="got float64"):
         ImageSet(images=np.zeros((2, 32, 32, 3)), labels=np.zeros(2, dtype=np.int64))

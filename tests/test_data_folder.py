@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from rapa_dist.data import cache, decode, folder, load_dataset, scan
+from rapa_dist.data.look import look
 from rapa_dist.errors import DataError
+from rapa_dist.memory import Memory
 
 CLASSES = ("cat", "dog", "newt")
 REAL = Path("~/data").expanduser()
@@ -42,16 +44,16 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the images of each time that images are decoded."""
     counts: list[int] = []
 
-    def counting(paths: list[Path], place: Path) -> tuple[np.ndarray, str]:
+    def counting(paths: list[Path], place: Path, size: int | None) -> tuple[np.ndarray, str]:
         counts.append(len(paths))
-        return decode.decode_all(paths, place)
+        return decode.decode_all(paths, place, size)
 
     monkeypatch.setattr(folder, "decode_all", counting)
     return counts
 
 
-def _load(place: Path, **limits: int):
-    return load_dataset(f"images:{place}", **limits)
+def _load(place: Path, **options: int):
+    return load_dataset(f"images:{place}", **options)
 
 
 def test_images_come_as_they_are_by_sorted_class_and_name(images: Path) -> None:
@@ -84,19 +86,72 @@ def test_the_name_is_absolute(images: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # Sizes and modes
 
 
-def test_other_sizes_are_scaled_and_cropped_and_said_once(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_are_resized_and_cropped_where_a_size_is_given_and_it_is_said_once(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     wide = np.zeros((64, 128, 3), dtype=np.uint8)
     wide[:, 32:96] = (200, 100, 50)  # the middle square
     Image.fromarray(wide).save(images / "train" / "cat" / "0.png")
     Image.fromarray(wide[::8, ::8]).save(images / "train" / "dog" / "0.png")
     for _ in range(2):  # decoded, then cached
-        data = _load(images)
+        data = _load(images, image_size=32)
         # Apart from the very edges, which see their neighbours as they are scaled.
         assert np.all(data.train.images[0][:, 1:-1] == (200, 100, 50))
         assert data.train.images[4][16, 16].tolist() == [200, 100, 50]
         said = capsys.readouterr().err
         assert said.count("2 of 18 images") == 1
         assert "train/cat/0.png, is 128 × 64" in said
+
+
+def test_images_of_several_sizes_need_a_size(images: Path) -> None:
+    Image.new("RGB", (20, 10)).save(images / "train" / "dog" / "1.png")
+    wanted = r"several sizes \(h × w\): 17 of 32 × 32, 1 of 10 × 20; train/dog/1.png is the first .*--image-size N"
+    with pytest.raises(DataError, match=wanted):
+        _load(images)
+    with pytest.raises(DataError, match=wanted):
+        look(f"images:{images}")
+    assert look(f"images:{images}", image_size=8).image == (3, 8, 8)
+    assert _load(images, image_size=8).image == (3, 8, 8)
+
+
+def test_images_are_taken_as_they_are_and_each_size_has_a_cache(images: Path, decodings: list[int]) -> None:
+    for path in images.rglob("*.png"):
+        with Image.open(path) as image:
+            image.resize((48, 40)).save(path)
+    assert look(f"images:{images}").image == (3, 40, 48)
+    for _ in range(2):
+        assert _load(images).train.images.shape[1:] == (40, 48, 3)
+        assert _load(images, image_size=16).train.images.shape[1:] == (16, 16, 3)
+    assert decodings == [18, 18]
+    assert look(f"images:{images}").image == (3, 40, 48)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("LA", 1), ("RGB", 3), ("P", 3)])
+def test_grey_images_have_one_channel_where_there_are_no_others(images: Path, mode: str, channels: int) -> None:
+    for path in images.rglob("*.png"):
+        with Image.open(path) as image:
+            image.convert("L").convert(mode).save(path)
+    assert look(f"images:{images}").image == (channels, 32, 32)
+    data = _load(images)
+    assert data.image == (channels, 32, 32)
+    assert data.mean.shape == (channels,)
+    Image.new("RGB", (32, 32), "red").save(images / "test" / "dog" / "1.png")
+    assert _load(images).image == look(f"images:{images}").image == (3, 32, 32)
+
+
+def test_more_images_than_memory_has_room_for_are_refused_before(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "memory", lambda: Memory(10**6, 50_000, False))
+    for read in (_load, lambda place: look(f"images:{place}")):
+        with pytest.raises(DataError, match=r"18 images of 32 × 32 take .* MB of memory, .*--image-size"):
+            read(images)
+
+
+def test_a_set_of_fixed_size_is_resized_too() -> None:
+    plain, data = (load_dataset("builtin", limit_train=3, limit_test=2, image_size=size) for size in (None, 16))
+    assert data.image == (3, 16, 16)
+    np.testing.assert_array_equal(data.train.labels, plain.train.labels)
+    means = plain.train.images.reshape(3, 16, 2, 16, 2, 3).mean(axis=(2, 4))
+    assert np.abs(data.train.images - means).mean() < 8, "a triangle filter, which is nearly the mean of 2 × 2"
 
 
 def test_nothing_is_said_of_images_of_the_right_size(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +163,7 @@ def test_a_large_jpeg_is_scaled_about_as_if_it_were_decoded_in_full(tmp_path: Pa
     line = np.linspace(0, 255, 1024)
     large = np.stack(np.broadcast_arrays(line[:, None], line[None], 128), axis=-1).astype(np.uint8)
     Image.fromarray(large).save(tmp_path / "large.jpg", quality=95)
-    picture = decode.decode(tmp_path / "large.jpg")
+    picture = decode.decode(tmp_path / "large.jpg", 32)
     assert (picture.width, picture.height) == (1024, 1024)
     expected = large.reshape(32, 32, 32, 32, 3).mean(axis=(1, 3))
     assert np.abs(picture.pixels - expected).max() < 6
@@ -355,7 +410,7 @@ def test_a_failed_write_leaves_no_file(images: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_an_interrupt_ends_decoding_soon_and_leaves_no_file(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(path: Path) -> None:
+    def interrupted(path: Path, size: int | None) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(decode, "decode", interrupted)

@@ -62,7 +62,7 @@ def test_unknown_names_get_a_suggestion_and_the_list(name: str, suggestion: str)
         load_dataset(name)
     message = str(error.value)
     assert f"there is no data set {name!r}." in message
-    assert message.endswith("There are: builtin, cifar10, cifar100, svhn, images:FOLDER.")
+    assert message.endswith("There are: builtin, cifar10, cifar100, svhn, mnist, fashion-mnist, images:FOLDER.")
     assert suggestion in message
     assert ("Did you mean" in message) == bool(suggestion)
 

@@ -1,4 +1,4 @@
-"""CIFAR-10, CIFAR-100 and SVHN, on small archives in their official formats; nothing here needs a network."""
+"""CIFAR-10, CIFAR-100, SVHN and MNIST, on small archives in their official formats; nothing here needs a network."""
 
 import gc
 import hashlib
@@ -417,6 +417,12 @@ def test_the_catalogue_is_torchvisions() -> None:
     assert [f"{data.url}/{name}" for name in data.archives] == [url for url, _, _ in svhn]
     assert [*data.files] == [*data.archives] == [name for _, name, _ in svhn]
     assert set(vision.checksums("svhn")) == set(data.archives)
+    for kind, loader in (("mnist", datasets.MNIST), ("fashion-mnist", datasets.FashionMNIST)):
+        data = official.OFFICIAL[kind]
+        assert any(f"{data.url}/" == mirror for mirror in loader.mirrors)
+        assert data.folder == f"{loader.__name__}/raw"
+        assert set(vision.checksums(kind)) == set(data.archives)
+    assert list(official.OFFICIAL["fashion-mnist"].classes) == datasets.FashionMNIST.classes
 
 
 def test_status_of_torchvision() -> None:
@@ -478,8 +484,8 @@ def test_another_failure_is_told(error: Exception, monkeypatch: pytest.MonkeyPat
 
 def test_find_datasets(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: list[str]) -> None:
     found = {data.name: data for data in find_datasets()}
-    assert list(found) == ["builtin", "cifar10", "cifar100", "svhn", "images:FOLDER"]
-    assert [data.found for data in found.values()] == [True, False, False, False, False]
+    assert list(found) == ["builtin", "cifar10", "cifar100", "svhn", "mnist", "fashion-mnist", "images:FOLDER"]
+    assert [data.found for data in found.values()] == [True, False, False, False, False, False, False]
     assert all(data.where is None for data in found.values())
     assert "cifar-10-python.tar.gz into" in found["cifar10"].how
 

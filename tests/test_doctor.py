@@ -138,6 +138,18 @@ def test_python(version, status):
     assert software.judge_python(version, ">=3.11,<3.14").status == status
 
 
+def test_python_is_taken_as_it_is_where_nothing_says_what_is_needed():
+    assert software.judge_python("3.11.7", None).status == "ok"
+
+
+def test_packages_of_a_program_that_was_not_installed_are_not_known(monkeypatch):
+    monkeypatch.setattr(software, "version_of", lambda package: None)
+    check = software.check_packages()
+    assert check.status == "warning"
+    assert "without having been installed" in check.value
+    assert "scripts/rapa-dist" in check.fix
+
+
 def test_packages():
     needed = [Requirement("torch>=2.13,<2.14"), Requirement("ray>=2.60,<2.61"), Requirement("click>=8.2,<9")]
     good = {"torch": "2.13.0+cpu", "ray": "2.60.0", "click": "8.5.1"}

@@ -49,6 +49,7 @@ def test_a_dry_run_says_what_the_data_are(images: Path, tmp_path: Path, monkeypa
         "classes": list(CLASSES),
         "train_images": 7,
         "test_images": 6,
+        "image": [3, 32, 32],
         "fingerprint": None,
     }
     assert not (images / ".rapa-dist-cache").exists()

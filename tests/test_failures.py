@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from factories import floats_of, tile_array
 
 from rapa_dist import files
 from rapa_dist.coordinator import checkpoint as checkpoints
@@ -27,10 +28,11 @@ from rapa_dist.fabric.lookout import Lookout, Restart, work_s_of
 from rapa_dist.fabric.processes import end, look
 from rapa_dist.fabric.registry import registrations
 from rapa_dist.fabric.scratch import Scratch, check_shared_memory, map_existing, shared_memory_root, sweep
-from rapa_dist.machine import Layer, Machine
+from rapa_dist.machine import Machine
 from rapa_dist.tile import Word
 
-MACHINE = Machine((Layer(index=0, side=4, c_in=1, c_out=3, n_tiles=2),))
+MACHINE = Machine((tile_array(n_tiles=2),))
+FLOATS = floats_of(MACHINE)
 SLEEPS = (
     "import sys, time, mmap\nfile = open(sys.argv[1], 'r+b')\nmapped = mmap.mmap(file.fileno(), 0)\n"
     "print(flush=True)\ntime.sleep(60)"
@@ -43,7 +45,7 @@ LOOPS = SLEEPS.replace("time.sleep(60)", "while True: pass")
 
 @pytest.fixture
 def chip():
-    made = Chip(MACHINE, 2)
+    made = Chip(MACHINE, FLOATS)
     yield made
     made.close()
 
@@ -110,12 +112,12 @@ def test_a_process_that_loops_is_killed_and_one_that_gets_on_is_not(chip, proces
 
 
 def test_a_tile_has_time_in_proportion_to_what_it_owes(chip):
-    lookout, layer = lookout_of(chip, []), MACHINE.layers[0]
+    lookout, layer = lookout_of(chip, []), MACHINE.arrays[0]
     nothing = lookout.allowance_s(0)
-    chip.ring([(0, Ring(1, Cycle.FORWARD, 0, 16, hold_ns=3_000_000_000))])
+    chip.ring([(0, Ring(1, Cycle.FORWARD, 16, 0, 1024, hold_ns=3_000_000_000))])
     assert lookout.allowance_s(0) == pytest.approx(nothing + 3, abs=0.01)
     assert lookout.allowance_s(1) == nothing
-    both = Ring(1, Cycle.INPUT_ERROR | Cycle.UPDATE, 0, 10**6)
+    both = Ring(1, Cycle.INPUT_ERROR | Cycle.UPDATE, 10**6, 0, 0)
     assert work_s_of(both, layer) == pytest.approx(2 * work_s_of(both._replace(cycle=Cycle.FORWARD), layer))
 
 
@@ -176,7 +178,7 @@ def test_a_wait_tells_of_a_restart_when_it_is_over(chip):
     lookout_of(chip, told)
     words[Word.STARTS] = 2
     bell = TileDoorbell(chip.site(0).directory, 0, chip.site(0).token)
-    chip.ring([(0, Ring(1, Cycle.EMPTY, 0, 0))])
+    chip.ring([(0, Ring(1, Cycle.EMPTY, 0, 0, 0))])
     bell.answer(0, Status.HELLO)
     heard, hello = threading.Event(), chip.on_hello
 

@@ -2,11 +2,11 @@ import math
 
 import numpy as np
 import pytest
+from factories import floats_of, tile_array
 from hypothesis import given
 from hypothesis import strategies as st
+from rows import Rows
 
-from rapa_dist.assignment import SCHEMES
-from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.errors import UsageError
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.hardware import (
@@ -19,15 +19,18 @@ from rapa_dist.hardware import (
     training_epoch_s,
     training_time,
 )
-from rapa_dist.machine import Layer, Machine
-from rapa_dist.tile import Update, Word
+from rapa_dist.machine import Machine
+from rapa_dist.router import Router, loads
+from rapa_dist.schemes import SCHEMES
+from rapa_dist.streams import Purpose
+from rapa_dist.tile import Update
 
 ALIKE = CycleTimes(forward_ns=80, backward_ns=80, update_ns=80)
 TILINGS = [(1, 1, 1), (16, 4, 1), (128, 32, 8)]
 
 
-def paper_machine(tiles):
-    return Machine.build(channels=(32, 32, 64), tiles=tiles)
+def paper_machine(tiles, scheme="random"):
+    return Machine.build(channels=(32, 32, 64), tiles=tiles, scheme=scheme)
 
 
 # --- the paper's numbers
@@ -71,26 +74,33 @@ def test_device_time_per_image_of_the_papers_network():
     assert time.pipelined_ns == 64 * 3 * 80
 
 
-def _train(machine: Machine, scheme: str, steps: int, images: int) -> list[list[list[int]]]:
+def _train(machine: Machine, steps: int, images: int) -> list[list[list[int]]]:
     """Run the cycles of some steps on real tiles; return per cycle and layer the rows that each tile counted."""
-    kernels = [np.zeros((layer.n_tiles, *layer.kernel_shape), np.float32) for layer in machine.layers]
-    assigner = Assigner(machine, scheme, seed=3)
-    with SerialFabric(machine, images, kernels) as fabric:
+    kernels = [np.zeros((layer.n_tiles, *layer.kernel_shape), np.float32) for layer in machine.arrays]
+    router = Router(seed=3)
+    with SerialFabric(machine, floats_of(machine, images), kernels) as fabric:
         for step in range(steps):
-            assignments = assigner.for_training(step, images)
-            for layer, assignment in zip(machine.layers, assignments, strict=True):
-                fabric.forward(layer, assignment.offsets)
-            for layer, assignment in zip(machine.layers, assignments, strict=True):
-                fabric.backward(layer, assignment.offsets, update=Update(0.1, 0.0), input_error=layer.index > 0)
-        words = [[tile.cells.words for tile in tiles] for tiles in fabric._tiles]
-        cycles = (Word.ROWS_FORWARD, Word.ROWS_BACKWARD, Word.ROWS_UPDATE)
-        return [[[int(cells[word]) for cells in layer] for layer in words] for word in cycles]
+            for layer in machine.arrays:
+                (assignment,) = assign(router, layer, step, images)
+                with Rows(fabric, layer, images * layer.n_patches) as rows:
+                    rows.forward(assignment.offsets)
+                    rows.backward(assignment.offsets, Update(0.1, 0.0), input_error=layer.input_error)
+        stats = fabric.stats()
+    cycles = ("rows_forward", "rows_backward", "rows_update")
+    return [
+        [[getattr(tile, cycle) for tile in stats if tile.layer == layer.index] for layer in machine.arrays]
+        for cycle in cycles
+    ]
+
+
+def assign(router: Router, layer, step: int, images: int):
+    return router.assign(layer, layer.passages[0], Purpose.ASSIGN_TRAIN, (step,), (images,))
 
 
 @pytest.mark.parametrize("tiles", TILINGS)
 def test_the_counts_that_tiles_keep_give_the_same_device_time_as_even_shares(tiles):
     machine, steps, images = paper_machine(tiles), 2, 2
-    forward, backward, update = _train(machine, "random" if tiles[0] > 1 else "none", steps, images)
+    forward, backward, update = _train(machine, steps, images)
     assert forward == update
     counted = [
         Load(rows=tuple(rows), images=steps * images, input_error=any(back))
@@ -110,25 +120,26 @@ def test_the_counts_that_tiles_keep_give_the_same_device_time_as_even_shares(til
 @pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "none"])
 @pytest.mark.parametrize("images", [1, 3])
 def test_loads_of_a_scheme_are_the_rows_of_its_assignments(scheme, images):
-    machine = paper_machine((9, 4, 1))
-    assigner = Assigner(machine, scheme, seed=1)
-    loads = assigner.loads(images)
+    machine = paper_machine((9, 4, 1), scheme)
+    router = Router(seed=1)
+    found = loads(machine, router, images, training=True)
     for step in (0, 1):
-        for load, assignment in zip(loads, assigner.for_training(step, images), strict=True):
+        for load, layer in zip(found, machine.arrays, strict=True):
+            (assignment,) = assign(router, layer, step, images)
             rows = np.diff(assignment.offsets).tolist()
             if scheme == "perforated":  # 1024 patches don't divide by 9: in another step it may be one row more or less
                 assert abs(load.rows[0] - rows[0]) <= step
             else:  # of "random" other tiles have the extra rows
                 assert list(load.rows) == rows or (scheme == "random" and sorted(load.rows) == sorted(rows))
-    assert [load.input_error for load in loads] == [False, True, True]
+    assert [load.input_error for load in found] == [False, True, True]
     if scheme == "random":
         even = even_loads(machine, images)
-        assert [sorted(load.rows) for load in loads] == [sorted(load.rows) for load in even]
+        assert [sorted(load.rows) for load in found] == [sorted(load.rows) for load in even]
 
 
 def test_image_overlap_is_out_of_balance_where_the_plane_does_not_divide():
     """32 pixels in three bands are 11, 11 and 10; the largest region has 121 of 1024 pixels."""
-    load = Assigner(paper_machine((9, 4, 1)), "image-overlap", seed=0).loads(1)[0]
+    load = loads(paper_machine((9, 4, 1), "image-overlap"), Router(seed=0), 1, training=True)[0]
     assert load.slowest == 121
     assert load.imbalance == pytest.approx(121 * 9 / 1024)
 
@@ -144,7 +155,7 @@ def test_image_overlap_is_out_of_balance_where_the_plane_does_not_divide():
 )
 def test_even_shares_cover_all_rows_and_differ_by_at_most_one(side, n_tiles, images, index):
     n_tiles = min(n_tiles, side * side)
-    load = Load.even(Layer(index=index, side=side, c_in=1, c_out=1, n_tiles=n_tiles), images)
+    load = Load.even(tile_array(index, side=side, n_tiles=n_tiles), images)
     assert len(load.rows) == n_tiles
     assert sum(load.rows) == images * side * side
     assert max(load.rows) - min(load.rows) <= 1
@@ -190,7 +201,7 @@ def test_layer_by_layer_is_the_sum_and_pipelined_the_slowest():
 )
 def test_an_epoch_is_the_sum_over_its_steps_the_last_one_smaller(images, batch_size, rows):
     """One pixel on two tiles: a mini-batch of b images gives ⌈b · 1 / 2⌉ rows to the slower one."""
-    layer = Layer(index=1, side=1, c_in=1, c_out=1, n_tiles=2)
+    layer = tile_array(1, side=1, n_tiles=2)
     cycles = CycleTimes(forward_ns=1, backward_ns=2, update_ns=4)
     took = training_epoch_s(lambda size: [Load.even(layer, size)], images, batch_size, cycles)
     assert took == pytest.approx(rows * 7e-9)

@@ -260,7 +260,7 @@ def test_a_run_on_other_images_is_not_adopted(moved: tuple[Path, Path], tmp_path
 def test_an_analysis_of_an_experiment_finds_images_that_moved(moved: tuple[Path, Path]) -> None:
     run, images = moved
     config = replace(RunDirectory(run).config, dataset=f"images:{images}")
-    (result,) = do("votes5", [(str(run), config.as_dict())], None, "serial", "cpu")
+    result = do("votes5", (str(run), config.as_dict()), None, "serial", "cpu")
     assert result["votes"] == [1, 2, 3, 4, 5]
 
 

@@ -20,6 +20,7 @@ from rapa_dist.errors import UsageError
 from rapa_dist.fabric import watcher
 from rapa_dist.fabric.registry import Registration
 from rapa_dist.fabric.scratch import Scratch
+from rapa_dist.runs.comparison import _tensor
 
 
 @pytest.fixture(autouse=True)
@@ -111,13 +112,13 @@ def test_what_differs_is_measured(twins: tuple[Path, Path], tmp_path: Path) -> N
     first, *rest = result["tensors"]
     assert all(tensor["identical"] for tensor in rest)
     delta = kernels[0] - state.kernels[0]
-    assert (first["name"], first["differing"]) == ("layers.0.tiles", 2)
+    assert (first["name"], first["differing"]) == ("conv0.kernels", 2)
     assert first["largest_difference"] == pytest.approx(np.abs(delta).max())
     assert first["relative_norm"] == pytest.approx(np.linalg.norm(delta) / np.linalg.norm(state.kernels[0]), rel=1e-6)
     text = invoke("compare", twins[0], run).stdout
     for part in (
         "weights        differ:",
-        "layers.0.tiles",
+        "conv0.kernels",
         "largest difference 25.00 points",
         "cat, dog, newt → a, b, c",
     ):
@@ -131,8 +132,8 @@ def test_networks_of_other_shapes_are_compared_as_far_as_they_go(twins: tuple[Pa
     assert result["configuration"]["tiles"] == [[4, 1, 1], [1, 1, 1]]
     assert not result["same_images"]
     shapes = {tensor["name"]: tensor["shapes"] for tensor in result["tensors"]}
-    assert shapes["layers.0.tiles"] == [[4, 76, 2], [1, 76, 2]]
-    assert shapes["pool.0.beta"] == [None, [2]]
+    assert shapes["conv0.kernels"] == [[4, 76, 2], [1, 76, 2]]
+    assert shapes["stage0.beta"] == [None, [2]]
     text = invoke("compare", twins[0], tmp_path / "run").stdout
     assert "tiles: (4, 1, 1) → (1, 1, 1)" in text
     assert "4×76×2 → 1×76×2" in text
@@ -268,3 +269,11 @@ def test_a_run_that_is_asked_for_by_its_directory_is_not_its_namesake(
         watcher.find_run(str(tmp_path / "c" / "run"), None, pytest.fail)
     for scratch in scratches:
         scratch.remove()
+
+
+def test_counters_of_batch_normalisation_are_compared_like_weights() -> None:
+    seen = [np.array(7), np.array(8), np.array(7.0)]
+    same, other, float64 = (_tensor("bn.num_batches_tracked", seen[0], value) for value in (seen[0].copy(), *seen[1:]))
+    assert (same["identical"], same["differing"]) == (True, 0)
+    assert (other["identical"], other["differing"], other["largest_difference"]) == (False, 1, 1.0)
+    assert not float64["identical"], "another type is another tensor"

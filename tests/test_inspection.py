@@ -19,9 +19,11 @@ from rapa_dist.inspection import (
     read_tile,
     sort_tiles,
 )
+from rapa_dist.machine import TileArray
 from rapa_dist.tile import AnalogTile, Cells, State, Update, Word
 
 K, C_OUT, ROWS = 12, 5, 9
+ARRAY = TileArray(index=1, name="conv1", k=K, c_out=C_OUT, n_tiles=4)
 
 
 def some_cells(*, pid: int | None = None, served_s: float = 10.0, step: int = 0) -> Cells:
@@ -34,7 +36,7 @@ def some_cells(*, pid: int | None = None, served_s: float = 10.0, step: int = 0)
 
 
 def read(cells: Cells) -> TileStats:
-    return read_tile(cells, name="L1/T002", layer=1, node="some-node")
+    return read_tile(cells, ARRAY, 2, "some-node")
 
 
 def a_dead_pid() -> int:
@@ -44,7 +46,8 @@ def a_dead_pid() -> int:
 
 
 def a_tile(**changes) -> TileStats:
-    return dataclasses.replace(read(some_cells()), **changes)
+    layer = changes.get("layer", ARRAY.index)
+    return dataclasses.replace(read(some_cells()), **{"name": f"conv{layer}"} | changes)
 
 
 # --- one tile
@@ -225,7 +228,7 @@ def test_tiles_stand_in_the_order_of_their_names_also_beyond_a_thousand():
 
 
 def test_one_layer_of_a_run():
-    part = a_run().only(0)
+    part = a_run().only("0")
     assert [tile.tile for tile in part.tiles] == ["L0/T000", "L0/T001", "L0/T002"]
     assert (len(part.layers), part.total.tiles) == (1, 3)
 
@@ -236,8 +239,8 @@ def test_all_layers_of_a_run_are_the_run():
 
 
 def test_a_layer_that_is_not_there_is_refused_with_those_that_are():
-    with pytest.raises(UsageError, match=r"--layer is one of 0, 1 .*it is 2"):
-        a_run().only(2)
+    with pytest.raises(UsageError, match=r"one of 0 .conv0., 1 .conv1.; not “2”"):
+        a_run().only("2")
 
 
 # --- sorting

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -48,16 +49,20 @@ class Nodes:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def start(self, *how: str) -> None:
+    def start(self, *how: str, tiles_per_node: int = TILES_PER_NODE) -> None:
         if "--plain" not in how:
             self.env.pop("RAPA_DIST_SHM", None)  # a namespace has a /dev/shm of its own
-        self("start", *how, "--nodes", "3", "--tiles-per-node", str(TILES_PER_NODE))
+        self("start", *how, "--nodes", "3", "--tiles-per-node", str(tiles_per_node))
         exported = (line.removeprefix("export ").partition("=") for line in self("env").splitlines())
         self.env |= {name: value.strip("'\"") for name, _, value in exported}
 
+    def on(self, node: int) -> list[str]:
+        """Return what stands before a command on some node."""
+        return [str(LOCAL), "--state", str(self.state), "run", "--node", str(node), "--"]
+
     def train(self, *arguments: str, node: int = 0) -> subprocess.Popen[str]:
         """Start a run whose coordinator is on some node."""
-        there = [LOCAL, "--state", self.state, "run", "--node", str(node), "--"]
+        there = self.on(node)
         if node:  # Ray looks for its files where the head has them, which a machine of its own would have there, too
             mount = 'mount --bind "$0/n$1" "$0/n0" && shift && exec "$@"'
             there += ["sh", "-c", mount, str(self.state), str(node)]
@@ -71,12 +76,11 @@ class Nodes:
 
 
 @contextmanager
-def three_nodes(*how: str) -> Iterator[Nodes]:
-    folder = Path("/tmp") / f"rn{os.getpid()}"  # short: Ray's sockets lie below it
-    folder.mkdir(mode=0o700)
+def three_nodes(*how: str, tiles_per_node: int = TILES_PER_NODE) -> Iterator[Nodes]:
+    folder = Path(tempfile.mkdtemp(prefix="rn", dir="/tmp"))  # short: Ray's sockets lie below it
     made = Nodes(folder / "c")
     try:
-        made.start(*how)
+        made.start(*how, tiles_per_node=tiles_per_node)
         yield made
     finally:
         made("stop")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from factories import floats_of, tile_array
 
 from rapa_dist import files
 from rapa_dist.cli import main
@@ -28,13 +29,14 @@ from rapa_dist.experiments.store import Store
 from rapa_dist.fabric.chip import Chip
 from rapa_dist.fabric.doorbell import Cycle, Ring
 from rapa_dist.files import append_whole, parse_json, read_file, write_whole
-from rapa_dist.machine import Layer, Machine
+from rapa_dist.machine import Machine
 
 sys.path.append(str(Path(__file__).parent.parent / "scripts"))
 
 from fuzz_run_directory import SMALL, Result, World, fingerprint
 
-MACHINE = Machine((Layer(index=0, side=4, c_in=1, c_out=3, n_tiles=2),))
+MACHINE = Machine((tile_array(n_tiles=2),))
+FLOATS = floats_of(MACHINE)
 
 
 def invoke(arguments: list[str], as_nobody: bool = False) -> Result:
@@ -299,7 +301,7 @@ def forge(run, **fields):
         ({"loss_sum": [1]}, "loss_sum is [1], expected a finite number from 0"),
         ({"best_epoch": -1}, "best_epoch is -1"),
         ({"best_epoch": 7}, "no run can be as far"),
-        ({"epoch": 3}, "by what it holds: it was renamed"),
+        ({"epoch": 3, "best_epoch": 1}, "by what it holds: it was renamed"),
         ({"step_in_epoch": 1, "seen": 5}, "has come to step 8, by 4 epochs and 1 step; an epoch has 2 steps"),
         ({"seen": 10**30}, "seen is 1000000000"),
         ({"surprise": 1}, "'surprise' is unknown"),
@@ -433,10 +435,10 @@ def test_a_process_whose_mapped_file_is_cut_short_ends_with_a_sentence(tmp_path)
     program = (
         "import os, sys\n"
         "from rapa_dist.fabric.chip import Chip\n"
-        "from rapa_dist.machine import Layer, Machine\n"
-        "chip = Chip(Machine((Layer(index=0, side=4, c_in=1, c_out=3, n_tiles=2),)), 2)\n"
+        "from rapa_dist.machine import Machine\n"
+        "chip = Chip(Machine.build(channels=(3,), tiles=(2,)), 100_000)\n"
         "os.truncate(chip.scratch.path / sys.argv[1], 0)\n"
-        "chip.arena.patches(0)[:] = 1\n"
+        "chip.arena.rows(0, 10, 10)[:] = 1\n"
         "chip.cells[1].words[0]\n"
     )
     for name in ("arena", "cells-1"):
@@ -450,9 +452,9 @@ def test_a_process_whose_mapped_file_is_cut_short_ends_with_a_sentence(tmp_path)
 
 
 def test_a_tile_that_died_of_a_file_cut_short_is_not_waited_for():
-    chip = Chip(MACHINE, 2)
+    chip = Chip(MACHINE, FLOATS)
     try:
-        chip.ring([(0, Ring(1, Cycle.FORWARD, 0, 1))])
+        chip.ring([(0, Ring(1, Cycle.FORWARD, 1, 0, 1024))])
         os.truncate(chip.scratch.path / "board", 100)
         with pytest.raises(ClusterError, match=r"board in shared memory was cut short.*100 of 4,096 bytes"):
             chip.site(0).open_board()

@@ -58,7 +58,7 @@ def test_a_large_jpeg_is_turned_before_it_is_cropped(tmp_path: Path) -> None:
     stored = np.zeros((400, 800, 3), dtype=np.uint8)
     stored[:, 400:] = 200  # the right half, at the bottom when it is seen
     data = saved(Image.fromarray(stored), "JPEG", exif=_orientation(6))
-    pixels = decode(written(tmp_path / "a.jpg", data)).pixels.astype(int)
+    pixels = decode(written(tmp_path / "a.jpg", data), 32).pixels.astype(int)
     assert pixels[:14].max() < 20
     assert pixels[18:].min() > 180
 

@@ -24,7 +24,7 @@ def of_layers(machine: Machine, placed: tuple[str, ...]) -> list[list[str]]:
 def rows_of(machine: Machine, placed: tuple[str, ...]) -> Counter:
     rows = Counter()
     for node, (layer, _) in zip(placed, machine.tiles, strict=True):
-        rows[node] += machine.layers[layer].n_patches / machine.layers[layer].n_tiles
+        rows[node] += machine.arrays[layer].n_patches / machine.arrays[layer].n_tiles
     return rows
 
 

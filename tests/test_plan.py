@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from rapa_dist import planning
 from rapa_dist.cli import main
 from rapa_dist.errors import UsageError
-from rapa_dist.footprint import TILE_BYTES, Memory
+from rapa_dist.footprint import TILE_BYTES
 from rapa_dist.hardware import CycleTimes
+from rapa_dist.layout import arrays_of
 from rapa_dist.machine import Machine
+from rapa_dist.memory import Memory
 from rapa_dist.planning import (
-    ALEXNET,
-    PAPER,
     Crossbar,
     balanced_tiles,
     describe,
@@ -24,6 +24,7 @@ from rapa_dist.planning import (
     tiles_for_acceleration,
 )
 
+PAPER, ALEXNET = arrays_of("rapa"), arrays_of("alexnet")
 PAPER_PATCHES = (1024, 256, 64)
 ALEXNET_PATCHES = (3025, 729, 169, 169, 169)
 
@@ -146,14 +147,19 @@ def test_alexnet():
 def test_the_weights_of_alexnet_are_those_of_torch():
     torch = pytest.importorskip("torch")
     count = 0
-    for layer in ALEXNET:
-        convolution = torch.nn.Conv2d(layer.c_in, layer.c_out, layer.kernel_side)
+    for array in ALEXNET:
+        (geometry,) = array.passages
+        convolution = torch.nn.Conv2d(array.k // geometry.places, array.c_out, geometry.kernel)
         count += sum(parameter.numel() for parameter in convolution.parameters())
     assert count == Machine(ALEXNET).n_weights
 
 
 def test_layers_given_one_by_one_are_the_network_they_spell():
-    spelt = [f"{layer.side},{layer.c_in},{layer.c_out},{layer.kernel_side}" for layer in PAPER]
+    geometries = [array.passages[0] for array in PAPER]
+    spelt = [
+        f"{geometry.out[0]},{array.k // geometry.places},{array.c_out},{geometry.kernel[0]}"
+        for array, geometry in zip(PAPER, geometries, strict=True)
+    ]
     assert parse_layers(spelt) == PAPER
     arguments = [part for layer in spelt for part in ("--layer", layer)]
     assert plan(*arguments, "--images", 10)["layers"] == plan("--images", 10)["layers"]
@@ -246,8 +252,8 @@ def test_the_text_shows_the_figures_in_80_columns():
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("--network", "alexnt"), ("--network", "paper, alexnet", "“alexnt”", "Did you mean alexnet?", "--layer")),
-        (("--network", "paper", "--layer", "8,3,4,5"), ("--network and --layer exclude each other",)),
+        (("--network", "alexnt"), ("--network", "rapa, lenet, alexnet", "“alexnt”", "Did you mean alexnet?")),
+        (("--network", "rapa", "--layer", "8,3,4,5"), ("--network and --layer exclude each other",)),
         (("--last-tiles", 8, "--acceleration", 16), ("--last-tiles and --acceleration exclude each other",)),
         (("--last-tiles", 0), ("--last-tiles", "1 to 64", "it is 0.")),
         (("--last-tiles", -4), ("--last-tiles", "it is -4.")),

@@ -10,24 +10,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factories import initial_digital
+from rows import Rows
 
 from rapa_dist.assignment import assign_random
-from rapa_dist.coordinator.assigner import Assigner
+from rapa_dist.config import resolve
+from rapa_dist.coordinator.learner import learner
+from rapa_dist.demand import training_floats
 from rapa_dist.errors import ClusterError, NodeLostError
+from rapa_dist.fabric.arena import Place
 from rapa_dist.fabric.base import Fabric
 from rapa_dist.fabric.cluster import NAMESPACE, connect
+from rapa_dist.fabric.command import Command
 from rapa_dist.fabric.doorbell import Cycle, Ring
 from rapa_dist.fabric.far import FarChip
 from rapa_dist.fabric.nodes import find_rooms
-from rapa_dist.fabric.order import Order
 from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.fabric.registry import registrations
 from rapa_dist.fabric.scratch import shared_memory_root
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.hardware import CycleTimes, Pace
+from rapa_dist.initial import initial_kernels
 from rapa_dist.machine import Machine
-from rapa_dist.network.model import Network, initial_digital, initial_kernels
-from rapa_dist.network.pipeline import Step, train
+from rapa_dist.nn.schedule import Step
 from rapa_dist.streams import Purpose, stream
 from rapa_dist.tile import Update, Word
 
@@ -35,7 +40,19 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
 MACHINE = Machine.build(channels=(8, 8, 4), tiles=(4, 2, 1))
 IMAGES = 3
+FLOATS = training_floats(MACHINE, IMAGES)
 RUN = "some-run"
+REST = {
+    "dataset": None,
+    "limit_train": None,
+    "limit_test": None,
+    "epochs": 1,
+    "batch_size": IMAGES,
+    "lr_decay_every": 1,
+    "warmup_epochs": 0,
+    "weight_decay": 1e-4,
+    "augment": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +64,14 @@ def restarted():
 def ray_fabric(restarted):
     kernels = initial_kernels(MACHINE, 0)
     cluster = connect("local", len(MACHINE.tiles))
-    with RayFabric(MACHINE, IMAGES, kernels, run=RUN, cluster=cluster, on_restart=restarted.append) as fabric:
+    with RayFabric(MACHINE, FLOATS, kernels, run=RUN, cluster=cluster, on_restart=restarted.append) as fabric:
         yield fabric
 
 
 @pytest.fixture(scope="module")
 def serial_fabric(ray_fabric):
     """The reference; goes through the same cycles as `ray_fabric`, so it may fail only with it."""
-    with SerialFabric(MACHINE, IMAGES, initial_kernels(MACHINE, 0)) as fabric:
+    with SerialFabric(MACHINE, FLOATS, initial_kernels(MACHINE, 0)) as fabric:
         yield fabric
 
 
@@ -63,17 +80,17 @@ def run_cycles(fabric: Fabric, steps: Iterable[int]) -> list[np.ndarray]:
     out = []
     for step in steps:
         rng = np.random.default_rng(step)
-        for layer in fabric.machine.layers:
+        for layer in fabric.machine.arrays:
             assignment = assign_random(
                 layer.n_tiles, layer.n_patches, IMAGES, stream(0, Purpose.ASSIGN_TRAIN, layer.index, step)
             )
-            patches, outputs = fabric.patches(layer.index), fabric.outputs(layer.index)
-            patches[:] = rng.standard_normal(patches.shape)
-            fabric.forward(layer, assignment.offsets)
-            out.append(outputs.copy())
-            outputs[:] = rng.standard_normal(outputs.shape) * 1e-3
-            fabric.backward(layer, assignment.offsets, update=Update(0.05, 1e-4), input_error=layer.index > 0)
-            out += [patches.copy(), fabric.kernels(layer)]
+            with Rows(fabric, layer, IMAGES * layer.n_patches) as rows:
+                rows.patches[:] = rng.standard_normal(rows.patches.shape)
+                rows.forward(assignment.offsets)
+                out.append(rows.outputs.copy())
+                rows.outputs[:] = rng.standard_normal(rows.outputs.shape) * 1e-3
+                rows.backward(assignment.offsets, Update(0.05, 1e-4), input_error=layer.index > 0)
+                out += [rows.patches.copy(), fabric.kernels(layer)]
     return out
 
 
@@ -143,9 +160,10 @@ def test_stats_of_a_chip_come_at_once_when_its_tiles_are_idle(ray_fabric):
 def test_stats_count_rows_and_updates(ray_fabric):
     before = stats("L0/")
     run_cycles(ray_fabric, range(0))
-    layer = MACHINE.layers[0]
+    layer = MACHINE.arrays[0]
     assignment = assign_random(layer.n_tiles, layer.n_patches, IMAGES, np.random.default_rng(0))
-    ray_fabric.forward(layer, assignment.offsets)
+    with Rows(ray_fabric, layer, IMAGES * layer.n_patches) as rows:
+        rows.forward(assignment.offsets)
     after = stats("L0/")
     rows = [now["rows_forward"] - then["rows_forward"] for now, then in zip(after, before, strict=True)]
     assert rows == np.diff(assignment.offsets).tolist()
@@ -154,19 +172,20 @@ def test_stats_count_rows_and_updates(ray_fabric):
 def test_weights_of_an_actor_are_its_kernel(ray_fabric):
     import ray
 
-    for layer in MACHINE.layers:
+    for layer in MACHINE.arrays:
         told = ray.get([a.weights.remote() for a in actors(f"/L{layer.index}/").values()], timeout=60)
         np.testing.assert_array_equal(np.stack(told), ray_fabric.kernels(layer))
 
 
 def test_a_tile_answers_questions_while_it_works(ray_fabric):
     stop = threading.Event()
-    layer = MACHINE.layers[0]
+    layer = MACHINE.arrays[0]
     offsets = np.linspace(0, IMAGES * layer.n_patches, layer.n_tiles + 1).astype(np.int64)
 
     def work():
-        while not stop.is_set():
-            ray_fabric.forward(layer, offsets)
+        with Rows(ray_fabric, layer, IMAGES * layer.n_patches) as rows:
+            while not stop.is_set():
+                rows.forward(offsets)
 
     worker = threading.Thread(target=work)
     worker.start()
@@ -211,8 +230,8 @@ def test_a_killed_tile_changes_no_bit(ray_fabric, serial_fabric, restarted, stop
 def test_a_tile_does_no_cycle_before_one_that_it_missed(ray_fabric):
     chip, first = ray_fabric._chip, ray_fabric._number + 1
     words, done = chip.cells[0].words, chip.cells[0].words[Word.ANSWERED]
-    missed = Ring(first, Cycle.EMPTY, 0, 0, after=done)
-    early = Ring(first + 1, Cycle.EMPTY, 0, 0, after=first)
+    missed = Ring(first, Cycle.EMPTY, 0, 0, 0, after=done)
+    early = Ring(first + 1, Cycle.EMPTY, 0, 0, 0, after=first)
     ray_fabric._number += 2
     chip._bell.ring(0, early)
     time.sleep(0.3)
@@ -251,8 +270,8 @@ def far_chip(ray_fabric):
 
     started, (room,) = [], find_rooms()
 
-    def start(images: int = IMAGES) -> FarChip:
-        started.append(FarChip(room, f"far-{len(started)}", MACHINE, images, ray_fabric._chip.arena, 1))
+    def start(floats: int = FLOATS) -> FarChip:
+        started.append(FarChip(room, f"far-{len(started)}", MACHINE, floats, ray_fabric.arena, 1))
         return started[-1]
 
     yield start
@@ -268,7 +287,7 @@ def test_a_far_chip_closes_in_the_middle_of_a_cycle_that_does_not_end(far_chip):
     sites = far.adopt([0])
     assert far.adopt([0]) == sites  # as in a second attempt to recover
     far.use([[(0, 0)], [], []])
-    far.send(Order(1, 0, Cycle.EMPTY, 0.0, 0.0, 0.0), [0, 0])  # nobody is there to do it
+    far.send(Command(1, 0, Cycle.EMPTY, Place(0, 0), 0, 75, 8), [0, 0])  # nobody is there to do it
     assert not ray.wait(far._under_way[1].references, timeout=0.5)[0]
     assert sites[0].directory.exists()
     assert ray.wait([far.close()], timeout=3)[0]
@@ -276,7 +295,7 @@ def test_a_far_chip_closes_in_the_middle_of_a_cycle_that_does_not_end(far_chip):
 
 
 def test_what_fails_on_a_far_chip_is_told_and_its_node_is_not_taken_for_lost(far_chip):
-    far, large = far_chip(), far_chip(images=10**9)
+    far, large = far_chip(), far_chip(floats=10**12)
     with pytest.raises(ClusterError, match=r"On the node .*: Too little shared memory: the run needs") as caught:
         large.adopt([0])
     assert not isinstance(caught.value, NodeLostError)
@@ -289,19 +308,26 @@ def some_steps(fabric: Fabric, micro_batches: int, seed: int) -> list[np.ndarray
     """Train a network for some steps, cut into parts, and return the kernels."""
     torch.set_num_threads(1)
     machine = fabric.machine
-    network = Network(fabric, pooling="average", digital=initial_digital(machine, 10, seed))
-    assigner, rng = Assigner(machine, "random", seed), np.random.default_rng(seed)
+    config = resolve(
+        tiles=(4, 2, 1),
+        channels=(8, 8, 4),
+        pooling="average",
+        micro_batches=micro_batches,
+        seed=seed,
+        lr=0.05,
+        classes=10,
+        **REST,
+    )
+    network = learner(config, fabric, initial_digital(machine, 10, seed), step=0)
+    rng = np.random.default_rng(seed)
 
     def steps() -> Iterable[Step]:
-        # beside one image there is room for two of the next step, whose first cycle then comes with this one's last
         for number, size in enumerate((1, 2, 1, 2, IMAGES) * 6):
-            images = rng.standard_normal((size, 32, 32, 3)).astype(np.float32)
-            labels = torch.from_numpy(rng.integers(0, 10, size))
-            routing = assigner.route_training(number, size, micro_batches)
-            yield Step(torch.from_numpy(images), labels, routing, Update(0.05, 1e-4))
+            images = rng.standard_normal((size, 3, 32, 32)).astype(np.float32)
+            yield Step(number, torch.from_numpy(images), torch.from_numpy(rng.integers(0, 10, size)), 0.05)
 
-    losses = [result.loss for result in train(network, steps())]
-    return [np.array(losses), *(fabric.kernels(layer) for layer in machine.layers)]
+    losses = [result.loss for result in network.train(steps())]
+    return [np.array(losses), *(fabric.kernels(layer) for layer in machine.arrays)]
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 3])
@@ -315,7 +341,7 @@ def test_steps_in_parts_have_the_bits_of_serial_although_a_tile_is_killed(ray_fa
     killer.join()
     run_cycles(ray_fabric, range(1))  # for a tile that was killed after its last cycle
     assert [restart.tile for restart in restarted[known:]] == [victim["tile"]]
-    with SerialFabric(MACHINE, IMAGES, kernels) as serial:
+    with SerialFabric(MACHINE, FLOATS, kernels) as serial:
         assert_same_bits(ours, some_steps(serial, micro_batches, seed=micro_batches))
 
 
@@ -323,7 +349,7 @@ def test_part_of_a_machine_is_used_like_one_of_its_own(ray_fabric):
     smaller = Machine.build(channels=(8, 8, 4), tiles=(3, 1, 1))
     kernels = initial_kernels(smaller, 7)
     ray_fabric.use(smaller, kernels)
-    with SerialFabric(smaller, IMAGES, kernels) as serial:
+    with SerialFabric(smaller, FLOATS, kernels) as serial:
         assert_same_bits(run_cycles(ray_fabric, range(3)), run_cycles(serial, range(3)))
     with pytest.raises(ValueError, match="is not part of"):
         ray_fabric.use(Machine.build(channels=(8, 8, 4), tiles=(5, 1, 1)), kernels)
@@ -333,18 +359,19 @@ def test_tiles_that_are_paced_take_an_arrays_time_and_change_no_bit(ray_fabric):
     kernels = initial_kernels(MACHINE, 0)
     ray_fabric.use(MACHINE, kernels)
     ray_fabric.pace = Pace(CycleTimes(), 1000.0)
-    layer = MACHINE.layers[0]
+    layer = MACHINE.arrays[0]
     offsets = np.linspace(0, IMAGES * layer.n_patches, layer.n_tiles + 1).astype(np.int64)
     try:
-        started = time.monotonic()
-        ray_fabric.forward(layer, offsets)
-        once = time.monotonic() - started
-        started = time.monotonic()
-        first, second = ray_fabric.begin_forward(layer, offsets), ray_fabric.begin_forward(layer, offsets)
-        ray_fabric.finish(second)
-        twice = time.monotonic() - started
-        ray_fabric.finish(first)
-        with SerialFabric(MACHINE, IMAGES, kernels) as serial:
+        with Rows(ray_fabric, layer, IMAGES * layer.n_patches) as rows:
+            started = time.monotonic()
+            rows.forward(offsets)
+            once = time.monotonic() - started
+            started = time.monotonic()
+            first, second = rows.begin(offsets), rows.begin(offsets)
+            ray_fabric.finish(second)
+            twice = time.monotonic() - started
+            ray_fabric.finish(first)
+        with SerialFabric(MACHINE, FLOATS, kernels) as serial:
             assert_same_bits(run_cycles(ray_fabric, range(2)), run_cycles(serial, range(2)))
     finally:
         ray_fabric.pace = None

@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 
 import pytest
+from factories import floats_of, tile_array
 
 from rapa_dist.errors import CapacityError, NodeLostError
 from rapa_dist.fabric import ray as ray_module
 from rapa_dist.fabric.chip import Chip
 from rapa_dist.fabric.placement import Room
 from rapa_dist.fabric.ray import RayFabric
-from rapa_dist.machine import Layer, Machine
+from rapa_dist.machine import Machine
 
-MACHINE = Machine((Layer(index=0, side=4, c_in=1, c_out=3, n_tiles=4),))
+MACHINE = Machine((tile_array(n_tiles=4),))
+FLOATS = floats_of(MACHINE)
 HERE, LOST = "a", "c"
 
 
@@ -64,6 +66,7 @@ class Unreal(RayFabric):
         self._run, self._actors.lose = "run", []
         self._far, self._leaving = [Far(node) for node in "bcd"], []
         self._chip, self._here, self._registration, self.machine = chip, HERE, None, MACHINE
+        self.lend_anew = lambda: None
 
     @property
     def lose(self) -> list[str]:
@@ -85,7 +88,7 @@ def fabric(monkeypatch):
     import ray
 
     monkeypatch.setattr(ray, "kill", lambda actor: None)
-    chip = Chip(MACHINE, 1, tiles=())
+    chip = Chip(MACHINE, FLOATS, tiles=())
     yield Unreal(chip)
     chip.close()
 

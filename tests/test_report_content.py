@@ -10,19 +10,21 @@ import sys
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from factories import initial_digital
 from PIL import Image
 
-from rapa_dist.analysis.similarity import similarity
 from rapa_dist.cli import main
 from rapa_dist.config import resolve
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
 from rapa_dist.coordinator.run_directory import RunDirectory
+from rapa_dist.initial import initial_kernels
 from rapa_dist.inspection import RunStats, read_tile
-from rapa_dist.network.model import initial_digital, initial_kernels
+from rapa_dist.layout import machine_of
 from rapa_dist.report.content import gather
 from rapa_dist.report.filters import filter_norms, filter_row, tile_similarity
 from rapa_dist.report.page import render
+from rapa_dist.similarity import similarity
 from rapa_dist.tile import Cells
 
 CONFIG = resolve(
@@ -65,12 +67,13 @@ def run(tmp_path):
         directory.append_metrics(line(epoch))
     state = Checkpoint(
         config=CONFIG,
+        arrays=tuple(array.name for array in machine_of(CONFIG).arrays),
         data_fingerprint="0123abcd",
         data_mean=[0.1, 0.2, 0.3],
         classes=tuple("0123456789"),
         progress=Progress(epoch=3, step=30, best_epoch=3),
-        kernels=initial_kernels(CONFIG.machine, 0),
-        digital=initial_digital(CONFIG.machine, 10, 0),
+        kernels=initial_kernels(machine_of(CONFIG), 0),
+        digital=initial_digital(machine_of(CONFIG), 10, 0),
     )
     checkpoints.write(directory.checkpoint_folder, checkpoints.name_of(30, 3), state)
     directory.release()
@@ -104,12 +107,6 @@ def test_a_line_that_is_just_being_written_is_left_for_later(run):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "st')
     assert [each["epoch"] for each in gather(run).metrics] == [1, 2, 3]
-
-
-def test_runs_that_were_trained_together_share_their_wall_time_and_the_page_says_so(run):
-    assert "Trained in the same time" not in render(gather(run))
-    edit_metrics(run, lambda each: each | {"wall": each["wall"] | {"networks": 3}})
-    assert re.search(r"Trained in the same time</th><td>2 other runs<", render(gather(run)))
 
 
 def test_a_run_of_before_similarity_was_recorded(run):
@@ -159,7 +156,7 @@ def write_tiles(run, *last_steps):
     for tile, step in enumerate(last_steps):
         cells = Cells.volatile((76, 3))
         cells.program(np.ones((76, 3), np.float32), step)
-        tiles.append(read_tile(cells, name=f"L0/T{tile:03}", layer=0))
+        tiles.append(read_tile(cells, machine_of(CONFIG).arrays[0], tile))
     (run / "tiles.json").write_text(json.dumps(RunStats.of("run", tiles).as_dict()))
 
 
@@ -218,7 +215,7 @@ def test_every_point_of_a_curve_says_its_value(run):
     for epoch in (1, 2, 3):
         for said in (f"train error, epoch {epoch}: {90 / epoch:.4g} %", f"test loss, epoch {epoch}: {2.1 / epoch:.4g}"):
             assert titles.count(said) == 1
-        assert titles.count(f"layer 1, 4 tiles, epoch {epoch}: {0.01 * epoch:.4g}") == 1
+        assert titles.count(f"conv0, 4 tiles, epoch {epoch}: {0.01 * epoch:.4g}") == 1
 
 
 def test_figures_take_their_colours_from_the_page(run):
@@ -235,7 +232,7 @@ def test_figures_take_their_colours_from_the_page(run):
 def test_a_row_of_filters_has_their_weights():
     kernel = np.random.default_rng(0).normal(size=(76, 4)).astype(np.float32)
     kernel[:75, 2] = 0
-    head, _, data = filter_row(kernel).partition(",")
+    head, _, data = filter_row(kernel[:-1], (5, 5)).partition(",")
     assert head == "data:image/png;base64"
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
     assert pixels.shape == (5, 4 * 6 - 1, 4)
@@ -252,10 +249,10 @@ def test_a_row_of_filters_has_their_weights():
 
 def test_similarity_of_two_tiles_is_the_mean_correlation_of_their_filters():
     kernels = np.random.default_rng(1).normal(size=(3, 11, 4)).astype(np.float32)
-    found = tile_similarity(kernels)
+    found = tile_similarity(kernels[:, :-1])
     for i in range(3):
         for j in range(3):
             each = [np.corrcoef(kernels[i, :-1, c], kernels[j, :-1, c])[0, 1] for c in range(4)]
             assert found[i, j] == pytest.approx(np.mean(each), abs=1e-6)
-    assert found[~np.eye(3, dtype=bool)].mean() == pytest.approx(similarity(kernels))
-    assert filter_norms(kernels)[2, 1] == pytest.approx(np.sqrt((kernels[2, :-1, 1] ** 2).sum()), rel=1e-6)
+    assert found[~np.eye(3, dtype=bool)].mean() == pytest.approx(similarity(kernels[:, :-1]))
+    assert filter_norms(kernels[:, :-1])[2, 1] == pytest.approx(np.sqrt((kernels[2, :-1, 1] ** 2).sum()), rel=1e-6)

@@ -21,7 +21,7 @@ from rapa_dist.experiments import figures, paper, tables
 from rapa_dist.experiments.cells import EXPERIMENTS, LARGE, POOLINGS, Protocol, analyses_of, cells_of
 from rapa_dist.experiments.claims import claims
 from rapa_dist.experiments.jobs import do
-from rapa_dist.experiments.runner import Job, Slots, _Round, at_once, jobs_of, missing, progress_of
+from rapa_dist.experiments.runner import Job, Slots, _Round, jobs_of, missing, progress_of
 from rapa_dist.experiments.store import Store
 
 COMMAND = [sys.executable, "-m", "rapa_dist", "reproduce"]
@@ -94,49 +94,33 @@ def test_the_decay_schedule_is_scaled_to_the_number_of_epochs(epochs, every):
     assert Protocol.scaled(epochs=epochs, dataset="builtin").lr_decay_every == every
 
 
-def test_seeds_of_a_cell_are_trained_by_one_task_as_many_as_are_wished():
-    jobs = jobs_of("table1", cells_of("table1", ["none", "random"]), seeds=3)
-
-    def names(together):
-        return [[job.name for job in task] for task in at_once(jobs, together)]
-
-    assert names(1) == [[job.name] for job in jobs]
-    assert names(2) == [
-        ["none-0 train", "none-1 train"],
-        ["random-0 train", "random-1 train"],
-        ["none-2 train"],
-        ["random-2 train"],
-        *([f"random-{seed} similarity"] for seed in range(3)),
-    ]
-
-
 @pytest.fixture
-def together_with(monkeypatch):
+def carried_out_with(monkeypatch):
     """Return what carries jobs out in this process: the task that was begun first is done first."""
 
     def carry_out(store, jobs, slots, results=lambda job: {"best_test_error_percent": 1.0}):
         begun, most = [], [0]
 
         class Task:
-            def __init__(self, jobs):
-                self.results = [results(job) for job in jobs]
-                begun.extend(job.name for job in jobs)
+            def __init__(self, job):
+                self.result = results(job)
+                begun.append(job.name)
 
         def wait(tasks, **_):
             most[0] = max(most[0], len(tasks))
             return tasks[:1], tasks[1:]
 
         monkeypatch.setattr("ray.wait", wait)
-        monkeypatch.setattr("ray.get", lambda task: task.results)
-        outcome = _Round(store, at_once(jobs, 1), Task, lambda: slots).run(lambda: False)
+        monkeypatch.setattr("ray.get", lambda task: task.result)
+        outcome = _Round(store, jobs, Task, lambda: slots).run(lambda: False)
         return outcome, begun, most[0]
 
     return carry_out
 
 
-def test_jobs_begin_in_their_order_and_analyses_as_soon_as_they_can(store, together_with):
+def test_jobs_begin_in_their_order_and_analyses_as_soon_as_they_can(store, carried_out_with):
     jobs = jobs_of("table1", cells_of("table1", ["none", "random", "alternate"]), seeds=2)
-    outcome, begun, most = together_with(store, jobs, Slots(1, 2))
+    outcome, begun, most = carried_out_with(store, jobs, Slots(1, 2))
     assert (outcome.finished, outcome.failed, most) == (True, {}, 2)
     assert begun == [
         "none-0 train",
@@ -151,10 +135,10 @@ def test_jobs_begin_in_their_order_and_analyses_as_soon_as_they_can(store, toget
     assert missing(store, jobs) == []
 
 
-def test_what_is_left_after_a_failure_is_done(store, together_with):
+def test_what_is_left_after_a_failure_is_done(store, carried_out_with):
     jobs = jobs_of("table1", cells_of("table1", ["none", "random"]), seeds=1)
     failing = {"random-0 train": {"error": "no luck"}}
-    outcome, begun, most = together_with(
+    outcome, begun, most = carried_out_with(
         store, jobs, Slots(1, 1), lambda job: failing.get(job.name, {"best_test_error_percent": 1.0})
     )
     assert (begun, most) == (["none-0 train", "random-0 train"], 1)
@@ -239,7 +223,7 @@ def test_a_run_that_is_trained_in_another_way_is_not_taken_for_a_cells(tmp_path)
     longer = replace(config, micro_batches=1, epochs=8)
     RunDirectory.create(tmp_path / "run", longer, None).release()
     for what in ("train", "similarity"):
-        (result,) = do(what, [(str(tmp_path / "run"), config.as_dict())], None, "serial", "cpu")
+        result = do(what, (str(tmp_path / "run"), config.as_dict()), None, "serial", "cpu")
         assert "in another way than it should be here: epochs: 8 → 4. Move it away" in result["error"]
 
 
@@ -296,8 +280,8 @@ def test_claims_of_votes_reduction_similarity_and_attack(store):
     text = claims(tables.Results(store))
     assert "| 20.50 with 1 vote, 19.00 with 5 | +1.25 (0.60) | holds | 1 |" in text
     assert "| 23.80 against 21.00 | -2.05 (1.18) | does not hold | 1, 1 |" in text, "both are of the end of training"
-    assert "| S > 0.1 with max pooling (layer 1) | 0.210 ± 0.014 | +0.110 (0.020) | holds | 2 |" in text
-    assert "| S > 0.1 with mixed pooling (layer 1) | – | – | not measured | 0 |" in text
+    assert "| S > 0.1 with max pooling (conv0) | 0.210 ± 0.014 | +0.110 (0.020) | holds | 2 |" in text
+    assert "| S > 0.1 with mixed pooling (conv0) | – | – | not measured | 0 |" in text
     assert "learnt" not in text, "a version that did not tell the start apart has kept this"
     assert "| 40.0 % closed | +20.00 (3.07) | holds | 1, 1 |" in text
     assert "| 20.0 % against 40.0 % | -10.00 (3.04) | does not hold | 1, 1, 1 |" in text
@@ -320,11 +304,11 @@ def test_the_projection_on_the_start_stands_beside_the_similarity(store):
         "similarity_of_rest": [0.4, 0.6, None],
     }
     store.keep(random, 1, "similarity", {"similarity": [0.2, 0.3, None]} | learnt)
-    assert "| S, layer 1 | S, layer 2 | along start, layer 1 |" in tables.figure3(tables.Results(store))
+    assert "| S, conv0 | S, conv1 | along start, conv0 |" in tables.figure3(tables.Results(store))
     row = "0.200 ± 0.000 | 0.300 ± 0.000 | 0.500 (n = 1) | 0.250 (n = 1) | 0.300 (n = 1) | 0.400 (n = 1) |"
     assert f"| `random` | max | {row}" in tables.figure3(tables.Results(store))
     text = claims(tables.Results(store))
-    row = "| S > 0.1 of what the tiles have learnt with max pooling (layer 1) | 0.400 | +0.300 (not known) | undecided"
+    row = "| S > 0.1 of what the tiles have learnt with max pooling (conv0) | 0.400 | +0.300 (not known) | undecided"
     assert row in text
     assert "of what the tiles have learnt for other schemes" not in text, "nothing is known of them"
 
@@ -344,8 +328,8 @@ def test_progress_says_how_far_how_good_and_how_long():
 def test_where_a_run_stands_is_told_at_first_and_after_every_tenth(store, capsys):
     (cell,) = cells_of("table1", ["none"])
     store.protocol = protocol(epochs=40)
-    a_round = _Round(store, [], lambda jobs: None, lambda: Slots(1, 1))
-    a_round._under_way = {"reference": [Job(cell, 0, "train")]}
+    a_round = _Round(store, [], lambda job: None, lambda: Slots(1, 1))
+    a_round._under_way = {"reference": Job(cell, 0, "train")}
     a_round._show()
     assert capsys.readouterr().err == "", "there is nothing yet"
     directory = store.run_dir(cell, 0)
@@ -424,29 +408,6 @@ def test_what_was_stopped_goes_on_repeats_nothing_and_gives_the_same_table(tmp_p
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_seeds_are_trained_together_and_one_that_fails_is_told_of(tmp_path):
-    output = tmp_path / "out"
-    cells = cells_of("table1", ["none", "random"])
-    settings = Protocol.scaled(epochs=1, dataset="builtin", limit_train=100, limit_test=40)
-    for path, config in ((output / "runs" / f"{cell.name}-0", cell.config(settings, 0)) for cell in cells):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        RunDirectory.create(path, config, None).release()  # as it is left by what was killed early
-    (output / "runs" / "none-0" / "metrics.jsonl").write_text("{}\n")  # trained, and its checkpoints are gone
-    arguments = ["table1", *TINY, "--epochs", "1", "--cells", "none,random", "--seeds", "2", "--together", "2"]
-    done = run(*arguments, "--output", output)
-    assert done.returncode == 1, done.stderr
-    assert "none-0 train failed: The run in" in done.stderr
-    assert "none-1 train failed: The run in" in done.stderr
-    assert {path.name for path in (output / "results").iterdir()} == {
-        f"random-{seed}.{what}.json" for seed in range(2) for what in ("train", "similarity")
-    }
-    for seed in range(2):
-        (line,) = RunDirectory(output / "runs" / f"random-{seed}").metrics()
-        assert line["wall"]["networks"] == 2
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_a_run_that_fails_is_told_of_and_the_others_go_on(tmp_path):
     output = tmp_path / "out"
     options = [*TINY, "--epochs", "1", "--cells", "none,random", "--output", str(output)]
@@ -482,8 +443,6 @@ def test_the_regularizer_is_a_table_and_a_figure(tmp_path):
         (("table1", "--epochs", "0"), ("--epochs needs at least 1",)),
         (("table1", "--paper", "--epochs", "3"), ("--paper sets epochs and images itself", "--epochs")),
         (("table1", "--jobs", "0"), ("--jobs needs at least 1",)),
-        (("table1", "--together", "0"), ("--together needs at least 1 seed",)),
-        (("table1", "--together", "2", "--fabric", "serial"), ("--together is for the fabric batched",)),
         (("table1", "--device", "cuda"), ("--device cuda needs a GPU", "--device cpu")),
         (("table1", "--device", "cuda", "--fabric", "serial"), ("--device is for the fabric batched",)),
         (("table1", "--fabric", "ray"), ("--fabric ray has a process per tile",)),

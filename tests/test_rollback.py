@@ -22,9 +22,12 @@ from rapa_dist.coordinator.saving import Saver
 from rapa_dist.coordinator.session import one_digital_thread
 from rapa_dist.coordinator.trainer import Outcome, Trainer, initial_checkpoint
 from rapa_dist.data import DataSet, load_dataset
+from rapa_dist.demand import arena_floats
 from rapa_dist.errors import CapacityError, ClusterError, NodeLostError
 from rapa_dist.fabric import ray as ray_fabrics
+from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.serial import SerialFabric
+from rapa_dist.layout import machine_of
 
 CONFIG = resolve(
     tiles=(2, 1, 1),
@@ -60,9 +63,10 @@ class Fragile(SerialFabric):
         if self.failures and self.failures[0][0] == at:
             raise self.failures.pop(0)[1]
 
-    def begin_forward(self, layer, offsets):
-        self._fail(self.trainer.progress.step)
-        return super().begin_forward(layer, offsets)
+    def begin(self, array, cycle, *arguments):
+        if cycle == Cycle.FORWARD:
+            self._fail(self.trainer.progress.step)
+        return super().begin(array, cycle, *arguments)
 
     def all_kernels(self):
         trainer, progress = self.trainer, self.trainer.progress
@@ -75,9 +79,7 @@ class Fragile(SerialFabric):
         if self.refusals:
             raise self.refusals.pop(0)
         self.rescue()
-        for layer, kernels_of_layer in enumerate(kernels):
-            for cells, kernel in zip(self.cells(layer), kernels_of_layer, strict=True):
-                cells.program(kernel, step)
+        self.program(kernels, step)
 
 
 class Silent:
@@ -136,7 +138,12 @@ def data() -> DataSet:
 def a_run(path) -> Run:
     directory, start = RunDirectory.create(path, CONFIG, None), initial_checkpoint(CONFIG, data())
     checkpoints.write(directory.checkpoint_folder, name_of(0, 0), start)
-    return Run(start, directory, Fragile(CONFIG.machine, 10, start.kernels), Saver(directory, name_of(0, 0)))
+    return Run(
+        start,
+        directory,
+        Fragile(machine_of(CONFIG), arena_floats(machine_of(CONFIG), 10), start.kernels),
+        Saver(directory, name_of(0, 0)),
+    )
 
 
 @pytest.fixture

@@ -28,7 +28,6 @@ from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.session import one_digital_thread
 from rapa_dist.coordinator.sessions import options_of, resume_command
 from rapa_dist.coordinator.tiles_table import tiles_table
-from rapa_dist.coordinator.together import train_together
 from rapa_dist.coordinator.trainer import Trainer, initial_checkpoint
 from rapa_dist.data import DataSet, load_dataset
 from rapa_dist.errors import ClusterError
@@ -37,8 +36,9 @@ from rapa_dist.fabric.lookout import Restart
 from rapa_dist.fabric.registry import Registration, registered, registrations
 from rapa_dist.fabric.scratch import LOCK, Scratch, fresh_name, shared_memory_root
 from rapa_dist.fabric.serial import SerialFabric
+from rapa_dist.initial import initial_kernels
 from rapa_dist.inspection import RunStats, TileStats
-from rapa_dist.network.model import initial_kernels
+from rapa_dist.layout import machine_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--dataset", "builtin", "--limit-train", 20, "--limit-test", 10, "--channels", "2,2,2", "--tiles", "4,1,1"]
@@ -241,7 +241,7 @@ class Sessions:
             self.clock.now += 10
             return asked >= looks
 
-        with one_digital_thread(), SerialFabric(self.state.config.machine, 10, self.state.kernels) as fabric:
+        with one_digital_thread(), SerialFabric(machine_of(self.state.config), 10**7, self.state.kernels) as fabric:
             recoveries = Recoveries(self.directory)
             recoveries.restarted(Restart(f"L0/T{looks:03}", False, 1.0))
             Trainer(self.state, self.data, fabric, self.directory, Silent(), recoveries).run(stop)
@@ -290,6 +290,7 @@ def tile_stats(name: str, layer: int) -> TileStats:
     return TileStats(
         tile=name,
         layer=layer,
+        name=f"conv{layer}",
         node="",
         pid=1,
         state="idle",
@@ -307,21 +308,23 @@ def stats_of_a_run(silent: tuple[str, ...] = ()) -> RunStats:
 
 
 def test_the_heading_of_one_layer_says_how_many_tiles_the_run_has():
-    headings = [str(tiles_table(stats_of_a_run().only(layer))).partition("\n")[0] for layer in (None, 0, 1, 2)]
+    headings = [
+        str(tiles_table(stats_of_a_run().only(layer))).partition("\n")[0] for layer in (None, "0", "L1", "conv2")
+    ]
     assert headings == [
         "r: 21 tiles on 1 node",
-        "r: layer 0, 16 of 21 tiles on 1 node",
-        "r: layer 1, 4 of 21 tiles on 1 node",
-        "r: layer 2, 1 of 21 tiles on 1 node",
+        "r: conv0, 16 of 21 tiles on 1 node",
+        "r: conv1, 4 of 21 tiles on 1 node",
+        "r: conv2, 1 of 21 tiles on 1 node",
     ]
-    assert stats_of_a_run().only(1).as_dict()["tiles_of_run"] == 21
+    assert stats_of_a_run().only("1").as_dict()["tiles_of_run"] == 21
 
 
 def test_tiles_that_do_not_answer_are_tiles_of_the_run_and_of_their_layer():
     stats = stats_of_a_run(silent=("L0/T003", "L1/T002"))
     assert str(tiles_table(stats)).startswith("r: 19 of 21 tiles on 1 node")
-    one = str(tiles_table(stats.only(1)))
-    assert one.startswith("r: layer 1, 3 of 21 tiles on 1 node")
+    one = str(tiles_table(stats.only("1")))
+    assert one.startswith("r: conv1, 3 of 21 tiles on 1 node")
     assert "no answer for L1/T002" in one
     assert "L0/T003" not in one
 
@@ -369,14 +372,14 @@ def test_the_report_tells_the_similarity_of_what_was_learnt_from_that_of_the_sta
     """Tiles that have learnt the very same thing, on top of their starts."""
     path = checkpoints.latest(run / "checkpoints")
     state = checkpoints.read(path)
-    start = initial_kernels(state.config.machine, state.config.seed)
+    start = initial_kernels(machine_of(state.config), state.config.seed)
     common = np.random.default_rng(0).normal(size=start[0].shape[1:]).astype(np.float32)
     kernels = [start[0] + 0.02 * common, *start[1:]]
     checkpoints.write(path.parent, path.stem, replace(state, kernels=kernels))
     assert invoke("report", run).exit_code == 0
     page = (run / "report.html").read_text()
     section = page[page.index('<section id="similarity"') :]
-    (row,) = re.findall(r'<th scope="row">1</th>' + 4 * "<td>([^<]*)</td>" + "</tr>", section)
+    (row,) = re.findall(r'<th scope="row">conv0</th>' + 4 * "<td>([^<]*)</td>" + "</tr>", section)
     raw, along, decay_leaves, learnt = float(row[0]), row[1], row[2], float(row[3])
     assert raw < 0.2
     assert (along, decay_leaves) == ("100 %", "100 %")
@@ -493,18 +496,6 @@ def test_stats_says_that_a_run_trains_here_whose_tiles_can_not_be_asked(fabric, 
         assert "metrics.jsonl" in result.stderr
     assert len(said) == 2
     assert "No run trains on this node" in invoke("stats").stderr
-    assert not registrations(shared_memory_root())
-
-
-def test_runs_that_are_trained_together_are_found_too(tmp_path, monkeypatch):
-    found: list[Registration] = []
-    look = Trainer.take
-    monkeypatch.setattr(
-        Trainer, "take", lambda *all: (look(*all), found.extend(registrations(shared_memory_root())))[0]
-    )
-    runs = [(tmp_path / f"r{seed}", replace(CONFIG, seed=seed)) for seed in (0, 1)]
-    train_together(runs, device="cpu", data_dir=None)
-    assert {(entry.run, entry.fabric) for entry in found} == {("r0", "batched"), ("r1", "batched")}
     assert not registrations(shared_memory_root())
 
 

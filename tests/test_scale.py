@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from rapa_dist.cli import main
-from rapa_dist.footprint import Memory
+from rapa_dist.memory import Memory
 from rapa_dist.scaling import run as running
 from rapa_dist.scaling.stopwatch import BACKWARD_UPDATE, FORWARD, UPDATE
 
@@ -62,7 +62,7 @@ def refused(tmp_path, monkeypatch):
         (["--batch-size", 0], ("--batch-size needs at least 1",)),
         (["--tiles", "16,4"], ("--tiles", "3 layers", "16,4")),
         (["--tiles", "1,1,1", "--tiles", "16,four,1"], ("“four”", "16,4,1")),
-        (["--tiles", "1025,4,1"], ("Layer 1", "at most 1,024")),
+        (["--tiles", "1025,4,1"], ("Layer conv0", "at most 1,024")),
         (["--tile", "16,4,1"], ("No such option", "--tiles")),
         (["--address", "nowhere"], ("--address needs host:port",)),
     ],
@@ -74,7 +74,7 @@ def test_values_that_can_not_work(refused, arguments, parts):
 def test_more_tiles_than_memory_has_room_for(refused, monkeypatch):
     """The largest number of every layer counts, wherever it stands: 1024 + 256 + 64 actors."""
     monkeypatch.setattr(running, "memory", lambda: Memory(8 * 10**9, 4 * 10**9, False))
-    parts = ("Too little memory: 1,344 tiles", "4,000 MB are available", "About 60 tiles would fit", "--tiles")
+    parts = ("Too little memory: 1,344 tiles", "4,000 MB are available", "About 59 tiles would fit", "--tiles")
     refused(["--tiles", "1024,256,1", "--tiles", "1,1,64"], 1, *parts)
 
 
@@ -140,8 +140,8 @@ def test_a_small_measurement(tmp_path):
                 assert layer["cycles"][kind]["ideal_ms"] == pytest.approx(hold_ms, abs=1e-3)
                 assert layer["cycles"][kind]["wall_ms"]["q25"] >= hold_ms - 1e-3
     for factor in report["real_time_factors"]:
-        assert factor["layer_1"]["time_dilation"] or factor["layer_1"]["reason"]
-        assert all(probe["layer_1_efficiency"] <= 1 for probe in factor["probes"])
+        assert factor["first_layer"]["time_dilation"] or factor["first_layer"]["reason"]
+        assert all(probe["first_layer_efficiency"] <= 1 for probe in factor["probes"])
     assert not list(Path(os.environ["RAPA_DIST_SHM"]).iterdir())
 
 

@@ -4,21 +4,25 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from factories import floats_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rapa_dist.cli import scale as command
 from rapa_dist.config import resolve
-from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.errors import RunDirectoryError
+from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.hardware import CycleTimes, Pace
-from rapa_dist.network.model import initial_kernels
+from rapa_dist.initial import initial_kernels
+from rapa_dist.layout import machine_of
+from rapa_dist.nn.schedule import Whole
 from rapa_dist.scaling import measure as measuring
 from rapa_dist.scaling import run as running
 from rapa_dist.scaling import stopwatch
@@ -26,7 +30,6 @@ from rapa_dist.scaling.measure import Block, Contender, Effort, Factors, Step, d
 from rapa_dist.scaling.plot import digest, draw
 from rapa_dist.scaling.report import describe_block, describe_factors, split
 from rapa_dist.scaling.stopwatch import BACKWARD_UPDATE, FORWARD, UPDATE, CycleTime
-from rapa_dist.tile import Word
 
 CYCLES = CycleTimes(forward_ns=80, backward_ns=100, update_ns=60)
 DIGITAL_NS = 7_000_000  # the coordinator's, of every step
@@ -47,27 +50,28 @@ class KnownFabric(SerialFabric):
     """Tiles that compute nothing, truly at once: every row takes `row_ns`, every cycle `overhead_ns` besides."""
 
     def __init__(self, machine, clock, *, row_ns=0, overhead_ns=0):
-        super().__init__(machine, IMAGES, initial_kernels(machine, 0))
+        super().__init__(machine, floats_of(machine, IMAGES), initial_kernels(machine, 0))
         self.pace = None
-        self.clock, self.row_ns, self.overhead_ns = clock, row_ns, overhead_ns
+        self.network_ns, self.arena = 0, self._arena
+        self.clock, self.row_takes_ns, self.overhead_ns = clock, row_ns, overhead_ns
+        self.busy: dict[tuple[int, int], int] = Counter()
 
     def use(self, machine, kernels, step=0):
         self.machine = machine
 
-    def begin_forward(self, layer, offsets):
-        return self._begin(layer, offsets, forward=True)
+    def row_ns(self, cycle):
+        kinds = {"forward": Cycle.FORWARD, "backward": Cycle.INPUT_ERROR, "update": Cycle.UPDATE}
+        return self.pace.row_ns(**{name: bool(cycle & flag) for name, flag in kinds.items()}) if self.pace else 0
 
-    def begin_backward(self, layer, offsets, *, update, input_error, commit=True):
-        return self._begin(layer, offsets, backward=input_error, update=True)
+    def busy_ns(self, array):
+        return [self.busy[array, tile] for tile in range(self.machine.arrays[array].n_tiles)]
 
-    def _begin(self, layer, offsets, **cycles):
+    def begin(self, layer, cycle, place, offsets, update=None):
         rows = [last - first for first, last in pairwise(offsets.tolist())]
         assert len(rows) == layer.n_tiles
-        for cells, own in zip(self.cells(layer.index), rows, strict=False):
-            cells.words[Word.BUSY_NS] += own * self.row_ns
-        self.works_ns = self.overhead_ns + max(
-            max(rows) * self.row_ns, int(max(rows) * self.pace.row_ns(**cycles)) if self.pace else 0
-        )
+        for tile, own in enumerate(rows):
+            self.busy[layer.index, tile] += own * self.row_takes_ns
+        self.works_ns = self.overhead_ns + max(max(rows) * self.row_takes_ns, int(max(rows) * self.row_ns(cycle)))
         self._cycle += 1
         return self._cycle
 
@@ -79,12 +83,12 @@ class KnownFabric(SerialFabric):
 def clock(monkeypatch) -> Clock:
     clock = Clock()
 
-    class TakesTime(Assigner):
-        def route_training(self, *arguments, **options):
+    class TakesTime(Whole):
+        def train(self, *arguments):
             clock.ns += DIGITAL_NS
-            return super().route_training(*arguments, **options)
+            return super().train(*arguments)
 
-    monkeypatch.setattr(measuring, "Assigner", TakesTime)
+    monkeypatch.setattr(measuring, "Whole", TakesTime)
     for module in (stopwatch, measuring):
         monkeypatch.setattr(module, "now_ns", clock)
     return clock
@@ -93,12 +97,12 @@ def clock(monkeypatch) -> Clock:
 def configuration(*tiles):
     rest = {"pooling": "max", "dataset": None, "limit_train": None, "limit_test": None, "epochs": 1, "seed": 0}
     rest |= {"lr_decay_every": 1, "warmup_epochs": 0, "weight_decay": 1e-4, "augment": False}
-    return resolve(tiles=tiles, channels=(2, 2, 2), batch_size=IMAGES, **rest)
+    return resolve(tiles=tiles, channels=(2, 2, 2), batch_size=IMAGES, classes=10, **rest)
 
 
 def contenders(clock, *lists, stop=lambda: False, **times):
     configurations = [configuration(*tiles) for tiles in lists]
-    fabric = KnownFabric(configuration(*map(max, zip(*lists, strict=True))).machine, clock, **times)
+    fabric = KnownFabric(machine_of(configuration(*map(max, zip(*lists, strict=True)))), clock, **times)
     return [Contender(config, fabric, stop) for config in configurations]
 
 
@@ -241,7 +245,7 @@ def test_turns_that_disagree_show_in_the_range():
         return {tiles: [Step(6 * ms * 1_000_000, tuple(cycles))]}
 
     turns = [turn((1, 1, 1), 8) | turn((4, 1, 1), 2), turn((1, 1, 1), 10) | turn((4, 1, 1), 5)]
-    machines = [configuration(1, 1, 1).machine, configuration(4, 1, 1).machine]
+    machines = [machine_of(configuration(1, 1, 1)), machine_of(configuration(4, 1, 1))]
     report = describe_block(Block(None, turns), machines, 2)
     both = report["configurations"][1]["layers"][0]["cycles"]["all"]
     assert both["speed_up"] == pytest.approx(9 / 3.5, abs=1e-4)
@@ -250,7 +254,7 @@ def test_turns_that_disagree_show_in_the_range():
 
 def test_a_turn_that_was_cut_short_counts_for_those_who_had_it():
     whole = [Step(10, (a_cycle(wall_ns=1),))]
-    machines = [configuration(1, 1, 1).machine, configuration(4, 1, 1).machine]
+    machines = [machine_of(configuration(1, 1, 1)), machine_of(configuration(4, 1, 1))]
     assert describe_block(Block(None, [{(4, 1, 1): whole}]), machines, 2) is None
     assert describe_block(Block(None), machines, 2) is None
 
@@ -312,7 +316,7 @@ def test_the_factor_is_where_the_overhead_is_a_tenth(clock, tiles, overhead_us):
     layer_ns = 4096 / tiles[0] * (80 + 60) / 2  # of a cycle, in the mean
     all_ns = (2 * layer_ns + 1024 / tiles[1] * (80 + 160) + 256 * (80 + 160)) / 6
     grid = [dilation(index) for index in range(101)]
-    for factor, ns in ((found.layer_1, layer_ns), (found.machine, all_ns)):
+    for factor, ns in ((found.first_layer, layer_ns), (found.machine, all_ns)):
         expected = 9 * overhead_us * 1000 / ns
         assert factor == min((f for f in grid if f >= expected), default=None)
     assert all(probe.machine < 0.9 for probe in found.probes if probe.dilation < (found.machine or 0))
@@ -321,16 +325,16 @@ def test_the_factor_is_where_the_overhead_is_a_tenth(clock, tiles, overhead_us):
 def test_a_machine_that_is_fast_enough_has_the_factor_one(clock):
     (contender,) = contenders(clock, (4, 2, 1))
     found = find_factors(contender, CYCLES)
-    assert (found.layer_1, found.machine) == (1, 1)
+    assert (found.first_layer, found.machine) == (1, 1)
 
 
 def test_a_factor_that_is_out_of_reach_is_said_to_be(clock):
     (contender,) = contenders(clock, (16, 4, 1), overhead_ns=10**10)
     described = describe_factors(find_factors(contender, CYCLES))
-    assert described["layer_1"]["time_dilation"] is None
-    assert "not reached at F = " in described["layer_1"]["reason"]
+    assert described["first_layer"]["time_dilation"] is None
+    assert "not reached at F = " in described["first_layer"]["reason"]
     largest = max(probe["time_dilation"] for probe in described["probes"])
-    assert f"{largest:,g}" in described["layer_1"]["reason"]
+    assert f"{largest:,g}" in described["first_layer"]["reason"]
     ideal_s = contender.ideal_ns(Pace(CYCLES, largest)) * 1e-9
     assert largest == 100_000 or ideal_s < 30 < 1.13 * ideal_s
 

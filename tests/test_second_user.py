@@ -29,7 +29,8 @@ from rapa_dist.fabric import address, ownership
 from rapa_dist.fabric.address import RUNNING_HERE, find_address
 from rapa_dist.fabric.cluster import connect
 from rapa_dist.fabric.ray import RayFabric
-from rapa_dist.network.model import initial_kernels
+from rapa_dist.initial import initial_kernels
+from rapa_dist.layout import machine_of
 
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can act as a second user")
 CONFIG = resolve(
@@ -287,8 +288,10 @@ def run() -> Iterator[Run]:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         directory = RunDirectory.create(folders["runs"] / "r", CONFIG, None)
         directory.log("a line")
-        cluster = connect("local", len(CONFIG.machine.tiles))
-        with RayFabric(CONFIG.machine, 1, initial_kernels(CONFIG.machine, 0), run="r", cluster=cluster) as fabric:
+        cluster = connect("local", len(machine_of(CONFIG).tiles))
+        with RayFabric(
+            machine_of(CONFIG), 10**6, initial_kernels(machine_of(CONFIG), 0), run="r", cluster=cluster
+        ) as fabric:
             fabric.register("r", directory.path)
             yield Run(root=root, cluster=cluster, fabric=fabric, directory=directory.path, **folders)
         directory.release()

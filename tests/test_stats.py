@@ -34,6 +34,7 @@ def a_tile(layer: int, number: int, **changes) -> TileStats:
     values = dict.fromkeys(TILE_KEYS, 0) | {
         "tile": f"L{layer}/T{number:03d}",
         "layer": layer,
+        "name": f"conv{layer}",
         "node": "0123456789abcdef",
         "pid": 1000 * layer + number,
         "state": "idle",
@@ -471,8 +472,6 @@ def invoke(*arguments: str):
     ("arguments", "message"),
     [
         (["--sort", "colour"], "--sort is one of tile, node, pid,"),
-        (["--layer", "first"], "--layer needs the number of a layer, from 0"),
-        (["--layer", "-1"], "--layer needs the number of a layer, from 0"),
         (["--watch", "--json"], "--watch and --json exclude each other"),
         (["--watch", "--interval", "0"], "--interval needs seconds above 0, like 2, and up to 86,400, a day; it is 0."),
         (["--watch", "--interval", "-1"], "--interval needs seconds above 0"),
@@ -584,9 +583,9 @@ def test_json_is_one_object_with_tiles_layers_and_totals(three_looks):
 
 
 def test_a_layer_beyond_the_last_is_refused(three_looks):
-    done = invoke("--layer", "3")
+    done = invoke("--layer", "conv3")
     assert done.exit_code == 2
-    assert "--layer is one of 0, 1, 2" in done.stderr
+    assert "--layer is a layer's number or name, one of 0 (conv0), 1 (conv1), 2 (conv2); not “conv3”." in done.stderr
     assert three_looks.closed
 
 

@@ -92,7 +92,7 @@ class TestSerial:
         norms = [
             np.linalg.norm(kernel)
             for layer in range(3)
-            for kernel in newest_weights(undisturbed)[f"layers.{layer}.tiles"]
+            for kernel in newest_weights(undisturbed)[f"conv{layer}.kernels"]
         ]
         assert [tile["kernel_norm"] for tile in stats["tiles"]] == pytest.approx(norms, rel=1e-6)
 
@@ -190,7 +190,12 @@ class TestRay:
 
     @pytest.mark.parametrize("run", ["one", "two"])
     def test_every_tile_of_a_run_is_shown_while_it_works(self, two_runs, run):
-        first, second = (json.loads(command("stats", "--run", run, "--json").stdout) for _ in range(2))
+        def look():
+            return json.loads(command("stats", "--run", run, "--json").stdout)
+
+        process, _ = two_runs[run]
+        first = wait_until(lambda: (found := look())["total"]["last_step"] > 0 and found, process, "first step")
+        second = look()
         assert first["run"] == run
         assert first["silent"] == []
         tiles = {tile["tile"]: tile for tile in first["tiles"]}
@@ -209,7 +214,7 @@ class TestRay:
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         lines = done.stdout.splitlines()
-        assert lines[0] == "one: layer 0, 4 of 6 tiles on 1 node"
+        assert lines[0] == "one: conv0, 4 of 6 tiles on 1 node"
         assert sorted(line.split()[0] for line in lines[3:]) == [f"L0/T00{number}" for number in range(4)]
         refused = command("stats", "--run", "one", "--layer", "7")
         assert (refused.returncode, refused.stdout) == (2, "")

@@ -70,6 +70,8 @@ def test_purposes_keep_their_numbers():
         "SUBSET": 6,
         "BUILTIN": 7,
         "POOL_TRAIN": 8,
+        "INIT_DIGITAL": 9,
+        "DIGITAL": 10,
     }
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from factories import floats_of, tile_array
 
 from rapa_dist import preconditions
 from rapa_dist.doctor import CHECKS
@@ -26,11 +27,12 @@ from rapa_dist.fabric.lookout import Lookout
 from rapa_dist.fabric.patience import bounded
 from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.fabric.tile_actors import TileActors
-from rapa_dist.machine import Layer, Machine
-from rapa_dist.network.model import initial_kernels
+from rapa_dist.initial import initial_kernels
+from rapa_dist.machine import Machine
 from rapa_dist.tile import Word
 
-MACHINE = Machine((Layer(index=0, side=4, c_in=1, c_out=3, n_tiles=2),))
+MACHINE = Machine((tile_array(n_tiles=2),))
+FLOATS = floats_of(MACHINE)
 SLEEPS = (
     "import sys, time, mmap\nfile = open(sys.argv[1], 'r+b')\nmapped = mmap.mmap(file.fileno(), 0)\n"
     "print(flush=True)\ntime.sleep(60)"
@@ -43,7 +45,7 @@ SLEEPS = (
 @pytest.fixture
 def chip(monkeypatch):
     monkeypatch.setattr(chip_module, "PATIENCE_S", 0.05)
-    made = Chip(MACHINE, 2)
+    made = Chip(MACHINE, FLOATS)
     yield made
     made.close()
 
@@ -82,7 +84,7 @@ def serve(chip: Chip, tile: int, last: int) -> list[int]:
 
 def owe(chip: Chip, tile: int, count: int) -> None:
     for number in range(1, count + 1):
-        chip.ring([(tile, Ring(number, Cycle.EMPTY, 0, 0, after=number - 1))])
+        chip.ring([(tile, Ring(number, Cycle.EMPTY, 0, 0, 0, after=number - 1))])
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -340,9 +342,11 @@ def test_what_ends_on_a_cluster_that_stays_ends_whatever_is_killed_or_stopped_me
     def tiles() -> dict[int, str]:
         return {pid: title for pid, title in descendants(head.process.pid).items() if "Tile" in title}
 
-    fabric = RayFabric(machine, 2, initial_kernels(machine, 0), run="ends", cluster=connect(head.address, 3))
+    fabric = RayFabric(
+        machine, floats_of(machine), initial_kernels(machine, 0), run="ends", cluster=connect(head.address, 3)
+    )
     assert len(tiles()) == 3
-    killed, stopped, _ = (int(cells.words[Word.PID]) for layer in range(3) for cells in fabric.cells(layer))
+    killed, stopped, _ = fabric.pids()
     ask = TileActors.ask_to_leave
 
     def ask_to_leave(actors: TileActors) -> list:

@@ -35,7 +35,7 @@ SETTINGS = {
     "seed": 0,
 }
 PROTOCOL = Protocol(dataset="builtin", limit_train=20, limit_test=10, epochs=1, lr_decay_every=1)
-WHY = "had the ReLU of layer 1 before its pooling"
+WHY = "had the ReLU of conv0 before its pooling"
 CHANGED = [
     {"pooling": "average", "scheme": "none"},
     {"pooling": "mixed", "tiles": (16, 4, 1)},
@@ -107,7 +107,7 @@ def test_an_old_run_is_neither_continued_nor_looked_into(tmp_path, data, command
     (directory.path / "config.toml").write_text(tomli_w.dumps(old(directory.config.as_dict())))
     done = CliRunner().invoke(main, [*command, str(directory.path)])
     assert done.exit_code == 1
-    assert "is void, as earlier versions had the ReLU of layer 1 before its pooling" in done.stderr
+    assert "is void, as earlier versions had the ReLU of conv0 before its pooling" in done.stderr
     assert "Train it anew" in done.stderr
 
 
@@ -126,7 +126,7 @@ def test_an_old_checkpoint_is_void(tmp_path, data, monkeypatch, format_):
 
 def request_of(path, experiment, *, adopt=()):
     names = dict.fromkeys(("limit_train", "limit_test", "lr_decay_every", "cells", "dataset", "data_dir"))
-    rest = {"jobs": None, "address": None, "fabric": "serial", "device": "cpu", "together": 1, "epochs": 1, "seeds": 1}
+    rest = {"jobs": None, "address": None, "fabric": "serial", "device": "cpu", "epochs": 1, "seeds": 1}
     return Request(experiment=experiment, output=path, adopt=adopt, **names | rest)
 
 

@@ -16,16 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rapa_dist.console import work
-from rapa_dist.coordinator.assigner import Assigner
+from rapa_dist.coordinator.evaluation import as_images
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.run_images import WHERE_THEY_WERE, Where
 from rapa_dist.coordinator.trained import Trained, check_reassigns
 from rapa_dist.data import evaluation_batches
 from rapa_dist.errors import UsageError
-from rapa_dist.network.model import Network
+from rapa_dist.nn.schedule import Learner
 
 DEFAULT_SNR_DB = (15.0, 20.0, 25.0, 30.0, 33.0, 36.0, 40.0, 45.0, 50.0)
-_BATCH = 50
 _JUDGES = 4
 _GRADIENT_VOTES = 1_000_000  # numbers of votes from here on are the attacker's; below, the judges'
 
@@ -81,14 +80,14 @@ def attack(
     if several:
         check_reassigns(path, f"all assignments of {' and '.join(several)} would be the same one")
     trained = Trained.open(path, checkpoint=checkpoint, where=where, limit_test=limit_test)
-    mean = torch.from_numpy(trained.mean)
+    mean = torch.from_numpy(trained.mean)[:, None, None]
     right = np.zeros(judge_assignments, int)
     still_right = np.zeros((len(snr_db), judge_assignments), int)
     first, total = 0, len(trained.data.test.labels)
-    with trained.network(_BATCH) as network, work("Attacking", "images") as advance:
-        side = _Side(network, trained.assigner(), trained.step)
-        for pixels, labels in evaluation_batches(trained.data.test, trained.mean, _BATCH):
-            images, target = torch.from_numpy(pixels), torch.from_numpy(labels)
+    with trained.network(gradients=True) as network, work("Attacking", "images") as advance:
+        side = _Side(network, trained.step)
+        for pixels, labels in evaluation_batches(trained.data.test, trained.mean, trained.test_images):
+            images, target = as_images(pixels), torch.from_numpy(labels)
             attackers = [_GRADIENT_VOTES + i for i in range(gradient_assignments)]
             judges = attackers if same_assignment else list(range(judge_assignments))
             direction = side.gradient(images, target, first, attackers).sign()
@@ -132,8 +131,8 @@ def perturb(images: Tensor, mean: Tensor, direction: Tensor, snr_db: float, *, c
     """Return attacked images: x + δ with δ along `direction`, as long as the ratio says, for every image.
 
     Args:
-        images: (images, 32, 32, 3) pixel values 0…1 less the mean, as the network takes them.
-        mean: (3,).
+        images: (images, channels, h, w) pixel values 0…1 less the mean, as the network takes them.
+        mean: (channels, 1, 1).
         direction: like the images; where all of an image's is zero it stays as it is.
         snr_db: 20 · log10(‖x‖₂ / ‖δ‖₂), with x in pixel values 0…1.
         clip: cut pixel values off at 0 and 1.
@@ -159,21 +158,20 @@ def check_strengths(snr_db: Sequence[float]) -> None:
 class _Side:
     """The network as attacker and judge see it."""
 
-    def __init__(self, network: Network, assigner: Assigner, step: int) -> None:
-        self._network, self._assigner, self._step = network, assigner, step
+    def __init__(self, network: Learner, step: int) -> None:
+        self._network, self._step = network, step
 
     def gradient(self, images: Tensor, labels: Tensor, first: int, votes: Sequence[int]) -> Tensor:
         """Return the mean gradient of the loss, with respect to the images, over some assignments."""
         total = torch.zeros_like(images)
         for vote in votes:
-            assignments = self._assigner.for_test(self._step, first, len(labels), vote)
             pixels = images.clone().requires_grad_()
-            loss = F.cross_entropy(self._network(pixels, assignments, None), labels, reduction="sum")
+            loss = F.cross_entropy(self._network.scores(pixels, (self._step, first, vote)), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, pixels)
             total += gradient
         return total / len(votes)
 
     def correct(self, images: Tensor, labels: Tensor, first: int, vote: int) -> Tensor:
         """Return which images (images,) are classified correctly under an assignment."""
-        routing = self._assigner.route_test(self._step, first, len(labels), vote, 1)
-        return self._network.classify(images, routing).argmax(dim=1) == labels
+        with torch.no_grad():
+            return self._network.scores(images, (self._step, first, vote)).argmax(dim=1) == labels

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from rapa_dist.analysis.similarity import channel_similarity
 from rapa_dist.command_lines import no_matplotlib
 from rapa_dist.errors import RapaError, UsageError
 from rapa_dist.fabric.base import Kernels
 from rapa_dist.files import write_whole
-from rapa_dist.machine import KERNEL_SIDE
+from rapa_dist.geometry import Pair
+from rapa_dist.machine import TileArray
+from rapa_dist.similarity import channel_similarity
 from rapa_dist.tile import Matrix
 
 _FILTERS = 10
@@ -29,30 +30,31 @@ def check_can_plot() -> None:
         raise RapaError(no_matplotlib("Plots can't be drawn")) from error
 
 
-def plot_similarity(path: Path, kernels: Kernels) -> None:
+def plot_similarity(path: Path, kernels: Kernels, arrays: Sequence[TileArray]) -> None:
     """Draw some filters of the first layer on its tiles (Fig. 3 B), and the similarity of channels in every layer.
 
     Args:
         path: the SVG to write.
         kernels: one array (n_t, k + 1, c_out) per layer.
+        arrays: the layers.
     """
+    filters = [array.filters(of_layer) for array, of_layer in zip(arrays, kernels, strict=True)]
     with _figure(path, 10, 5) as figure:
         left, right = figure.subfigures(1, 2, width_ratios=(1.4, 1))
         axes = left.add_subplot()
-        axes.imshow(_grid(kernels[0]), interpolation="nearest")
+        axes.imshow(_grid(filters[0], arrays[0].passages[0].kernel), interpolation="nearest")
         axes.set_xlabel("filter")
         axes.set_ylabel("tile")
         axes.set_xticks([])
         axes.set_yticks([])
-        n_tiles, _, c_out = kernels[0].shape
+        n_tiles, _, c_out = filters[0].shape
         shown = f"{min(c_out, _FILTERS)} of {c_out} filters on {min(n_tiles, _TILES)} of {n_tiles} tiles"
-        axes.set_title(f"First layer: the same filters on different tiles ({shown})")
+        axes.set_title(f"{arrays[0].name}: the same filters on different tiles ({shown})")
         axes = right.add_subplot()
-        for index, of_layer in enumerate(kernels):
+        for array, of_layer in zip(arrays, filters, strict=True):
             if len(of_layer) > 1:
-                axes.hist(
-                    channel_similarity(of_layer), bins=20, alpha=0.6, color=_COLOURS[index], label=f"layer {index + 1}"
-                )
+                colour = _COLOURS[array.index % len(_COLOURS)]
+                axes.hist(channel_similarity(of_layer), bins=20, alpha=0.6, color=colour, label=array.name)
         axes.set_xlabel("similarity of a channel’s filters")
         axes.set_ylabel("channels")
         axes.legend(frameon=False)
@@ -107,20 +109,19 @@ def plot_bars(path: Path, bars: Sequence[tuple[str, float]], *, y: str, title: s
         axes.spines[["top", "right"]].set_visible(False)
 
 
-def _grid(kernels: Matrix) -> Matrix:
+def _grid(kernels: Matrix, size: Pair) -> Matrix:
     """Return an image of the first filters (columns) on the first tiles (rows), each scaled to its own range."""
-    n_tiles, rows, c_out = kernels.shape
-    channels = (rows - 1) // KERNEL_SIDE**2
+    n_tiles, _, c_out = kernels.shape
+    height, width = size
     n_tiles, filters = min(n_tiles, _TILES), min(c_out, _FILTERS)
-    step = KERNEL_SIDE + 1
-    grid = np.ones((n_tiles * step - 1, filters * step - 1, 3), np.float32)
+    grid = np.ones((n_tiles * (height + 1) - 1, filters * (width + 1) - 1, 3), np.float32)
     for tile in range(n_tiles):
         for channel in range(filters):
-            weights = kernels[tile, :-1, channel].reshape(KERNEL_SIDE, KERNEL_SIDE, channels)
-            shown = weights if channels == 3 else weights.mean(axis=2, keepdims=True)
+            weights = kernels[tile, :, channel].reshape(height, width, -1)
+            shown = weights if weights.shape[2] == 3 else weights.mean(axis=2, keepdims=True)
             low, high = shown.min(), shown.max()
-            place = slice(tile * step, tile * step + KERNEL_SIDE), slice(channel * step, channel * step + KERNEL_SIDE)
-            grid[place] = (shown - low) / (high - low if high > low else 1)
+            top, left = tile * (height + 1), channel * (width + 1)
+            grid[top : top + height, left : left + width] = (shown - low) / (high - low if high > low else 1)
     return grid
 
 

@@ -7,12 +7,11 @@ import numpy as np
 import torch
 
 from rapa_dist.console import work
-from rapa_dist.coordinator.evaluation import cast_vote
+from rapa_dist.coordinator.evaluation import as_images, cast_vote
 from rapa_dist.coordinator.run_images import WHERE_THEY_WERE, Where
 from rapa_dist.coordinator.trained import Trained, check_reassigns
 from rapa_dist.data import evaluation_batches
 from rapa_dist.errors import UsageError
-from rapa_dist.footprint import TEST_IMAGES
 
 
 def voting(
@@ -42,18 +41,16 @@ def voting(
         raise UsageError(f"--votes needs at least 1; it is {votes}.")
     check_reassigns(path, "all votes would agree")
     trained = Trained.open(path, checkpoint=checkpoint, where=where, limit_test=limit_test)
-    assigner, parts = trained.assigner(), trained.config.micro_batches
     wrong_majority, wrong_single = np.zeros(votes, int), np.zeros(votes, int)
     changed = 0
     first, total = 0, len(trained.data.test.labels)
     with trained.network() as network, work("Voting", "images") as advance:
-        for pixels, labels in evaluation_batches(trained.data.test, trained.mean, TEST_IMAGES):
-            batch, target = torch.from_numpy(pixels), torch.from_numpy(labels)
+        for pixels, labels in evaluation_batches(trained.data.test, trained.mean, trained.test_images):
+            batch, target = as_images(pixels), torch.from_numpy(labels)
             right: list[torch.Tensor] = []
             ballot = torch.zeros(len(labels), len(trained.checkpoint.classes), dtype=torch.float64)
             for vote in range(votes):
-                routing = assigner.route_test(trained.step, first, len(labels), vote, parts)
-                scores = network.classify(batch, routing)
+                scores = network.classify(batch, (trained.step, first, vote))
                 ballot += cast_vote(scores)
                 wrong_majority[vote] += int((ballot.argmax(dim=1) != target).sum())
                 right.append(scores.argmax(dim=1) == target)

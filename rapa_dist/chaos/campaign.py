@@ -26,6 +26,7 @@ from rapa_dist.errors import ClusterError
 from rapa_dist.fabric.address import find_address
 from rapa_dist.fabric.scratch import shared_memory_root
 from rapa_dist.interpreter import same_modules
+from rapa_dist.layout import machine_of
 
 Say = Callable[[str], None]
 
@@ -73,12 +74,12 @@ def campaign(plan: Plan, say: Say) -> dict[str, Any]:
         facts = {
             "steps_per_run": steps,
             "tiles": list(undisturbed.config.tiles),
-            "channels": list(undisturbed.config.channels),
+            "channels": list(undisturbed.config.channels or ()),
         }
         for number in range(plan.runs):
             share = plan.kills // plan.runs + (number < plan.kills % plan.runs)
             epochs = undisturbed.config.epochs
-            machine = undisturbed.config.machine
+            machine = machine_of(undisturbed.config)
             todo = draw(
                 f"{plan.seed}/{number}",
                 plan.kinds,
@@ -139,7 +140,7 @@ def differences(ours: Path, theirs: Path) -> list[str]:
     """Return in what two finished runs differ: weights bit by bit, and metrics but for the wall time."""
     mine, yours = (checkpoints.read(checkpoints.latest(path / "checkpoints")) for path in (ours, theirs))
     found = []
-    weights = [{f"layer {i}": k for i, k in enumerate(c.kernels)} | dict(c.digital) for c in (mine, yours)]
+    weights = [mine.weights, yours.weights]
     for name, value in weights[1].items():
         if weights[0].get(name) is None or weights[0][name].tobytes() != value.tobytes():
             found.append(f"weights differ: {name}")

@@ -41,6 +41,7 @@ def similarity(run_dir: Path, checkpoint: str, plot: Path | None, as_json: bool)
     from rapa_dist.analysis.learnt import similarities_of
     from rapa_dist.analysis.plots import plot_similarity
     from rapa_dist.coordinator.run_directory import RunDirectory
+    from rapa_dist.layout import machine_of
 
     _check_plot(plot)
     directory = RunDirectory(run_dir)
@@ -49,22 +50,24 @@ def similarity(run_dir: Path, checkpoint: str, plot: Path | None, as_json: bool)
     if all(len(of_layer) < 2 for of_layer in trained.kernels):
         raise UsageError(f"The run in {run_dir} has one tile per layer: nothing to compare. Give a tiled run.")
     result = similarities_of(trained)
+    widest = max(map(len, trained.arrays))
 
     def draw(target: Path) -> None:
-        plot_similarity(target, trained.kernels)
+        plot_similarity(target, trained.kernels, machine_of(trained.config).arrays)
 
     with _drawn(plot, draw):
         if as_json:
-            emit({"run_dir": str(run_dir), "checkpoint": found.stem, **result})
+            emit({"run_dir": str(run_dir), "checkpoint": found.stem, "layers": list(trained.arrays), **result})
         else:
-            for layer, (value, along, decayed, rest) in enumerate(zip(*result.values(), strict=True), 1):
+            rows = zip(trained.arrays, trained.kernels, *result.values(), strict=True)
+            for name, kernels, value, along, decayed, rest in rows:
                 shown = "one tile" if value is None else f"S = {value:.4f}"
                 if along is not None and decayed is not None:
                     shown += (
                         f"  {100 * along:.0f} % along the random start, of which decay alone leaves "
                         f"{100 * decayed:.0f} %; S of the rest = {rest:.4f}"
                     )
-                show(f"layer {layer}  {len(trained.kernels[layer - 1]):4} tiles  {shown}")
+                show(f"{name:<{widest}}  {len(kernels):4} tiles  {shown}")
 
 
 @analyze.command()
@@ -126,7 +129,7 @@ def reduce(
     """Make one kernel matrix per layer of all tiles, and test it as an ordinary PyTorch network.
 
     Of every output channel the filter of one tile is taken: the one with the largest norm, or the one that most often
-    wins the max pooling on training images.
+    wins the max pooling on training images. Layers that no max pooling follows go by the norm in both cases.
     """
     from rapa_dist.analysis.reduction import reduce_run
 
@@ -146,6 +149,8 @@ def reduce(
         f"test error {result['tiled_test_error_percent']:.2f} % tiled, "
         f"{result['test_error_percent']:.2f} % reduced by {by}"
     )
+    if by == "wins" and (others := [name for name, how in result["by_layer"].items() if how != by]):
+        show(f"by norm, as no max pooling follows: {', '.join(others)}")
     if output is not None:
         show(f"state dict   {output}")
 
@@ -358,7 +363,7 @@ def _check_baseline(run_dir: Path, checkpoint: str, baseline: Path, of_baseline:
     from rapa_dist.coordinator.run_directory import RunDirectory
 
     config = RunDirectory(baseline).config
-    if config.machine.tiled:
+    if config.tiled:
         raise UsageError(
             f"--baseline needs an untiled run; the one in {baseline} has {','.join(map(str, config.tiles))} tiles. "
             "Train one with --scheme none."

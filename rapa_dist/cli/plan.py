@@ -4,12 +4,23 @@ from typing import Any
 
 import click
 
+from rapa_dist.checks import parse_image
 from rapa_dist.cli.output import emit, json_option
 from rapa_dist.errors import UsageError
+from rapa_dist.networks import PAPER, PRESETS
 
 
 @click.command()
-@click.option("--network", metavar="NAME", help="paper or alexnet.  [default: paper]")
+@click.option(
+    "--network",
+    metavar="NAME",
+    help=f"{', '.join(PRESETS)}, or package.module:factory.  [default: {PAPER}, the paper's]",
+)
+@click.option(
+    "--image",
+    metavar="CHANNELS,H,W",
+    help="Shape of an image.  [default: that of the network: 3,224,224 for alexnet, 1,28,28 for lenet, else 3,32,32]",
+)
 @click.option(
     "--layer",
     "layers",
@@ -42,6 +53,7 @@ from rapa_dist.errors import UsageError
 @json_option
 def plan(
     network: str | None,
+    image: str | None,
     layers: tuple[str, ...],
     last_tiles: int | None,
     acceleration: float | None,
@@ -59,7 +71,6 @@ def plan(
 
     Times are device time: what arrays with these cycle times would take. Cycle times default to the 80 ns
     commonly cited from Gokmen & Vlasov 2016; 100 ns is what IBM's 3D-CiM-LLM simulator assumes.
-    `rapa-dist train` itself trains the paper's network only.
 
     \b
     Examples:
@@ -69,14 +80,18 @@ def plan(
     """  # noqa: D301 — click wants the backspace itself
     from rapa_dist.config import check_fabric
     from rapa_dist.hardware import CycleTimes
-    from rapa_dist.planning import Crossbar, describe, find_network, lay_out, parse_layers
+    from rapa_dist.layout import arrays_of
+    from rapa_dist.planning import Crossbar, describe, lay_out, parse_layers
 
     if layers and network is not None:
         raise UsageError("--network and --layer exclude each other: a network is named, or given layer by layer.")
     check_fabric(fabric)
     cycles = CycleTimes(forward_ns=forward_ns, backward_ns=backward_ns, update_ns=update_ns, digital_ns=digital_ns)
-    name = "given" if layers else network or "paper"
-    convolutions = parse_layers(layers) if layers else find_network(name)
+    name = "given" if layers else network or PAPER
+    if layers and image is not None:
+        raise UsageError("--layer says how large its planes are: leave --image out, or name a --network.")
+    shape = None if image is None else parse_image("--image", image)
+    convolutions = parse_layers(layers) if layers else arrays_of(name, shape)
     machine = lay_out(convolutions, last_tiles=last_tiles, acceleration=acceleration, images=batch_size)
     described = {"network": name} | describe(
         machine,
@@ -97,6 +112,8 @@ def _show(described: dict[str, Any]) -> None:
 
     stdout.print(_layers_table(described))
     crossbar, emulation = described["crossbar"], described["emulation"]
+    names = ", ".join(f"L{layer['layer']} {layer['name']}" for layer in described["layers"])
+    stdout.print(f"layers: {names}", markup=False)
     stdout.print(
         "n_p: patches per image; used: cells of the crossbars; device time: per image in training; busy: that of the "
         "slowest layer, which sets the pace of a pipeline, is 100 %"

@@ -38,14 +38,6 @@ _INTERRUPTED = 130
 @click.option("--fabric", default="batched", show_default=True, metavar="NAME", help="Fabric to train on.")
 @click.option("--device", default="cpu", show_default=True, metavar="NAME", help="cpu, or cuda: a GPU for every job.")
 @click.option("--jobs", type=int, metavar="N", help="Jobs at a time, at most.  [default: one per core, or GPU]")
-@click.option(
-    "--together",
-    type=int,
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Seeds of a cell that one job trains at once: for a GPU, which one network leaves idle; a core gains nothing.",
-)
 @click.option("--address", type=text, metavar="HOST:PORT", help="Ray cluster to use, as for `train`.")
 @click.option("--dry-run", is_flag=True, help="Print what is there and what is missing, and start nothing.")
 @json_option
@@ -65,7 +57,6 @@ def reproduce(
     fabric: str,
     device: str,
     jobs: int | None,
-    together: int,
     address: str | None,
     dry_run: bool,
     as_json: bool,
@@ -80,7 +71,7 @@ def reproduce(
     \b
     Examples:
       rapa-dist reproduce table1 --dataset images:photos --seeds 3
-      rapa-dist reproduce figure4 --dataset cifar10 --paper --device cuda --seeds 5 --together 5
+      rapa-dist reproduce figure4 --dataset cifar10 --paper --device cuda --seeds 5
     """  # noqa: D301 — click wants the backspace itself
     from rapa_dist.experiments.command import Request, prepare
 
@@ -100,7 +91,6 @@ def reproduce(
         adopt=adopt,
         fabric=fabric,
         device=device,
-        together=together,
         jobs=jobs,
         address=address,
     )

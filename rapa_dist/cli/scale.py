@@ -9,11 +9,15 @@ from typing import Any
 
 import click
 
+from rapa_dist.checks import parse_image
 from rapa_dist.cli.output import emit, json_option, outcome
 from rapa_dist.cli.types import path, text
 from rapa_dist.errors import UsageError
+from rapa_dist.machine import IMAGE
+from rapa_dist.networks import PAPER, PRESETS, USUAL_IMAGES
 
 _DEFAULT = ("1,1,1", "2,1,1", "4,1,1", "8,2,1", "16,4,1", "32,8,2", "64,16,4", "128,32,8")
+_BALANCED = ("1", "2", "4", "8", "16")
 _TURNS, _STEPS, _BUDGET_S = 5, 20, 4.0
 _LONGEST_HOLD_S = 30.0  # a tile that says nothing for a minute is given up
 _TABLE_WIDTH = 140  # a cut-off number is worse than a broken line
@@ -21,10 +25,21 @@ _TABLE_WIDTH = 140  # a cut-off number is worse than a broken line
 
 @click.command()
 @click.option(
+    "--network",
+    metavar="NAME",
+    help=f"{', '.join(PRESETS)}, or package.module:factory.  [default: {PAPER}, the paper's]",
+)
+@click.option(
+    "--image",
+    metavar="CHANNELS,H,W",
+    help="Shape of an image.  [default: that of the network: 3,224,224 for alexnet, 1,28,28 for lenet, else 3,32,32]",
+)
+@click.option(
     "--tiles",
     multiple=True,
     metavar="N,N,N",
-    help=f"Tiles per layer, a configuration; repeat it.  [default: {'  '.join(_DEFAULT)}]",
+    help="A configuration, as for `train`; repeat it.  "
+    f"[default: {'  '.join(_DEFAULT)}; for other networks {'  '.join(_BALANCED)}]",
 )
 @click.option(
     "--time-dilation",
@@ -57,6 +72,8 @@ _TABLE_WIDTH = 140  # a cut-off number is worse than a broken line
 @click.option("--details", is_flag=True, help="Also print a line for each layer and cycle.")
 @json_option
 def scale(
+    network: str | None,
+    image: str | None,
     tiles: tuple[str, ...],
     dilations: tuple[float, ...],
     forward_ns: float,
@@ -87,7 +104,8 @@ def scale(
     machine's wall time over this one's, for the same layer and cycle; efficiency is speed-up / n_t. Of a
     step, the coordinator has everything outside cycles; the data plane what the tiles' work does not explain of
     the cycles (compute: the longest busy time, or all busy time / cores; paced: the longest hold); the tiles the
-    rest. The real-time factor is the smallest F with an efficiency of 0.9: for layer 1's cycles, and for all of them.
+    rest. The real-time factor is the smallest F with an efficiency of 0.9: for the first layer's cycles, and for
+    all of them.
 
     Writes DIR/scaling.json, with all numbers and their definitions, and DIR/scaling.svg.
 
@@ -98,7 +116,9 @@ def scale(
       rapa-dist scale --tiles 4,1,1 --tiles 16,4,1 --time-dilation 2000 --details
     """  # noqa: D301 — click wants the backspace itself
     plan = _plan(
-        tiles or _DEFAULT,
+        network or PAPER,
+        None if image is None else parse_image("--image", image),
+        tiles,
         dilations,
         {"forward_ns": forward_ns, "backward_ns": backward_ns, "update_ns": update_ns},
         batch_size,
@@ -117,6 +137,8 @@ def scale(
 
 
 def _plan(
+    network: str,
+    image: tuple[int, int, int] | None,
     tiles: tuple[str, ...],
     dilations: tuple[float, ...],
     cycle_times: dict[str, float],
@@ -128,29 +150,30 @@ def _plan(
     Raises:
         UsageError: a value can't work.
     """
-    from rapa_dist.config import parse_list, resolve
+    from rapa_dist.checks import parse_list
+    from rapa_dist.config import resolve
     from rapa_dist.hardware import CycleTimes, Pace
+    from rapa_dist.layout import CLASSES
 
     cycles = CycleTimes(**cycle_times)
     paces = tuple(Pace(cycles, dilation) for dilation in dict.fromkeys(dilations))
     for name, value in effort.items():
         if value < 1:
             raise UsageError(f"--{name} needs at least 1; it is {value}.")
-    lists = [parse_list("--tiles", text) for text in tiles]
+    paper = network == PAPER
+    lists = [parse_list("--tiles", text) for text in tiles or (_DEFAULT if paper else _BALANCED)]
     rest: dict[str, Any] = {
-        "pooling": "max",
-        "dataset": None,
-        "limit_train": None,
-        "limit_test": None,
-        "epochs": 1,
+        "network": network,
+        "image": image or USUAL_IMAGES.get(network, IMAGE),
+        "classes": CLASSES,
         "batch_size": batch_size,
-        "lr_decay_every": 1,
-        "warmup_epochs": 0,
-        "weight_decay": 1e-4,
-        "augment": False,
-        "seed": 0,
     }
-    configurations = [resolve(tiles=numbers, **rest) for numbers in dict.fromkeys(((1, 1, 1), *lists))]
+    untiled = (1, 1, 1) if paper else (1,)
+    configurations = [resolve(tiles=numbers, **rest) for numbers in dict.fromkeys((untiled, *lists))]
+    if not paper:
+        from rapa_dist.coordinator.learner import build
+
+        configurations = list(dict.fromkeys(build(config).config for config in configurations))
     from rapa_dist.scaling.measure import Effort
     from rapa_dist.scaling.run import Plan
 
@@ -203,11 +226,12 @@ def _table(block: dict[str, Any], factors: dict[tuple[int, ...], Any]) -> Any:
         pad_edge=False,
         header_style="bold",
     )
+    first_name = block["configurations"][0]["layers"][0]["name"]
     names = [
         "tiles",
         "n",
         "step ms",
-        "layer 1 ms",
+        f"{first_name} ms",
         "speed-up",
         "efficiency",
         "coordinator %",
@@ -215,7 +239,7 @@ def _table(block: dict[str, Any], factors: dict[tuple[int, ...], Any]) -> Any:
         "tiles %",
     ]
     names += ["network %"] if far else []
-    for name in [*names, *(["F, layer 1", "F, machine"] if paced else [])]:
+    for name in [*names, *([f"F, {first_name}", "F, machine"] if paced else [])]:
         table.add_column(name, justify="right", no_wrap=True)
     for configuration in block["configurations"]:
         first, shares = configuration["layers"][0]["cycles"]["all"], configuration["shares_percent"]
@@ -232,7 +256,7 @@ def _table(block: dict[str, Any], factors: dict[tuple[int, ...], Any]) -> Any:
             cells.append(f"{configuration['network_percent']:.1f}")
         if paced:
             factor = factors.get(tuple(configuration["tiles"]))
-            cells += [_factor(factor[name]) if factor else "" for name in ("layer_1", "machine")]
+            cells += [_factor(factor[name]) if factor else "" for name in ("first_layer", "machine")]
         table.add_row(*cells)
     return table
 
@@ -247,7 +271,7 @@ def _details(block: dict[str, Any]) -> Any:
     table = Table(box=None, pad_edge=False, header_style="bold")
     names = ("tiles", "layer", "cycle", "n", "wall ms", "quartiles", "ideal ms", "speed-up", "efficiency")
     for name in (*names, "data plane ms", "busy ms: longest", "all"):
-        table.add_column(name, justify="left" if name == "cycle" else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in ("layer", "cycle") else "right", no_wrap=True)
     for configuration in block["configurations"]:
         for layer in configuration["layers"]:
             for kind, cycle in layer["cycles"].items():
@@ -260,7 +284,7 @@ def _detail(configuration: dict[str, Any], layer: dict[str, Any], kind: str, cyc
     wall = cycle["wall_ms"]
     return [
         ",".join(map(str, configuration["tiles"])),
-        str(layer["layer"] + 1),
+        layer["name"],
         kind.replace("_", " + "),
         str(wall["n"]),
         f"{wall['median']:,.2f}",

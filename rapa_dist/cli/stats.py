@@ -29,7 +29,9 @@ _LAST = "Its last numbers are in tiles.json in its run directory."
     help="Ray cluster that it is on.  [default: that of a run which trains on this machine, else RAY_ADDRESS, else one "
     "that runs here]",
 )
-@click.option("--layer", metavar="N", help="Only the tiles of one layer: 0, 1, … as in L0/T003.")
+@click.option(
+    "--layer", metavar="N", help="Only the tiles of one layer, by its number, as in L0/T003, or its name, like conv0."
+)
 @click.option(
     "--sort",
     default="tile",
@@ -67,7 +69,6 @@ def stats(
     from rapa_dist.inspection import check_sort
 
     check_sort(sort)
-    only = _parse_layer(layer)
     if watch and as_json:
         raise UsageError("--watch and --json exclude each other: --json prints one object. Leave one of them out.")
     if interval is not None and not watch:
@@ -83,14 +84,14 @@ def stats(
         watcher = find_run(run, address, partial(_leave, as_json=as_json))
     try:
         try:
-            first = watcher.read().only(only)
+            first = watcher.read().only(layer)
         except RunEndedError as error:
             raise ClusterError(f"{error} {_LAST}") from None
         if as_json:
             emit(first.as_dict())
         elif watch:
             watcher.leave = partial(_leave, code=0)
-            _watch(watcher, first, only, sort, interval or _INTERVAL_S)
+            _watch(watcher, first, layer, sort, interval or _INTERVAL_S)
         else:
             _show(first, sort)
     finally:
@@ -120,15 +121,6 @@ def _leave(error: "ClusterError | RunEndedError", *, as_json: bool = False, code
     os._exit(code)
 
 
-def _parse_layer(layer: str | None) -> int | None:
-    if layer is None:
-        return None
-    digits = layer.removeprefix("L")
-    if not (digits.isascii() and digits.isdigit()):
-        raise UsageError(f"--layer needs the number of a layer, from 0, like 0 for the tiles L0/…; it is “{layer}”.")
-    return int(digits)
-
-
 def _show(stats: "RunStats", sort: str) -> None:
     from rapa_dist.console import stdout
     from rapa_dist.coordinator.tiles_table import tiles_table
@@ -136,7 +128,7 @@ def _show(stats: "RunStats", sort: str) -> None:
     stdout.print(tiles_table(stats, sort=sort, width=stdout.width if stdout.is_terminal else None))
 
 
-def _watch(watcher: "Watcher", first: "RunStats", layer: int | None, sort: str, interval_s: float) -> None:
+def _watch(watcher: "Watcher", first: "RunStats", layer: str | None, sort: str, interval_s: float) -> None:
     """Show stats again and again, in place on a terminal, one table after the other elsewhere."""
     import time
     from contextlib import ExitStack

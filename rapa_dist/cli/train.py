@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import redirect_stdout
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,26 @@ import click
 
 from rapa_dist.cli.output import emit, json_option, outcome, show
 from rapa_dist.cli.types import path, patience, text
+from rapa_dist.config import INITS, TrainConfig
 from rapa_dist.errors import UsageError
+from rapa_dist.networks import PAPER, PRESETS
 
-_EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 10, 0, 1, 1e-4, 25
+_DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
 
 
 @click.command()
-@click.option("--tiles", metavar="N,N,N", help="Tiles n_t of every layer.  [default: 16,4,1]")
+@click.option(
+    "--network",
+    metavar="NAME",
+    help=f"{', '.join(PRESETS)}, or package.module:factory, called with the number of classes and (channels, h, w).  "
+    f"[default: {PAPER}, the paper's]",
+)
+@click.option(
+    "--tiles",
+    metavar="N,N,N",
+    help="Tiles n_t of every convolution; or, but for the paper's network, one number for that with most patches, the "
+    "others in proportion.  [default: 16,4,1; 16 for other networks]",
+)
 @click.option(
     "--scheme",
     metavar="NAME",
@@ -25,38 +39,59 @@ _EPOCHS, _BATCH_SIZE, _SEED, _WARMUP_EPOCHS, _WEIGHT_DECAY, _DECAY_EVERY = 10, 1
 @click.option(
     "--pooling",
     metavar="NAME",
-    help="Pooling of all layers but the last: max, average, stochastic or mixed.  [default: max]",
+    help="Of the paper's network: pooling of all layers but the last: max, average, stochastic or mixed.  "
+    "[default: max]",
 )
-@click.option("--channels", metavar="N,N,N", help="Output channels of every layer.  [default: 32,32,64]")
+@click.option(
+    "--channels", metavar="N,N,N", help="Of the paper's network: output channels of every layer.  [default: 32,32,64]"
+)
+@click.option(
+    "--init",
+    metavar="NAME",
+    help="xavier: every tile is drawn independently, as in the paper; weights: all tiles of a layer start with the "
+    f"network's own.  [default: {INITS[0]}]",
+)
 @click.option(
     "--dataset",
     metavar="NAME",
-    help="builtin, cifar10, cifar100, svhn, or images:FOLDER with train/<class>/… and test/<class>/….  "
-    "[default: cifar10 if it is there or can be fetched, else builtin]",
+    help="builtin, cifar10, cifar100, svhn, mnist, fashion-mnist, or images:FOLDER with train/<class>/… and "
+    "test/<class>/….  [default: cifar10 if it is there or can be fetched, else builtin]",
+)
+@click.option(
+    "--image-size",
+    type=int,
+    metavar="N",
+    help="Resize images, shorter side to N pixels, and crop them to N × N around their centre.  [default: as they are]",
 )
 @click.option("--data-dir", type=path, help="Where data sets are, or are downloaded to.")
 @click.option("--limit-train", type=int, metavar="N", help="Use N training images only.")
 @click.option("--limit-test", type=int, metavar="N", help="Use N test images only.")
-@click.option("--epochs", type=int, help=f"Passes over the training images.  [default: {_EPOCHS}]")
-@click.option("--batch-size", type=int, help=f"Images in a mini-batch.  [default: {_BATCH_SIZE}]")
+@click.option("--epochs", type=int, help=f"Passes over the training images.  [default: {_DEFAULT['epochs']}]")
+@click.option("--batch-size", type=int, help=f"Images in a mini-batch.  [default: {_DEFAULT['batch_size']}]")
 @click.option(
     "--micro-batches",
     type=int,
     metavar="N",
     help="Parts of a mini-batch, so that tiles and coordinator work at the same time; the update stays one.  "
-    "[default: 2, or 1 with 8 or more tiles behind the first layer]",
+    "[default: 2; 1 with 8 or more tiles behind the first layer, or with batch normalisation]",
 )
 @click.option("--lr", type=float, help="Learning rate λ.  [default: 0.05 with tiling, 0.005 without]")
+@click.option(
+    "--lr-of",
+    multiple=True,
+    metavar="LAYER=λ",
+    help="A learning rate of its own for a layer, by its name; it decays like λ.  May be given several times.",
+)
 @click.option("--lr-decay", type=float, help="Factor γ on λ.  [default: 0.75 with tiling, 0.5 without]")
-@click.option("--lr-decay-every", type=int, help=f"Epochs between decays.  [default: {_DECAY_EVERY}]")
-@click.option("--warmup-epochs", type=int, help=f"First epochs, at λ/50.  [default: {_WARMUP_EPOCHS}]")
+@click.option("--lr-decay-every", type=int, help=f"Epochs between decays.  [default: {_DEFAULT['lr_decay_every']}]")
+@click.option("--warmup-epochs", type=int, help=f"First epochs, at λ/50.  [default: {_DEFAULT['warmup_epochs']}]")
 @click.option(
     "--weight-decay",
     type=float,
-    help=f"Relative decay of weights per step and λ.  [default: {_WEIGHT_DECAY:g}]",
+    help=f"Relative decay of weights per step and λ.  [default: {_DEFAULT['weight_decay']:g}]",
 )
 @click.option("--augment/--no-augment", default=None, help="Mirror and brighten training images.  [default: augment]")
-@click.option("--seed", type=int, help=f"Seed of everything that is drawn.  [default: {_SEED}]")
+@click.option("--seed", type=int, help=f"Seed of everything that is drawn.  [default: {_DEFAULT['seed']}]")
 @click.option(
     "--fabric",
     default="ray",
@@ -131,7 +166,7 @@ def train(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Train a RAPA ConvNet; every tile is a Ray actor in a process of its own.
+    """Train a network whose convolutions are on tiles; every tile is a Ray actor in a process of its own.
 
     The train error of an epoch is a running one: of augmented images, each as the network was when it was trained on
     it. The test error is of plain images at the end of the epoch, and so can be the lower one.
@@ -140,12 +175,17 @@ def train(
     Examples:
       rapa-dist train --tiles 16,4,1
       rapa-dist train --dataset images:photos --limit-train 10000 --epochs 20
+      rapa-dist train --network alexnet --tiles 17,4,1,1,1 --dataset images:photos --image-size 64
+      rapa-dist train --network my_networks:small --tiles 16
       rapa-dist train --resume runs/20261123T120000Z-builtin-16x4x1
     """  # noqa: D301 — click wants the backspace itself
-    from rapa_dist.config import check_fabric, parse_list
+    from rapa_dist.checks import parse_list, parse_rates
+    from rapa_dist.config import check_fabric
 
     check_fabric(fabric)
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = {name: value for name, value in settings.items() if value not in (None, ())}
+    if "lr_of" in given:
+        given["lr_of"] = parse_rates("--lr-of", given["lr_of"])
     for name in ("tiles", "channels"):
         if name in given:
             given[name] = parse_list(f"--{name}", given[name])
@@ -232,21 +272,9 @@ def train(
 
 def _resolve(given: dict[str, Any]) -> Any:
     from rapa_dist.config import resolve
+    from rapa_dist.data.load import image_of
 
-    defaults = {
-        "pooling": "max",
-        "dataset": None,
-        "limit_train": None,
-        "limit_test": None,
-        "epochs": _EPOCHS,
-        "batch_size": _BATCH_SIZE,
-        "lr_decay_every": _DECAY_EVERY,
-        "warmup_epochs": _WARMUP_EPOCHS,
-        "weight_decay": _WEIGHT_DECAY,
-        "augment": True,
-        "seed": _SEED,
-    }
-    return resolve(**(defaults | given), given=given.keys())
+    return resolve(**given, image=image_of(given.get("dataset"), given.get("image_size")), given=given.keys())
 
 
 def _resumed(path: Path, given: dict[str, Any]) -> Any:

@@ -24,27 +24,32 @@ from safetensors.numpy import load, save
 
 from rapa_dist import files
 from rapa_dist.config import TrainConfig
-from rapa_dist.coordinator.weights import named, weights_sha256
+from rapa_dist.coordinator.weights import kernels_of, named, weights_sha256
 from rapa_dist.errors import CheckpointError, UsageError, VoidError
 from rapa_dist.fabric.base import Kernels
 from rapa_dist.fields import NUMBER, OBJECT, POSITIVE, TEXT, Kind, check, listing, shown, whole
 from rapa_dist.files import cause, parse_json, read_file
-from rapa_dist.machine import IMAGE_CHANNELS
+from rapa_dist.networks import PAPER
 from rapa_dist.tile import Matrix
 
-FORMAT = 2
+FORMAT = 4
 _KEEP = 3
 _MOST_SIDECAR = 1 << 20  # bytes; the tensors' own header is as long
 _NAME = re.compile(r"step-(\d{9,18})-epoch-(\d{5,18})\.json")
 _FIELDS = {
     "config": OBJECT,
     "data_fingerprint": TEXT,
-    "data_mean": listing(NUMBER, IMAGE_CHANNELS),
+    "data_mean": listing(NUMBER),
     "classes": listing(TEXT),
+    "arrays": listing(TEXT),
+    "tensors": OBJECT,
     "weights_sha256": TEXT,
     "progress": OBJECT,
     "sha256": TEXT,
 }
+_TYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+_Shapes = dict[str, tuple[Any, ...]]
+"""By name of a tensor its type and its lengths."""
 _WAY_OUT = "Delete it with its other file to go on from the checkpoint before."
 
 
@@ -103,17 +108,19 @@ class Checkpoint:
     classes: tuple[str, ...]
     """What the outputs of the network stand for, by label."""
     progress: Progress
+    arrays: tuple[str, ...]
+    """Names of the layers on tiles, in the order in which an image first meets them."""
     kernels: Kernels
-    """One array (n_t, k + 1, c_out) per layer."""
+    """One array (n_t, k + 1, c_out) for each of them."""
     digital: dict[str, Matrix]
-    """The digital side's parameters."""
+    """The digital side's parameters and buffers."""
     data_mean: list[float] = field(default_factory=list)
     """Mean of the training pixels per channel, 0…1: what the network subtracts from its input."""
 
     @property
     def weights(self) -> dict[str, Matrix]:
         """All weights by name."""
-        return named(self.kernels, self.digital)
+        return named(self.arrays, self.kernels, self.digital)
 
 
 def write(folder: Path, name: str, checkpoint: Checkpoint) -> Path:
@@ -129,6 +136,8 @@ def write(folder: Path, name: str, checkpoint: Checkpoint) -> Path:
         "data_fingerprint": checkpoint.data_fingerprint,
         "data_mean": checkpoint.data_mean,
         "classes": list(checkpoint.classes),
+        "arrays": list(checkpoint.arrays),
+        "tensors": {name: [value.dtype.name, *value.shape] for name, value in weights.items()},
         "weights_sha256": weights_sha256(weights),
     }
     data = save(weights, metadata={"rapa_dist": json.dumps(about, sort_keys=True)})
@@ -160,7 +169,9 @@ def read(path: Path) -> Checkpoint:
         check(about, _FIELDS)
         _check_not_void(about["config"], path)
         config, progress = TrainConfig.from_dict(about["config"]), Progress.from_dict(about.pop("progress"))
-        shapes = _shapes(config, len(about["classes"]))
+        if config.classes not in (None, len(about["classes"])):
+            raise ValueError(f"it has {len(about['classes'])} classes, its configuration {config.classes}")
+        shapes = _shapes(config, about["arrays"], about["tensors"])
         data = _read_tensors(path, shapes, about.pop("sha256"))
         header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
         if parse_json(header["__metadata__"]["rapa_dist"].encode()) != about:
@@ -175,7 +186,8 @@ def read(path: Path) -> Checkpoint:
         data_mean=about["data_mean"],
         classes=tuple(about["classes"]),
         progress=progress,
-        kernels=[tensors.pop(f"layers.{i}.tiles") for i in range(len(config.tiles))],
+        arrays=tuple(about["arrays"]),
+        kernels=[tensors.pop(kernels_of(name)) for name in about["arrays"]],
         digital=tensors,
     )
 
@@ -201,10 +213,13 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     return about
 
 
-def _read_tensors(path: Path, shapes: dict[str, tuple[int, ...]], sha256: str) -> bytes:
+def _read_tensors(path: Path, shapes: _Shapes, sha256: str) -> bytes:
     """Return the contents of a safetensors file that the sidecar vouches for."""
     try:
-        data = read_file(path, 4 * sum(map(math.prod, shapes.values())) + 2 * _MOST_SIDECAR)
+        data = read_file(
+            path,
+            _bytes(shapes) + 2 * _MOST_SIDECAR,
+        )
     except FileNotFoundError as error:
         raise CheckpointError(f"Checkpoint {path} is not whole: there is no {error.filename}. {_WAY_OUT}") from None
     except OSError as error:
@@ -303,20 +318,37 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _shapes(config: TrainConfig, classes: int) -> dict[str, tuple[int, ...]]:
-    """Return the tensors that a checkpoint of a configuration has, by name."""
-    machine = config.machine
-    of_tiles: dict[str, tuple[int, ...]] = {
-        f"layers.{layer.index}.tiles": (layer.n_tiles, *layer.kernel_shape) for layer in machine.layers
-    }
-    return of_tiles | machine.digital_shapes(classes, config.pooling)
+def _shapes(config: TrainConfig, arrays: list[str], tensors: dict[str, Any]) -> _Shapes:
+    """Return type and shape of the tensors that a checkpoint has, by name, as its sidecar lists them.
+
+    Raises:
+        ValueError: it lists something else, or kernels that are not those of the configuration.
+    """
+    kind = listing(whole())
+    found: _Shapes = {}
+    for name, listed in tensors.items():
+        if not isinstance(listed, list) or not listed or listed[0] not in _TYPES:
+            raise ValueError(f"tensors.{name} is {shown(listed)}, expected a type and lengths")
+        found[name] = (listed[0], *check({name: listed[1:]}, {name: kind})[name])
+    if unlisted := {kernels_of(name) for name in arrays} - found.keys():
+        raise ValueError(f"{', '.join(sorted(unlisted))} is not among its tensors")
+    if config.network == PAPER:
+        expected = {kernels_of(a.name): ("float32", a.n_tiles, *a.kernel_shape) for a in config.paper_machine.arrays}
+        kernels = {kernels_of(name): found[kernels_of(name)] for name in arrays}
+        if kernels != expected:
+            raise ValueError(f"its kernels are {kernels}, expected {expected}")
+    return found
 
 
-def _check_tensors(tensors: dict[str, Any], expected: dict[str, tuple[int, ...]], path: Path) -> None:
-    found = {name: value.shape for name, value in tensors.items()}
-    if found != expected or any(value.dtype != np.float32 for value in tensors.values()):
+def _bytes(shapes: _Shapes) -> int:
+    return sum(np.dtype(kind).itemsize * math.prod(lengths) for kind, *lengths in shapes.values())
+
+
+def _check_tensors(tensors: dict[str, Any], expected: _Shapes, path: Path) -> None:
+    found = {name: (value.dtype.name, *value.shape) for name, value in tensors.items()}
+    if found != expected:
         raise CheckpointError(
-            f"Checkpoint {path} holds other tensors than its configuration: {found}, expected {expected}. {_WAY_OUT}"
+            f"Checkpoint {path} holds other tensors than its sidecar: {found}, expected {expected}. {_WAY_OUT}"
         )
     if not all(np.isfinite(value).all() for value in tensors.values()):
         raise CheckpointError(f"Checkpoint {path} holds weights that are no finite numbers. {_WAY_OUT}")

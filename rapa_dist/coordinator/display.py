@@ -16,6 +16,7 @@ from rapa_dist.coordinator.telemetry import RayMetrics
 from rapa_dist.coordinator.tiles_table import tiles_table
 from rapa_dist.data import DataSet
 from rapa_dist.inspection import RunStats
+from rapa_dist.layout import machine_of
 
 _REFRESH_S = 0.25
 _TABLE_S = 1.0
@@ -160,7 +161,7 @@ class RunDisplay:
 
 def introduction(config: TrainConfig, data: DataSet, fabric: str) -> str:
     """Return what is about to be trained, on what, and on which fabric, in two lines."""
-    machine = config.machine
+    machine = machine_of(config)
     return (
         f"{data.name}: {len(data.train.labels):,} training and {len(data.test.labels):,} test images in "
         f"{len(data.classes)} classes\n"

@@ -5,11 +5,12 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from threadpoolctl import ThreadpoolController
+
+from rapa_dist.installed import version_of
 
 
 def environment() -> dict[str, Any]:
@@ -19,7 +20,7 @@ def environment() -> dict[str, Any]:
         "argv": sys.argv,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
+        "packages": {name: version_of(name) for name in packages},
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),

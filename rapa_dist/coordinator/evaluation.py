@@ -8,10 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from rapa_dist.console import Advance
-from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.data import ImageSet, evaluation_batches
-from rapa_dist.footprint import TEST_IMAGES
-from rapa_dist.network.learner import Learner
+from rapa_dist.nn.schedule import Learner
 from rapa_dist.tile import Matrix
 
 
@@ -28,26 +26,24 @@ class Score:
 @torch.no_grad()
 def evaluate(
     network: Learner,
-    assigner: Assigner,
     images: ImageSet,
     mean: Matrix,
     *,
+    batch_size: int,
     step: int,
     votes: int = 1,
-    micro_batches: int = 1,
     advance: Advance = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Score | None:
     """Classify a set of images.
 
     Args:
-        network: its fabric must hold batches of `TEST_IMAGES` images.
-        assigner: draws the assignments; every vote has its own.
+        network: every vote has assignments of its own.
         images: the set.
         mean: (3,) mean pixel per channel to subtract.
+        batch_size: images at a time, as `demand.test_images` gives it.
         step: steps trained so far.
         votes: V; the class with most votes wins, among equals the one with the larger sum of probabilities.
-        micro_batches: parts that every batch is cut into, if the network has it cut.
         advance: told how many images are done.
         stop: asked after every batch whether to give up.
 
@@ -55,13 +51,13 @@ def evaluate(
         The score, or None if `stop` said so.
     """
     wrong, loss, first = 0, 0.0, 0
-    parts = micro_batches if network.cuts else 1
     total = len(images.labels)
-    for pixels, labels in evaluation_batches(images, mean, TEST_IMAGES):
-        batch, target = torch.from_numpy(pixels), torch.from_numpy(labels)
+    for pixels, labels in evaluation_batches(images, mean, batch_size):
+        device = next(network.model.parameters()).device
+        batch, target = as_images(pixels, device), torch.from_numpy(labels)
         ballot: torch.Tensor | None = None
         for vote in range(votes):
-            scores = network.classify(batch, assigner.route_test(step, first, len(labels), vote, parts))
+            scores = network.classify(batch, (step, first, vote)).cpu()
             if vote == 0:
                 loss += F.cross_entropy(scores, target, reduction="sum").item()
             cast = cast_vote(scores)
@@ -73,6 +69,11 @@ def evaluate(
         if stop():
             return None
     return Score(100 * wrong / total, loss / total)
+
+
+def as_images(pixels: Matrix, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Return pixels (images, h, w, channels) as models take them, (images, channels, h, w), with the same memory."""
+    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
 
 
 def cast_vote(scores: torch.Tensor) -> torch.Tensor:

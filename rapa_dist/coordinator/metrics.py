@@ -25,7 +25,6 @@ _WALL = {
     "train_s": POSITIVE,
     "test_s": POSITIVE,
     "step_ms": optional(POSITIVE),
-    "networks": whole(1),
     "fabric": TEXT,
 }
 _MAY_LACK = {
@@ -35,7 +34,6 @@ _MAY_LACK = {
     "device_time_s",
     "test_device_time_s",
     "similarity",
-    "networks",
     "step_ms",
     "weights_sha256",
     "fabric",

@@ -21,7 +21,13 @@ from rapa_dist.interrupts import uninterrupted
 
 def load(config: TrainConfig, data_dir: Path | None) -> DataSet:
     """Return what a run is trained on."""
-    return load_dataset(config.dataset, data_dir=data_dir, limit_train=config.limit_train, limit_test=config.limit_test)
+    return load_dataset(
+        config.dataset,
+        data_dir=data_dir,
+        limit_train=config.limit_train,
+        limit_test=config.limit_test,
+        image_size=config.image_size,
+    )
 
 
 @contextmanager

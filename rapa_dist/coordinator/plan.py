@@ -2,36 +2,38 @@
 
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from rapa_dist.config import TrainConfig
 from rapa_dist.console import stdout
-from rapa_dist.coordinator.assigner import Assigner
-from rapa_dist.footprint import TEST_IMAGES, TILE_BYTES, Footprint, images_per_batch
+from rapa_dist.footprint import TILE_BYTES, Footprint
 from rapa_dist.hardware import CycleTimes, training_time
+from rapa_dist.layout import machine_of
+from rapa_dist.router import Router, loads
 
 
 def plan(config: TrainConfig, fabric: str) -> dict[str, Any]:
     """Return the machine of a run and what the emulation of it needs, as plain values."""
-    machine = config.machine
+    machine = machine_of(config)
     layers = []
-    for layer in machine.layers:
+    for layer in machine.arrays:
         rows = config.batch_size * (layer.n_patches // layer.perforation)
         layers.append(
             {
                 "layer": layer.index,
+                "name": layer.name,
                 "tiles": layer.n_tiles,
                 "kernel_shape": list(layer.kernel_shape),
                 "weights": layer.n_weights,
                 "patches_per_image": layer.n_patches,
                 "rows_per_tile_and_step": rows / layer.n_tiles,
-                "bytes_per_step": 4 * rows * ((1 if layer.index == 0 else 2) * layer.k + 2 * layer.c_out),
+                "bytes_per_step": 4 * rows * ((1 + layer.input_error) * layer.k + 2 * layer.c_out),
             }
         )
-    needed = Footprint.of(machine, images_per_batch(config.batch_size, config.limit_train), fabric)
+    needed = Footprint.of(machine, config.batch_size, fabric)
     actors = len(machine.tiles) if fabric == "ray" else 0
-    loads = Assigner(machine, config.scheme, config.seed).loads(min(config.batch_size, TEST_IMAGES))
-    device_time = training_time(loads, CycleTimes())
+    of_step = loads(machine, Router(config.seed), config.batch_size, training=True)
+    device_time = training_time(of_step, CycleTimes())
     return {
         "config": config.as_dict(),
         "fabric": fabric,
@@ -52,10 +54,12 @@ def plan(config: TrainConfig, fabric: str) -> dict[str, Any]:
 
 def print_plan(described: dict[str, Any]) -> None:
     """Print what `plan` returned as a table on stdout."""
-    table = Table("layer", "tiles", "kernel", "weights", "patches/image", "rows/tile and step", "MB/step")
+    table = Table(
+        Column("layer", no_wrap=True), "tiles", "kernel", "weights", "patches/image", "rows/tile and step", "MB/step"
+    )
     for layer in described["layers"]:
         table.add_row(
-            f"L{layer['layer']}",
+            layer["name"],
             str(layer["tiles"]),
             "×".join(map(str, layer["kernel_shape"])),
             f"{layer['weights']:,}",

@@ -21,7 +21,6 @@ class Recoveries:
     def restarted(self, restart: Restart) -> None:
         """Take note of a tile whose process was replaced, a moment ago."""
         noticed = datetime.now(UTC) - timedelta(seconds=restart.seconds)
-        what = "hung, was killed and is back" if restart.hung else "died and is back"
         self.note(
             Recovery(
                 kind=HUNG if restart.hung else TILE,
@@ -31,7 +30,7 @@ class Recoveries:
                 seconds=restart.seconds,
                 at=noticed.isoformat(timespec="milliseconds"),
             ),
-            f"{restart.tile} {what}; its cycle was repeated ({restart.seconds:.1f} s, in step {self.step + 1})",
+            f"{sentence(restart)[:-1]}, in step {self.step + 1})",
         )
 
     def note(self, recovery: Recovery, message: str) -> None:
@@ -49,3 +48,9 @@ class Recoveries:
         """Return those since the last call, as plain values."""
         new, self._new = self._new, []
         return [recovery.as_dict() for recovery in new]
+
+
+def sentence(restart: Restart) -> str:
+    """Return what became of a tile whose process was replaced."""
+    what = "hung, was killed and is back" if restart.hung else "died and is back"
+    return f"{restart.tile} {what}; its cycle was repeated ({restart.seconds:.1f} s)"

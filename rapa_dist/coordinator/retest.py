@@ -41,15 +41,14 @@ def retest(
     if votes > 1:
         check_reassigns(path, "all votes would agree", "Leave --votes out.")
     trained = Trained.open(path, checkpoint=checkpoint, where=where, limit_test=limit_test, others=True)
-    with trained.network() as network, work("Testing", "images") as advance:
+    with trained.network(seed) as network, work("Testing", "images") as advance:
         score = evaluate(
             network,
-            trained.assigner(seed),
             trained.data.test,
             trained.mean,
+            batch_size=trained.test_images,
             step=trained.step,
             votes=votes,
-            micro_batches=trained.config.micro_batches,  # as in the run's tests: the same bits
             advance=advance,
         )
     assert score is not None

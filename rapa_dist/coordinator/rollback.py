@@ -17,7 +17,7 @@ from rapa_dist.coordinator.saving import Saver
 from rapa_dist.coordinator.telling import tell
 from rapa_dist.coordinator.trainer import Outcome, Trainer
 from rapa_dist.errors import CapacityError, ClusterError, NodeLostError, RapaError
-from rapa_dist.fabric.base import Tiles
+from rapa_dist.fabric.base import Fabric
 from rapa_dist.fabric.placement import Room
 
 NODE_PATIENCE_S = 60.0
@@ -34,7 +34,7 @@ class Rollback:
 
     def __init__(
         self,
-        fabric: Tiles,
+        fabric: Fabric,
         directory: RunDirectory,
         saver: Saver,
         recoveries: Recoveries,

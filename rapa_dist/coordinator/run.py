@@ -12,6 +12,7 @@ from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator import opening
 from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.coordinator.display import RunDisplay, introduction
+from rapa_dist.coordinator.learner import network_of
 from rapa_dist.coordinator.own_tiles import OwnTiles
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.rollback import NODE_PATIENCE_S, Rollback
@@ -28,8 +29,8 @@ from rapa_dist.data import DataSet
 from rapa_dist.errors import CheckpointError, ClusterError, NodeLostError
 from rapa_dist.fabric.cluster import clear_away_abandoned
 from rapa_dist.fabric.lookout import RESTARTS
-from rapa_dist.footprint import images_per_batch
 from rapa_dist.interrupts import asked_to_stop
+from rapa_dist.layout import machine_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +117,7 @@ def start_run(
     nodes: int | None = None,
     live: bool = False,
     tolerance: Tolerance = TOLERANCE,
+    data: DataSet | None = None,
 ) -> RunResult:
     """Train a new run. Everything that can be wrong is looked at before anything is written or started.
 
@@ -129,21 +131,22 @@ def start_run(
         nodes: nodes of the cluster to use at most; None: all that offer tiles.
         live: whether to show what every tile does.
         tolerance: how much trouble it takes before it stops.
+        data: what to train on, where that is in memory; None: what the configuration names.
 
     Raises:
         RapaError: with the cause, and what to do.
     """
     RunDirectory.check_new(run_dir)
     look_ahead(fabric, address)
-    data = opening.load(config, data_dir)
-    config = replace(config, dataset=data.name)
+    data = opening.load(config, data_dir) if data is None else data
+    config = network_of(config, data).config
     with ExitStack() as clean_up:
-        place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), device, nodes)
+        place = Place(fabric, machine_of(config), min(config.batch_size, len(data.train)), device, nodes)
         clean_up.callback(place.close)
         place.connect(address)
         options = _options(fabric, device, address, nodes, live, tolerance)
         directory, start = opening.begin(run_dir, config, data, data_dir, clean_up, options)
-        return _train(start, data, place, directory, live, tolerance)
+        return _train(start, data, place, directory, live, tolerance, device)
 
 
 def resume_run(
@@ -158,6 +161,7 @@ def resume_run(
     nodes: int | None = None,
     live: bool = False,
     tolerance: Tolerance = TOLERANCE,
+    data: DataSet | None = None,
 ) -> RunResult:
     """Go on with a run from its newest checkpoint, as if it had never stopped.
 
@@ -172,6 +176,7 @@ def resume_run(
         data_dir: as for `start_run`; None for where the run found its data.
         live: as for `start_run`.
         tolerance: as for `start_run`.
+        data: as for `start_run`.
 
     Raises:
         RapaError: with the cause, and what to do.
@@ -189,17 +194,18 @@ def resume_run(
                 clear_away_abandoned()
             return RunResult(directory, directory.find_checkpoint("newest").stem, finished=True)
         look_ahead(fabric, address)
-        where = Where(dataset=dataset, data_dir=data_dir)
-        check_elsewhere(directory, config, newest, where)
-        data = as_the_run_has_them(open_images(directory, config, where), config)
+        if data is None:
+            where = Where(dataset=dataset, data_dir=data_dir)
+            check_elsewhere(directory, config, newest, where)
+            data = as_the_run_has_them(open_images(directory, config, where), config)
         opening.check_images(directory, data, newest)
         config = replace(config, dataset=data.name)
-        place = Place(fabric, config.machine, images_per_batch(config.batch_size, len(data.train)), device, nodes)
+        place = Place(fabric, machine_of(config), min(config.batch_size, len(data.train)), device, nodes)
         clean_up.callback(place.close)
         place.connect(address)
         options = _options(fabric, device, address, nodes, live, tolerance)
         start = opening.go_on(directory, config, data, newest, data_dir, options)
-        return _train(start, data, place, directory, live, tolerance)
+        return _train(start, data, place, directory, live, tolerance, device)
 
 
 def _options(
@@ -220,7 +226,13 @@ def _options(
 
 
 def _train(
-    start: Checkpoint, data: DataSet, place: Place, directory: RunDirectory, live: bool, tolerance: Tolerance
+    start: Checkpoint,
+    data: DataSet,
+    place: Place,
+    directory: RunDirectory,
+    live: bool,
+    tolerance: Tolerance,
+    device: str,
 ) -> RunResult:
     config, recoveries = start.config, Recoveries(directory)
     with one_digital_thread(), redirect_stdout(directory.log_stream()):  # Ray prints its warnings to stdout
@@ -241,7 +253,7 @@ def _train(
 
                 def trainer(start: Checkpoint) -> Trainer:
                     every = tolerance.snapshot_every
-                    return Trainer(start, data, fabric, directory, display, recoveries, saver, every)
+                    return Trainer(start, data, fabric, directory, display, recoveries, saver, every, device)
 
                 rollback = Rollback(fabric, directory, saver, recoveries, place.rooms_left, tolerance.node_patience_s)
                 outcome = rollback.run(start, trainer, stop)

@@ -51,7 +51,7 @@ def open_images(directory: RunDirectory, config: TrainConfig, where: Where) -> A
         DataError: there are none, or they can't be read.
     """
     with _maybe_moved(directory, where):
-        return open_dataset(_name(config, where), where.data_dir or directory.data_dir)
+        return open_dataset(_name(config, where), where.data_dir or directory.data_dir, config.image_size)
 
 
 def look_at_images(directory: RunDirectory, config: TrainConfig, where: Where) -> Look:
@@ -62,6 +62,7 @@ def look_at_images(directory: RunDirectory, config: TrainConfig, where: Where) -
             data_dir=where.data_dir or directory.data_dir,
             limit_train=config.limit_train,
             limit_test=config.limit_test,
+            image_size=config.image_size,
         )
 
 

@@ -9,8 +9,9 @@ import torch
 
 from rapa_dist.console import stderr, work
 from rapa_dist.coordinator.sessions import last_options
+from rapa_dist.demand import arena_floats
 from rapa_dist.fabric.address import find_address
-from rapa_dist.fabric.base import Kernels, Tiles
+from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.fabric.chip import check_room
 from rapa_dist.fabric.cluster import Cluster, connect_to
 from rapa_dist.fabric.lookout import RESTARTS, Restart
@@ -57,22 +58,25 @@ def look_ahead(kind: str, address: str | None) -> None:
 class Place:
     """Where a run's tiles live; owns the Ray cluster that was joined or started, and the tiles on it."""
 
-    def __init__(self, kind: str, machine: Machine, images: int, device: str = "cpu", nodes: int | None = None) -> None:
+    def __init__(
+        self, kind: str, machine: Machine, batch_size: int, device: str = "cpu", nodes: int | None = None
+    ) -> None:
         """Choose it; nothing is started yet.
 
         Args:
             kind: the fabric, one of `FABRICS`.
             machine: which tiles.
-            images: images in the largest mini-batch.
+            batch_size: images in the largest mini-batch.
             device: where the fabric "batched" has its tensors, "cpu" or "cuda".
             nodes: nodes to use at most, this one first; None: all that offer tiles.
         """
-        self._kind, self._machine, self._images, self._device = kind, machine, images, device
+        self._kind, self._machine, self._batch_size, self._device = kind, machine, batch_size, device
+        self._arena_floats = arena_floats(machine, batch_size)
         self._nodes = nodes
         self.where = ""
         """The cluster that was joined or started, in words; empty where there is none."""
         self._cluster: Cluster | None = None
-        self._fabric: Tiles | None = None
+        self._fabric: Fabric | None = None
         self._rooms: list[Room] | None = None
         self._registered = ExitStack()
 
@@ -83,7 +87,7 @@ class Place:
             UsageError, ClusterError: there is none with enough tiles, or this node has too little memory.
         """
         if self._kind != "ray":
-            check_memory(self._machine, self._images, self._kind)
+            check_memory(self._machine, self._batch_size, self._kind)
             return
         found = find_address(address)
         if found is None:
@@ -116,8 +120,8 @@ class Place:
 
     def _check(self, tiles: list[int] | None) -> None:
         """Raise ClusterError if this node has too little memory for some tiles; None: all of them."""
-        check_room(self._machine, self._images, tiles)
-        check_memory(self._machine, self._images, self._kind, tiles)
+        check_room(self._machine, self._arena_floats, tiles)
+        check_memory(self._machine, self._batch_size, self._kind, tiles)
 
     def open(
         self,
@@ -128,7 +132,7 @@ class Place:
         *,
         step: int = 0,
         restarts: int = RESTARTS,
-    ) -> Tiles:
+    ) -> Fabric:
         """Bring the tiles up with the given kernels.
 
         Args:
@@ -147,19 +151,19 @@ class Place:
         if self._kind == "batched":
             from rapa_dist.fabric.batched import BatchedFabric
 
-            self._fabric = BatchedFabric(self._machine, self._images, [kernels], device=self._device, step=step)
+            self._fabric = BatchedFabric(self._machine, kernels, device=self._device, step=step)
             return self._fabric
         if self._cluster is None:
             from rapa_dist.fabric.serial import SerialFabric
 
-            self._fabric = SerialFabric(self._machine, self._images, kernels, step=step)
+            self._fabric = SerialFabric(self._machine, self._arena_floats, kernels, step=step)
             return self._fabric
         from rapa_dist.fabric.ray import RayFabric
 
         with work("Starting tiles") as advance:
             self._fabric = fabric = RayFabric(
                 self._machine,
-                self._images,
+                self._arena_floats,
                 kernels,
                 run=run,
                 cluster=self._cluster,

@@ -81,11 +81,11 @@ def tiles_table(stats: RunStats, *, sort: str = "tile", width: int | None = None
 
 
 def _which(stats: RunStats) -> str:
-    """Return which tiles of the run these are: "21 tiles", "layer 1, 4 of 21 tiles"."""
+    """Return which tiles of the run these are: "21 tiles", "conv1, 4 of 21 tiles"."""
     if len(stats.tiles) == stats.tiles_of_run:
         return counted(stats.tiles_of_run, "tile")
-    layers = {tile.layer for tile in stats.tiles}
-    layer = f"layer {layers.pop()}, " if len(layers) == 1 else ""
+    layers = {tile.name for tile in stats.tiles}
+    layer = f"{layers.pop()}, " if len(layers) == 1 else ""
     return f"{layer}{len(stats.tiles):,} of {counted(stats.tiles_of_run, 'tile')}"
 
 
@@ -121,7 +121,7 @@ def _tile_row(tile: TileStats) -> list[str]:
 
 
 def _total_row(total: TotalStats) -> list[str]:
-    name = "all" if total.layer is None else f"L{total.layer}"
+    name = total.name if total.layer is None else f"L{total.layer} {total.name}"
     restarting = total.states.get(RESTARTING, 0)
     return [
         f"{name} ×{total.tiles}",

@@ -10,18 +10,19 @@ import numpy as np
 
 from rapa_dist.config import TrainConfig
 from rapa_dist.console import stderr
-from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.coordinator.checkpoint import Checkpoint
+from rapa_dist.coordinator.learner import learner
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.run_images import WHERE_THEY_WERE, Where, as_the_run_has_them, check_same, open_images
 from rapa_dist.coordinator.session import one_digital_thread
 from rapa_dist.coordinator.weights import weights_sha256
 from rapa_dist.data import DataSet
 from rapa_dist.data.classes import translate
+from rapa_dist.demand import arena_floats, test_images
 from rapa_dist.errors import UsageError
 from rapa_dist.fabric.serial import SerialFabric
-from rapa_dist.footprint import TEST_IMAGES
-from rapa_dist.network.model import Network
+from rapa_dist.layout import machine_of
+from rapa_dist.nn.schedule import Learner
 from rapa_dist.tile import Matrix
 
 
@@ -107,7 +108,7 @@ class Trained:
 
     @property
     def mean(self) -> Matrix:
-        """(3,) mean pixel per channel, 0…1, that the network subtracts from its input."""
+        """(channels,) mean pixel per channel, 0…1, that the network subtracts from its input."""
         return np.asarray(self.checkpoint.data_mean, np.float32)
 
     @property
@@ -115,15 +116,27 @@ class Trained:
         """Mini-batches trained."""
         return self.checkpoint.progress.step
 
-    def assigner(self, seed: int | None = None) -> Assigner:
-        """Return what draws the assignments, with the run's seed or another."""
-        return Assigner(self.config.machine, self.config.scheme, self.config.seed if seed is None else seed)
-
     @contextmanager
-    def network(self, images: int = TEST_IMAGES) -> Iterator[Network]:
-        """Bring the network up, with kernels from the checkpoint, for mini-batches of at most `images` images."""
-        with one_digital_thread(), SerialFabric(self.config.machine, images, self.checkpoint.kernels) as fabric:
-            yield Network(fabric, pooling=self.config.pooling, digital=self.checkpoint.digital)
+    def network(self, seed: int | None = None, *, gradients: bool = False) -> Iterator[Learner]:
+        """Bring the network up, with kernels from the checkpoint.
+
+        Args:
+            seed: of the assignments; None: the run's.
+            gradients: whether somebody goes back from scores to images, for which every passage is kept.
+        """
+        checkpoint = self.checkpoint
+        config = self.config if seed is None else replace(self.config, seed=seed)
+        machine = machine_of(self.config)
+        floats = arena_floats(machine, max(config.batch_size, self.test_images) if gradients else config.batch_size)
+        with one_digital_thread(), SerialFabric(machine, floats, checkpoint.kernels, step=self.step) as fabric:
+            network = learner(config, fabric, checkpoint.digital, step=self.step)
+            network.model.requires_grad_(False)  # nothing is learnt any more
+            yield network
+
+    @property
+    def test_images(self) -> int:
+        """Images in a batch of a test."""
+        return test_images(machine_of(self.config), self.config.batch_size)
 
     def about(self) -> dict[str, Any]:
         """Return which network this is, as plain values."""

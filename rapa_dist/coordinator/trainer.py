@@ -11,27 +11,25 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from rapa_dist.analysis.similarity import similarity
 from rapa_dist.config import TrainConfig
 from rapa_dist.coordinator import checkpoint as checkpoints
-from rapa_dist.coordinator.assigner import Assigner
 from rapa_dist.coordinator.checkpoint import Checkpoint, Progress
-from rapa_dist.coordinator.evaluation import Score, evaluate
+from rapa_dist.coordinator.evaluation import Score, as_images, evaluate
+from rapa_dist.coordinator.learner import digital_arrays, learner, network_of
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.coordinator.saving import Saver
-from rapa_dist.coordinator.weights import named, weights_sha256
+from rapa_dist.coordinator.weights import weights_sha256
 from rapa_dist.data import Batches, DataSet
+from rapa_dist.demand import test_images
 from rapa_dist.errors import DivergedError
-from rapa_dist.fabric.base import Kernels, Tiles
-from rapa_dist.footprint import TEST_IMAGES
+from rapa_dist.fabric.base import Fabric, Kernels
 from rapa_dist.hardware import CycleTimes, testing_s, training_epoch_s
 from rapa_dist.interrupts import uninterrupted
-from rapa_dist.network.draws import pooling_draws
-from rapa_dist.network.learner import Learner, build
-from rapa_dist.network.model import initial_digital, initial_kernels
-from rapa_dist.network.pipeline import Result, Step
-from rapa_dist.tile import Update
+from rapa_dist.machine import Machine
+from rapa_dist.nn.schedule import Result, Step
+from rapa_dist.router import loads
+from rapa_dist.similarity import similarity
 
 SNAPSHOT_EVERY = 200
 """Steps after which the coordinator takes a copy of all weights, where some tiles live on other nodes, by default."""
@@ -62,15 +60,16 @@ class Outcome:
 
 def initial_checkpoint(config: TrainConfig, data: DataSet) -> Checkpoint:
     """Return a run that has not trained a step yet."""
-    machine = config.machine
+    network = network_of(config, data)
     return Checkpoint(
-        config=config,
+        config=network.config,
+        arrays=tuple(array.name for array in network.recording.machine.arrays),
         data_fingerprint=data.fingerprint,
         data_mean=data.mean.tolist(),
         classes=data.classes,
         progress=Progress(),
-        kernels=initial_kernels(machine, config.seed),
-        digital=initial_digital(machine, len(data.classes), config.seed, config.pooling),
+        kernels=network.initial_kernels(),
+        digital=digital_arrays(network.model),
     )
 
 
@@ -85,13 +84,13 @@ class Trainer:
         self,
         start: Checkpoint,
         data: DataSet,
-        fabric: Tiles,
+        fabric: Fabric,
         directory: RunDirectory,
         display: Display,
         recoveries: Recoveries | None = None,
         saver: Saver | None = None,
         snapshot_every: int = SNAPSHOT_EVERY,
-        network: Learner | None = None,
+        device: str = "cpu",
     ) -> None:
         """Continue from `start`, whose kernels are in the fabric's tiles already.
 
@@ -104,7 +103,7 @@ class Trainer:
             recoveries: what the run got over, for its metrics.
             saver: the run's, which outlives this trainer; None for a new one, where `start` is on disk.
             snapshot_every: steps between copies of all weights, where a node can be lost; 0: none but checkpoints.
-            network: on the fabric, as `start` has it; None for one that is built here.
+            device: where the digital side computes.
         """
         self.config = config = start.config
         self.progress = replace(start.progress)
@@ -115,8 +114,8 @@ class Trainer:
         self._display = display
         self._recoveries = recoveries or Recoveries(directory)
         self._recoveries.step = self.progress.step
-        self._network = network or build(fabric, pooling=config.pooling, digital=start.digital)
-        self._assigner = Assigner(fabric.machine, config.scheme, config.seed)
+        self._learner = learner(config, fabric, start.digital, step=self.progress.step, device=device)
+        self._device = device
         self._batches = Batches(
             data.train, data.mean, batch_size=config.batch_size, seed=config.seed, augment=config.augment
         )
@@ -127,9 +126,16 @@ class Trainer:
         self.snapshot = start
         """What to go back to if a node is lost: the newest snapshot or checkpoint."""
         images = len(data.train.labels)
-        self._device_time_s = training_epoch_s(self._assigner.loads, images, config.batch_size, CycleTimes())
-        tested = len(data.test.labels)
-        self._test_device_time_s = testing_s(self._assigner.test_loads, tested, TEST_IMAGES, CycleTimes())
+        machine, router = fabric.machine, self._learner.session.router
+        self._device_time_s = training_epoch_s(
+            lambda size: loads(machine, router, size, training=True), images, config.batch_size, CycleTimes()
+        )
+        self._test_device_time_s = testing_s(
+            lambda size: loads(machine, router, size, training=False),
+            len(data.test.labels),
+            test_images(machine, config.batch_size),
+            CycleTimes(),
+        )
         self._counted_until = time.perf_counter()
 
     @property
@@ -151,7 +157,7 @@ class Trainer:
         """
         while not self.at_end:
             self._counted_until = time.perf_counter()
-            with closing(self._network.train(self.steps(stop))) as results:
+            with closing(self._learner.train(self.steps(stop))) as results:
                 for result in results:
                     self.take(result)
             if not self.end_epoch(self._uncounted(), stop):
@@ -175,16 +181,12 @@ class Trainer:
 
     def steps(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Step]:
         """Yield the steps that are left of the epoch under way, until `stop` says so."""
-        config = self.config
-        parts = config.micro_batches if self._network.cuts else 1
-        update = Update(config.learning_rate(self.progress.epoch), config.weight_decay)
+        rate = self.config.learning_rate(self.progress.epoch)
         batches = self._batches.epoch(self.progress.epoch, self.progress.step_in_epoch)
         for number, (pixels, labels) in enumerate(batches, self.progress.step):
             if stop():
                 return
-            routing = self._assigner.route_training(number, len(labels), parts)
-            draws = pooling_draws(config.machine, config.pooling, config.seed, number, len(labels))
-            yield Step(torch.from_numpy(pixels), torch.from_numpy(labels), routing, update, draws)
+            yield Step(number, as_images(pixels, self._device), torch.from_numpy(labels).to(self._device), rate)
 
     def take(self, result: Result) -> None:
         """Take note of what became of the next of these steps.
@@ -216,13 +218,12 @@ class Trainer:
         train_s = progress.train_s + self._uncounted()
         return replace(snapshot, progress=replace(snapshot.progress, train_s=train_s))
 
-    def end_epoch(self, train_s: float, stop: Callable[[], bool], *, networks: int = 1) -> bool:
+    def end_epoch(self, train_s: float, stop: Callable[[], bool]) -> bool:
         """Test, record the epoch and save; or, if `stop` says so, save what there is of it.
 
         Args:
             train_s: wall time of its training that is not in `progress` yet, in seconds.
             stop: asked for now and then.
-            networks: how many were trained in this time.
 
         Returns:
             Whether to go on.
@@ -240,7 +241,7 @@ class Trainer:
         look = self._look() if unsaved or score is not None else None  # the tiles may fail here: nothing is written yet
         progress.recoveries = [*progress.recoveries, *self._recoveries.take()]
         if look is not None and score is not None:
-            self._finish_epoch(look, score, self._wall(networks))
+            self._finish_epoch(look, score, self._wall())
         elif look is not None:
             self._save(look)
         return score is not None and (self.at_end or not stop())
@@ -256,12 +257,11 @@ class Trainer:
 
     def _test(self, stop: Callable[[], bool]) -> Score | None:
         return evaluate(
-            self._network,
-            self._assigner,
+            self._learner,
             self._data.test,
             self._data.mean,
+            batch_size=test_images(self._fabric.machine, self.config.batch_size),
             step=self.progress.step,
-            micro_batches=self.config.micro_batches,
             advance=self._display.tested,
             stop=stop,
         )
@@ -282,8 +282,8 @@ class Trainer:
             "test_error_percent": score.error_percent,
             "device_time_s": self._device_time_s,
             "test_device_time_s": self._test_device_time_s,
-            "similarity": _similarities(look.kernels),
-            "weights_sha256": weights_sha256(named(look.kernels, look.digital)),
+            "similarity": _similarities(self._fabric.machine, look.kernels),
+            "weights_sha256": weights_sha256(look.weights),
             "wall": wall,
         }
         with uninterrupted():  # an epoch that is in metrics.jsonl is in a checkpoint, too
@@ -297,7 +297,7 @@ class Trainer:
         self._directory.log(f"epoch {progress.epoch} done: {metrics}")
         self._display.finished_epoch(metrics)
 
-    def _wall(self, networks: int) -> dict[str, Any]:
+    def _wall(self) -> dict[str, Any]:
         """Return the part of a line of metrics that no two runs have in common: of all sessions of the epoch."""
         progress = self.progress
         return {
@@ -307,7 +307,6 @@ class Trainer:
             "test_s": round(progress.test_s, 3),
             "steps": progress.step_in_epoch,
             "step_ms": round(1e3 * progress.train_s / progress.step_in_epoch, 3),
-            **({"networks": networks} if networks > 1 else {}),
             "recoveries": progress.recoveries,
         }
 
@@ -327,7 +326,7 @@ class Trainer:
 
     def _look(self) -> Checkpoint:
         """Return the run as it stands."""
-        kernels, digital = self._fabric.all_kernels(), self._network.digital_arrays()
+        kernels, digital = self._fabric.all_kernels(), digital_arrays(self._learner.model)
         return replace(self._start, progress=replace(self.progress), kernels=kernels, digital=digital)
 
     def _check_finite(self, look: Checkpoint) -> None:
@@ -340,6 +339,7 @@ class Trainer:
         self.save_snapshot()
 
 
-def _similarities(kernels: Kernels) -> list[float | None]:
+def _similarities(machine: Machine, kernels: Kernels) -> list[float | None]:
     """Return S of every layer (Fig. 3); None with fewer than two tiles, or where it is no finite number."""
-    return [value if value is not None and math.isfinite(value) else None for value in map(similarity, kernels)]
+    found = [similarity(array.filters(of_layer)) for array, of_layer in zip(machine.arrays, kernels, strict=True)]
+    return [value if value is not None and math.isfinite(value) else None for value in found]

@@ -8,14 +8,20 @@ import numpy as np
 from rapa_dist.tile import Matrix
 
 
-def named(kernels: Sequence[Matrix], digital: Mapping[str, Matrix]) -> dict[str, Matrix]:
+def named(arrays: Sequence[str], kernels: Sequence[Matrix], digital: Mapping[str, Matrix]) -> dict[str, Matrix]:
     """Return all weights of a network by the names that they have in a checkpoint.
 
     Args:
-        kernels: one array (n_t, k + 1, c_out) per layer.
-        digital: the digital side's parameters.
+        arrays: names of the layers on tiles.
+        kernels: one array (n_t, k + 1, c_out) for each.
+        digital: the digital side's parameters and buffers.
     """
-    return {f"layers.{i}.tiles": of_layer for i, of_layer in enumerate(kernels)} | dict(digital)
+    return {kernels_of(name): of_array for name, of_array in zip(arrays, kernels, strict=True)} | dict(digital)
+
+
+def kernels_of(array: str) -> str:
+    """Return the name that the kernels of a layer have in a checkpoint."""
+    return f"{array}.kernels"
 
 
 def weights_sha256(weights: Mapping[str, Matrix]) -> str:
@@ -26,5 +32,5 @@ def weights_sha256(weights: Mapping[str, Matrix]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
         digest.update(f"{name} {value.shape} ".encode())
-        digest.update(np.ascontiguousarray(value, "<f4").data)
+        digest.update(np.ascontiguousarray(value, value.dtype.newbyteorder("<")).data)
     return digest.hexdigest()

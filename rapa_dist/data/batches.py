@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from rapa_dist.data.sets import SIDE, ImageSet
+from rapa_dist.data.sets import ImageSet
 from rapa_dist.streams import Purpose, stream
 
 Batch = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
@@ -22,7 +22,7 @@ class Batches:
 
     Args:
         images: what to train on, n images.
-        mean: (3,), subtracted from every pixel value 0…1.
+        mean: (channels,), subtracted from every pixel value 0…1.
         batch_size: images per mini-batch, at least 1.
         seed: the run's seed.
         augment: whether to mirror each image with probability ½ and to shift its brightness by a uniform draw in ±0.05.
@@ -36,9 +36,10 @@ class Batches:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"a mini-batch has at least 1 image; got {batch_size}")
-        self._pixels = images.images.reshape(len(images), SIDE * SIDE * 3)
+        self._shape = images.images.shape[1:]
+        self._pixels = images.images.reshape(len(images), -1)
         self._labels = images.labels
-        self._mean = _plane(mean)
+        self._mean = _plane(mean, self._shape)
         self._batch_size = batch_size
         self._seed = seed
         self._augment = augment
@@ -55,14 +56,15 @@ class Batches:
             first_step: step within the epoch, counted from 0.
 
         Yields:
-            Pixel values less the mean, float32 (b, 32, 32, 3), and labels, int64 (b,). Both are the caller's to keep.
+            Pixel values less the mean, float32 (b, h, w, channels), and labels, int64 (b,). Both are the caller's to
+            keep.
         """
         order = stream(self._seed, Purpose.SHUFFLE, epoch).permutation(len(self._labels))
         for step in range(first_step, len(self)):
             rows = order[step * self._batch_size : (step + 1) * self._batch_size]
-            x = np.divide(self._pixels[rows], WHITE, dtype=np.float32)  # (b, 3072)
+            x = np.divide(self._pixels[rows], WHITE, dtype=np.float32)  # (b, h · w · channels)
             x -= self._mean
-            images = x.reshape(-1, SIDE, SIDE, 3)
+            images = x.reshape(-1, *self._shape)
             if self._augment:
                 draws = stream(self._seed, Purpose.AUGMENT, epoch * len(self) + step)
                 mirrored = draws.random(len(rows)) < 0.5
@@ -76,7 +78,7 @@ def evaluation_batches(images: ImageSet, mean: npt.NDArray[np.float32], batch_si
 
     Args:
         images: what to evaluate on.
-        mean: (3,), the training set's, subtracted from every pixel value 0…1.
+        mean: (channels,), the training set's, subtracted from every pixel value 0…1.
         batch_size: images per mini-batch, at least 1; the last one may be smaller.
 
     Raises:
@@ -84,18 +86,20 @@ def evaluation_batches(images: ImageSet, mean: npt.NDArray[np.float32], batch_si
     """
     if batch_size < 1:
         raise ValueError(f"a mini-batch has at least 1 image; got {batch_size}")
-    return _in_order(images, _plane(mean), batch_size)
+    return _in_order(images, _plane(mean, images.images.shape[1:]), batch_size)
 
 
 def _in_order(images: ImageSet, mean: npt.NDArray[np.float32], batch_size: int) -> Iterator[Batch]:
-    pixels = images.images.reshape(len(images), SIDE * SIDE * 3)
+    shape = images.images.shape[1:]
+    pixels = images.images.reshape(len(images), -1)
     for first in range(0, len(images), batch_size):
         rows = slice(first, first + batch_size)
         x = np.divide(pixels[rows], WHITE, dtype=np.float32)
         x -= mean
-        yield x.reshape(-1, SIDE, SIDE, 3), images.labels[rows].copy()
+        yield x.reshape(-1, *shape), images.labels[rows].copy()
 
 
-def _plane(mean: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the mean repeated for every pixel, (3072,), which is quicker to subtract than (3,) is."""
-    return np.tile(np.asarray(mean, dtype=np.float32).reshape(3), SIDE * SIDE)
+def _plane(mean: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Return the mean repeated for every pixel, (h · w · channels,), which is quicker to subtract than it alone."""
+    h, w, channels = shape
+    return np.tile(np.asarray(mean, dtype=np.float32).reshape(channels), h * w)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from rapa_dist.data.sets import SIDE, ImageSet
+from rapa_dist.data.sets import ImageSet
 from rapa_dist.data.shapes import SHAPES
 from rapa_dist.streams import Purpose, stream
 
@@ -36,6 +36,7 @@ IN_FRONT = 1  # of which lie over the shape
 BLOTCHES = (0.4, 0.3)  # largest contrast of the coarse and the fine texture
 GRAIN = 0.2  # largest contrast of the noise per pixel
 
+SIDE = 32  # pixels along both sides
 CHUNK = 20 * len(CLASSES)  # images drawn together: few enough to stay in the cache
 COARSE, FINE = 5, 9  # knots per side of the two textures
 PARTS = (96, 3 * COARSE**2, 3 * FINE**2, 3 * SIDE**2)  # random numbers: scalars, the textures' knots, the noise

@@ -25,7 +25,7 @@ from rapa_dist.data.sets import ImageSet
 from rapa_dist.errors import DataError
 from rapa_dist.files import open_regular
 
-FORMAT = 3  # counted up when the images decoded from the same files change
+FORMAT = 4  # counted up when the images decoded from the same files change
 BESIDE = ".rapa-dist-cache"
 
 Stamp = tuple[str | int, ...]

@@ -121,3 +121,5 @@ RULES: dict[str, Callable[[Image.Image], Image.Image]] = {
     **_DEEP,
 }
 """How each mode of Pillow becomes RGB."""
+GREY = frozenset(("1", "L", "LA", "La", *_DEEP))
+"""Modes without colours."""

@@ -1,11 +1,13 @@
 """Image files into one uint8 array."""
 
+import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,9 +17,9 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from rapa_dist.console import work
 from rapa_dist.data import colour, image_kinds
-from rapa_dist.data.sets import SIDE
 from rapa_dist.errors import DataError
 from rapa_dist.files import cause, open_regular
+from rapa_dist.memory import memory
 from rapa_dist.names import printable
 
 TOGETHER = 250  # files per task: enough to make a task's cost vanish, few enough for smooth progress
@@ -33,6 +35,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What undoes an EXIF orientation; 1, and what is none, needs nothing."""
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ class Picture:
     """One image, and what was done to it that its owner may not expect."""
 
     pixels: npt.NDArray[np.uint8]
-    """(32, 32, 3), red, green, blue."""
+    """(h, w, 3), red, green, blue."""
     width: int
     """Of the file's image, in pixels, before it was turned and scaled."""
     height: int
@@ -50,11 +53,10 @@ class Picture:
     """Whether there was transparency to drop."""
     several: bool
     """Whether the file has frames or pages beside this one."""
-
-    @property
-    def scaled(self) -> bool:
-        """Whether it had another size."""
-        return (self.width, self.height) != (SIDE, SIDE)
+    grey: bool
+    """Whether its mode has no colours: all three channels are the same."""
+    scaled: bool
+    """Whether it was resized."""
 
     @property
     def expected(self) -> bool:
@@ -62,33 +64,44 @@ class Picture:
         return not (self.scaled or self.turned or self.transparent or self.several)
 
 
-def decode_all(paths: Sequence[Path], folder: Path) -> tuple[npt.NDArray[np.uint8], str]:
+def decode_all(paths: Sequence[Path], folder: Path, size: int | None = None) -> tuple[npt.NDArray[np.uint8], str]:
     """Decode images, showing progress.
 
     Args:
         paths: n files.
         folder: they lie below; names in messages are relative to it.
+        size: pixels along both sides to which they are resized and cropped; None: all have the same size.
 
     Returns:
-        The images, (n, 32, 32, 3), and lines on what was done to those that were otherwise, or "".
+        The images, (n, h, w, 3), or (n, h, w, 1) where none has colours; and lines on what was done to those that were
+        otherwise, or "".
 
     Raises:
-        DataError: files that can't be decoded, by name.
+        DataError: files that can't be decoded, by name; or their sizes differ, or all of them together are too large.
     """
-    images = np.empty((len(paths), SIDE, SIDE, 3), dtype=np.uint8)
+    shape = (size, size, 3) if size else _first_shape(paths)
+    check_room(len(paths), shape)
+    images = np.empty((len(paths), *shape), dtype=np.uint8)
     problems: dict[int, str] = {}
     unexpected: dict[int, Picture] = {}
+    sizes: dict[int, tuple[int, int]] = {}
+    coloured: list[bool] = []
 
     def decode_some(rows: range) -> int:
         for row in rows:
             try:
-                picture = decode(paths[row])
+                picture = decode(paths[row], size)
             except Exception as error:  # noqa: BLE001 (a damaged file can raise anything in Pillow)
                 problems[row] = problem(paths[row], error)
-            else:
-                images[row] = picture.pixels
-                if not picture.expected:
-                    unexpected[row] = picture
+                continue
+            if picture.pixels.shape != shape:
+                sizes[row] = picture.pixels.shape[:2]
+                continue
+            images[row] = picture.pixels
+            if not picture.grey and not coloured:
+                coloured.append(True)
+            if not picture.expected:
+                unexpected[row] = replace(picture, pixels=picture.pixels[:, :, :0])
         return len(rows)
 
     done, n = 0, len(paths)
@@ -103,7 +116,48 @@ def decode_all(paths: Sequence[Path], folder: Path) -> tuple[npt.NDArray[np.uint
     finally:
         pool.shutdown(cancel_futures=True)
     refuse_damaged(problems)
-    return images, _notes(unexpected, paths, folder)
+    refuse_mixed(shape[:2], sizes, paths, folder)
+    if not coloured:
+        images = np.ascontiguousarray(images[..., :1])
+    return images, _notes(unexpected, paths, folder, size)
+
+
+def _first_shape(paths: Sequence[Path]) -> tuple[int, int, int]:
+    """Return the shape of the first image that can be decoded; (1, 1, 3) where none can."""
+    with quiet_pillow():
+        for path in paths:
+            with suppress(Exception):  # whatever a damaged file raises is said later
+                h, w, _ = decode(path, None).pixels.shape
+                return h, w, 3
+    return 1, 1, 3
+
+
+def check_room(images: int, shape: tuple[int, int, int]) -> None:
+    """Raise DataError if so many images of a shape (h, w, channels) are more than memory has room for."""
+    needed, available = images * math.prod(shape), memory().available
+    if needed > available:
+        raise DataError(
+            f"{images:,} images of {shape[0]} × {shape[1]} take {needed / 1e6:,.0f} MB of memory, "
+            f"{available / 1e6:,.0f} MB are available. Use --image-size with a smaller size, or a part of the images"
+        )
+
+
+def refuse_mixed(
+    expected: tuple[int, int], others: Mapping[int, tuple[int, int]], paths: Sequence[Path], folder: Path
+) -> None:
+    """Raise DataError if there are images of another size than the first, (h, w) by their place among the files."""
+    if not others:
+        return
+    counts = Counter(others.values())
+    counts[expected] += len(paths) - len(others)
+    listed = ", ".join(f"{n:,} of {h} × {w}" for (h, w), n in counts.most_common(NAMED))
+    more = f" and {len(counts) - NAMED:,} more sizes" if len(counts) > NAMED else ""
+    row = min(others)
+    raise DataError(
+        f"the images in {printable(folder)} have several sizes (h × w): {listed}{more}; "
+        f"{printable(paths[row].relative_to(folder))} is the first of another size than the first image. "
+        "Say with --image-size N to which size they are resized and cropped"
+    )
 
 
 def refuse_damaged(problems: Mapping[int, str]) -> None:
@@ -119,10 +173,17 @@ def problem(path: Path, error: Exception) -> str:
     return f"{printable(path)} ({cause(error)})"
 
 
-def check_header(path: Path) -> None:
-    """Raise an exception, as `decode` does, if a file's header says that it can't be decoded."""
+def look_at_header(path: Path) -> tuple[tuple[int, int], bool]:
+    """Return h and w of an image, once it is upright, and whether it is grey, from its header.
+
+    Raises:
+        Exception: as `decode` does, if the header says that it can't be decoded.
+    """
     with open_regular(path) as file, _opened(file) as image:
         colour.check(image)
+        width, height = image.size
+        turned = image.format != "TIFF" and _orientation(image) in _ON_ITS_SIDE
+        return (width, height) if turned else (height, width), image.mode in colour.GREY
 
 
 @contextmanager
@@ -133,8 +194,13 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
-def decode(path: Path) -> Picture:
+def decode(path: Path, size: int | None = None) -> Picture:
     """Decode one file.
+
+    Args:
+        path: the file.
+        size: pixels along both sides to which it is resized, shorter side to `size`, and cropped around its centre;
+            None: it is left as it is.
 
     Raises:
         Refused: there is no rule for its pixels.
@@ -142,15 +208,18 @@ def decode(path: Path) -> Picture:
     """
     with open_regular(path) as file, _opened(file) as image:
         width, height = image.size
-        image.draft(None, (4 * SIDE, 4 * SIDE))  # large JPEGs are decoded at a fraction of their size, which is quicker
+        if size:
+            image.draft(None, (4 * size, 4 * size))  # large JPEGs are decoded at a fraction of their size: quicker
         orientation = _orientation(image)
+        grey = image.mode in colour.GREY
         rgb = colour.to_rgb(image)
         transparent = colour.is_transparent(image)
         several = bool(getattr(image, "is_animated", False))
         if image.format != "TIFF" and orientation in _UPRIGHT:  # Pillow turns TIFF as it reads it
             rgb = rgb.transpose(_UPRIGHT[orientation])
-    if (width, height) != (SIDE, SIDE):
-        rgb = ImageOps.fit(rgb, (SIDE, SIDE), Image.Resampling.BILINEAR)
+    scaled = size is not None and rgb.size != (size, size)
+    if size and scaled:
+        rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
     return Picture(
         pixels=np.asarray(rgb),
         width=width,
@@ -158,6 +227,8 @@ def decode(path: Path) -> Picture:
         turned=orientation in _UPRIGHT,
         transparent=transparent,
         several=several,
+        grey=grey,
+        scaled=scaled,
     )
 
 
@@ -177,7 +248,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _notes(unexpected: dict[int, Picture], paths: Sequence[Path], folder: Path) -> str:
+def _notes(unexpected: dict[int, Picture], paths: Sequence[Path], folder: Path, size: int | None) -> str:
     """Return a line for each thing that was done to images, with how many they are and the first of them."""
     lines = []
 
@@ -191,8 +262,8 @@ def _notes(unexpected: dict[int, Picture], paths: Sequence[Path], folder: Path) 
     scaled = [row for row in rows if unexpected[row].scaled]
     if scaled:
         first = unexpected[scaled[0]]
-        centred = f"scaled, shorter side to {SIDE}, and cropped around their centre"
-        note(scaled, f"are not {SIDE} × {SIDE}", centred, f", is {first.width} × {first.height}")
+        centred = f"resized, shorter side to {size}, and cropped around their centre"
+        note(scaled, f"are not {size} × {size}", centred, f", is {first.width} × {first.height}")
     note([row for row in rows if unexpected[row].turned], "have an EXIF orientation", "turned upright by it")
     transparent = [row for row in rows if unexpected[row].transparent]
     note(transparent, "are partly transparent", "their transparency is dropped")

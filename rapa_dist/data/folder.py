@@ -17,24 +17,26 @@ PARTS = ("train", "test")
 NEEDED = "images:FOLDER needs FOLDER/train/<class>/… and FOLDER/test/<class>/…, with the same classes in both"
 
 
-def read_folder(folder: Path) -> cache.Decoded:
+def read_folder(folder: Path, size: int | None = None) -> cache.Decoded:
     """Return all images of a folder, decoded, or from the cache if nothing in it has changed.
 
-    Images of another size than 32 × 32 are scaled, shorter side to 32, and cropped around their centre; what becomes
-    of other pixels than RGB of 8 bits is told in `rapa_dist.data.colour`. What is passed over is said in the note.
+    Where all are grey they have one channel, else three; what becomes of other pixels than RGB of 8 bits is told in
+    `rapa_dist.data.colour`. What is passed over is said in the note.
 
     Args:
         folder: with `train` and `test`, each with one folder per class; labels follow the sorted names.
+        size: pixels along both sides to which images are resized, shorter side to `size`, and cropped around their
+            centre; None: they are left as they are, and all have the same size.
 
     Raises:
         DataError: the folder or a part is missing, the parts have different classes or fewer than two, a class has no
-            image, or an image can't be decoded.
+            image, an image can't be decoded, or the sizes differ and no size is given.
     """
-    found = find(folder)
+    found = find(folder, size)
     decoded = found.decoded
     if decoded is None:
-        decoded = _decode(folder, found)
-        cache.save("images", folder, found.made_from, decoded)
+        decoded = _decode(folder, found, size)
+        cache.save(_kind(size), folder, found.made_from, decoded)
     note = "\n".join(part for part in (found.note, decoded.note) if part)
     return cache.Decoded(classes=found.classes, train=decoded.train, test=decoded.test, note=note)
 
@@ -64,7 +66,7 @@ class Found:
         return [len(part.stamps) for part in (self.train, self.test)]
 
 
-def find(folder: Path) -> Found:
+def find(folder: Path, size: int | None = None) -> Found:
     """Return what there is in a folder of images, from the cache or to be decoded; arguments as for `read_folder`.
 
     Raises:
@@ -77,7 +79,7 @@ def find(folder: Path) -> Found:
         classes = _classes(folder, train, test)
         _check_filled(folder, train, test, passed_over)
         made_from = cache.signature([*train.stamps, *test.stamps])
-        decoded = cache.load("images", folder, made_from)
+        decoded = cache.load(_kind(size), folder, made_from)
     except OSError as error:
         raise DataError(f"{printable(folder)} can't be read: {error}") from error
     notes = [passed_over.sentence(folder), *_alike(folder, train, test)]
@@ -154,9 +156,14 @@ def _alike(folder: Path, train: Part, test: Part) -> list[str]:
     return lines
 
 
-def _decode(folder: Path, found: Found) -> cache.Decoded:
+def _kind(size: int | None) -> str:
+    """Return the name of the cache: there is one for each size."""
+    return f"images-{size}" if size else "images"
+
+
+def _decode(folder: Path, found: Found, size: int | None) -> cache.Decoded:
     try:
-        images, note = decode_all([folder / file for file in found.files], folder)
+        images, note = decode_all([folder / file for file in found.files], folder, size)
     except OSError as error:
         raise DataError(f"{printable(folder)} can't be read: {error}") from error
     train, test = (

@@ -1,7 +1,7 @@
 """From a data set's name to its images.
 
 Looked for, and fetched to: the folder that is given, else the one `$RAPA_DIST_DATA` names, else `~/.cache/rapa-dist`.
-Only where neither is given, `~/data` is looked at too.
+Only where neither is given, `~/data` and `/usr/share/datasets` are looked at too.
 """
 
 import difflib
@@ -14,6 +14,7 @@ from rapa_dist.data import builtin
 from rapa_dist.data.cache import Decoded, home_cache, say
 from rapa_dist.data.folder import NEEDED, is_image_folder, read_folder
 from rapa_dist.data.official import OFFICIAL, read_official
+from rapa_dist.data.resize import resized
 from rapa_dist.data.sets import DataSet, ImageSet, make_dataset
 from rapa_dist.errors import DataError, UsageError
 from rapa_dist.folders import expanded, home
@@ -22,6 +23,8 @@ from rapa_dist.names import is_utf8, printable
 NAMES = ("builtin", *OFFICIAL, "images:FOLDER")
 """What `load_dataset` takes as a name."""
 IMAGES = "images:"
+SYSTEM = Path("/usr/share/datasets")
+"""Where Debian's packages of data sets put them."""
 PARTS = (("train", "--limit-train"), ("test", "--limit-test"))
 
 
@@ -31,6 +34,7 @@ def load_dataset(
     data_dir: Path | None = None,
     limit_train: int | None = None,
     limit_test: int | None = None,
+    image_size: int | None = None,
 ) -> DataSet:
     """Load a data set into memory.
 
@@ -41,13 +45,15 @@ def load_dataset(
         limit_train: number of training images to use, None for all (5,000 of the built-in set). The same number always
             gives the same images, and a smaller one some of them.
         limit_test: number of test images to use, None for all (1,000 of the built-in set).
+        image_size: pixels along both sides to which images are resized, shorter side first, and cropped around their
+            centre; None: they are left as they are.
 
     Raises:
         UsageError: the name is unknown, or a limit below 1.
         DataError: what was asked for by name is not there, damaged or inconsistent.
     """
     check_limits(limit_train, limit_test)
-    return open_dataset(name, data_dir).limited(limit_train, limit_test)
+    return open_dataset(name, data_dir, image_size).limited(limit_train, limit_test)
 
 
 def check_limits(limit_train: int | None, limit_test: int | None) -> None:
@@ -65,6 +71,8 @@ class AllImages:
     """In full, as `DataSet.name`."""
     decoded: Decoded | None
     """All images; None for the built-in set, which is drawn to measure."""
+    image_size: int | None = None
+    """To which they are resized; None: they are as they are wanted."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -80,24 +88,32 @@ class AllImages:
     def _part(self, part: int, limit: int | None, tell: bool) -> ImageSet:
         if self.decoded is None:
             n = builtin.DEFAULT[part] if limit is None else at_most(limit, builtin.MOST[part], part, tell)
-            return _draw(part, n)
+            return resized(_draw(part, n), self.image_size)
         images = (self.decoded.train, self.decoded.test)[part]
-        return images.sample(at_most(limit, len(images), part, tell), part)
+        return resized(images.sample(at_most(limit, len(images), part, tell), part), self.image_size)
 
 
-def open_dataset(name: str | None, data_dir: Path | None = None) -> AllImages:
+def open_dataset(name: str | None, data_dir: Path | None = None, image_size: int | None = None) -> AllImages:
     """Read all images of a data set; arguments and errors are those of `load_dataset`."""
     if name is None:
         try:
-            return open_dataset("cifar10", data_dir)
+            return open_dataset("cifar10", data_dir, image_size)
         except DataError as error:
             say_substitute(error, data_dir)
-            return open_dataset("builtin", data_dir)
+            return open_dataset("builtin", data_dir, image_size)
     name = check_name(name)
-    decoded = None if name == "builtin" else _decoded(name, data_dir)
+    decoded = None if name == "builtin" else _decoded(name, data_dir, image_size)
     if decoded is not None and decoded.note:
         say(decoded.note)
-    return AllImages(name=name, decoded=decoded)
+    return AllImages(name=name, decoded=decoded, image_size=None if name.startswith(IMAGES) else image_size)
+
+
+def image_of(name: str | None, image_size: int | None = None) -> tuple[int, int, int] | None:
+    """Return channels, h and w of a data set's images as far as its name tells; None for a folder not yet read."""
+    if name is not None and name.startswith(IMAGES):
+        return None
+    channels, side = (1, 28) if name in ("mnist", "fashion-mnist") else (3, 32)
+    return channels, image_size or side, image_size or side
 
 
 def say_substitute(error: DataError, data_dir: Path | None) -> None:
@@ -127,7 +143,7 @@ def check_name(name: str) -> str:
         return IMAGES + folder
     if name in NAMES[:-1]:
         return name
-    close = difflib.get_close_matches(name.lower().replace("-", ""), NAMES[:-1], n=1)
+    close = difflib.get_close_matches(name.lower(), NAMES[:-1], n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     if os.path.isdir(os.path.expanduser(name)):
         hint = f" Did you mean {IMAGES + name!r}?"
@@ -142,7 +158,8 @@ def places(data_dir: Path | None) -> list[Path]:
     if named:
         return [expanded(named).absolute()]
     at_home = home()
-    return [home_cache(), *([at_home / "data"] if at_home else [])]
+    more = [at_home / "data"] if at_home else []
+    return [home_cache(), *more, *([SYSTEM] if SYSTEM.is_dir() else [])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,9 +204,9 @@ def _at_hand(data_dir: Path | None) -> str:
     return f" (images at hand: --dataset {IMAGES}{home_as_tilde(names[0].removeprefix(IMAGES))})" if names else ""
 
 
-def _decoded(name: str, data_dir: Path | None) -> Decoded:
+def _decoded(name: str, data_dir: Path | None, image_size: int | None) -> Decoded:
     if name.startswith(IMAGES):
-        return read_folder(Path(name.removeprefix(IMAGES)))
+        return read_folder(Path(name.removeprefix(IMAGES)), image_size)
     looked_at = places(data_dir)
     return read_official(name, looked_at, looked_at[0])
 

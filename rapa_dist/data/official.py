@@ -1,4 +1,4 @@
-"""CIFAR-10, CIFAR-100 and SVHN in their official formats: where they lie, and how they get there."""
+"""Published data sets in their official formats: where they lie, and how they get there."""
 
 import os
 import pickle
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from rapa_dist.console import home_as_tilde
-from rapa_dist.data import cache, vision
+from rapa_dist.data import cache, idx, vision
 from rapa_dist.data.download import Unreachable, download, reach
+from rapa_dist.data.sets import ImageSet
 from rapa_dist.errors import DataError
 
 T = TypeVar("T")
@@ -28,6 +29,8 @@ class Official:
     """What is fetched; unpacked beside itself where it is an archive of the files."""
     url: str
     """The folder they are fetched from; a test holds it against torchvision's own."""
+    fetch_folder: str = ""
+    """The folder that archives are put in, "" for none."""
 
     def sources(self) -> str:
         """Return where to get it by hand."""
@@ -38,6 +41,10 @@ class Official:
         names = (self.folder, *self.archives) if self.folder else self.archives
         return any((place / name).exists() for name in names)
 
+    def read(self, kind: str, place: Path) -> tuple[tuple[str, ...], ImageSet, ImageSet]:
+        """Return classes, training and test set; errors are those of `vision.read_official`, and DamagedIdxError."""
+        return vision.read_official(kind, place)
+
     def stamps(self, place: Path) -> list[cache.Stamp] | None:
         """Return a stamp of each file torchvision reads, or None if one is missing."""
         try:
@@ -47,7 +54,36 @@ class Official:
         return [cache.stamp(name, found) for name, found in status]
 
 
-OFFICIAL = {
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdxFiles(Official):
+    """One whose files are of the format idx, each packed by gzip or not."""
+
+    classes: tuple[str, ...]
+
+    def lies_in(self, place: Path) -> bool:
+        """Return whether a folder, or one of the folders that are usual below it, holds this data set."""
+        return self._files(place) is not None
+
+    def stamps(self, place: Path) -> list[cache.Stamp] | None:
+        """Return a stamp of each file, or None if one is missing."""
+        try:
+            return [cache.stamp(path.name, path.stat()) for path in self._files(place) or ()] or None
+        except OSError:
+            return None
+
+    def read(self, kind: str, place: Path) -> tuple[tuple[str, ...], ImageSet, ImageSet]:
+        """Return classes, training and test set."""
+        files = self._files(place)
+        if files is None:
+            raise idx.DamagedIdxError("files are missing")
+        return self.classes, *idx.read(files[0].parent, len(self.classes))
+
+    def _files(self, place: Path) -> list[Path] | None:
+        folders = (place / self.fetch_folder, place / self.folder, place)
+        return next((files for folder in folders if (files := idx.find(folder))), None)
+
+
+OFFICIAL: dict[str, Official] = {
     "cifar10": Official(
         title="CIFAR-10",
         folder="cifar-10-batches-py",
@@ -68,6 +104,35 @@ OFFICIAL = {
         files=("train_32x32.mat", "test_32x32.mat"),
         archives=("train_32x32.mat", "test_32x32.mat"),
         url="http://ufldl.stanford.edu/housenumbers",
+    ),
+    "mnist": IdxFiles(
+        title="MNIST",
+        folder="MNIST/raw",
+        files=idx.FILES,
+        archives=tuple(f"{name}.gz" for name in idx.FILES),
+        url="https://ossci-datasets.s3.amazonaws.com/mnist",
+        fetch_folder="mnist",
+        classes=tuple(str(digit) for digit in range(10)),
+    ),
+    "fashion-mnist": IdxFiles(
+        title="Fashion-MNIST",
+        folder="FashionMNIST/raw",
+        files=idx.FILES,
+        archives=tuple(f"{name}.gz" for name in idx.FILES),
+        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+        fetch_folder="fashion-mnist",
+        classes=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
     ),
 }
 
@@ -135,7 +200,7 @@ def _look(kind: str, place: Path) -> tuple[cache.Decoded | None, str]:
     data = OFFICIAL[kind]
     if data.stamps(place) is None:
         for name, md5 in vision.checksums(kind).items():
-            if not vision.is_whole(place / name, md5):
+            if not vision.is_whole(place / data.fetch_folder / name, md5):
                 raise DataError(f"{data.title} in {place} is incomplete or damaged: {name} is not as published")
         return None, "in its archive, to be unpacked"
     return _read(kind, place), "decoded and cached"
@@ -149,20 +214,20 @@ def _read(kind: str, place: Path) -> cache.Decoded:
     if decoded is not None:
         return decoded
     try:
-        classes, train, test = vision.read_official(kind, place)
+        classes, train, test = data.read(kind, place)
     except (RuntimeError, OSError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
         unreadable = isinstance(error, OSError)
-        why = (
-            f"can't be read: {error}"
-            if unreadable
-            else "is incomplete or damaged: files are missing or not as published"
-        )
+        why = f"can't be read: {error}" if unreadable else f"is incomplete or damaged: {_what_is_wrong(error)}"
         raise DataError(f"{data.title} in {place} {why}") from error
     decoded = cache.Decoded(classes=classes, train=train, test=test)
     after = data.stamps(place)
     if after and stamps in (None, after):  # there were none before an archive was unpacked
         cache.save(kind, place, cache.signature(after), decoded)
     return decoded
+
+
+def _what_is_wrong(error: Exception) -> str:
+    return str(error) if isinstance(error, idx.DamagedIdxError) else "files are missing or not as published"
 
 
 def _fetch(kind: str, folder: Path) -> None:
@@ -175,6 +240,7 @@ def _fetch(kind: str, folder: Path) -> None:
     data = OFFICIAL[kind]
     # Before torchvision is imported, which takes seconds: offline is the common case.
     reach(f"{data.url}/{data.archives[0]}")
+    folder = folder / data.fetch_folder
     os.makedirs(folder, exist_ok=True)
     for name, md5 in vision.checksums(kind).items():
         if not vision.is_whole(folder / name, md5):

@@ -8,9 +8,6 @@ import numpy.typing as npt
 
 from rapa_dist.streams import Purpose, stream
 
-SIDE = 32
-"""Height and width of every image, in pixels."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageSet:
@@ -21,15 +18,15 @@ class ImageSet:
     """
 
     images: npt.NDArray[np.uint8]
-    """(n, 32, 32, 3), red, green, blue."""
+    """(n, h, w, 3), red, green, blue; or (n, h, w, 1), grey."""
     labels: npt.NDArray[np.int64]
     """(n,), index into the data set's classes."""
 
     def __post_init__(self) -> None:
         n = len(self.labels)
-        if self.images.shape != (n, SIDE, SIDE, 3) or self.images.dtype != np.uint8:
-            message = f"images must be uint8 of {(n, SIDE, SIDE, 3)}; got {self.images.dtype} of {self.images.shape}"
-            raise ValueError(message)
+        shape = self.images.shape
+        if len(shape) != 4 or shape[0] != n or shape[3] not in (1, 3) or self.images.dtype != np.uint8:
+            raise ValueError(f"images must be uint8 of ({n}, h, w, 1 or 3); got {self.images.dtype} of {shape}")
         if self.labels.shape != (n,) or self.labels.dtype != np.int64:
             raise ValueError(f"labels must be int64 of (n,); got {self.labels.dtype} of {self.labels.shape}")
 
@@ -63,9 +60,15 @@ class DataSet:
     train: ImageSet
     test: ImageSet
     mean: npt.NDArray[np.float32]
-    """(3,), the training set's mean per channel of pixel values 0…1."""
+    """(channels,), the training set's mean per channel of pixel values 0…1."""
     fingerprint: str
     """16 hexadecimal digits that tell these images and labels from others, in this order."""
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """Channels, h and w of its images."""
+        h, w, channels = self.train.images.shape[1:]
+        return channels, h, w
 
 
 def make_dataset(name: str, classes: tuple[str, ...], train: ImageSet, test: ImageSet) -> DataSet:
@@ -77,9 +80,12 @@ def make_dataset(name: str, classes: tuple[str, ...], train: ImageSet, test: Ima
     for part in (train, test):
         if not len(part) or part.labels.min() < 0 or part.labels.max() >= len(classes):
             raise ValueError(f"{name}: a part is empty or has labels beyond its {len(classes)} classes")
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise ValueError(f"{name}: {train.images.shape[1:]} to train on, {test.images.shape[1:]} to test on")
     # Whole numbers, added exactly: the mean does not depend on the order of the images.
-    sums = train.images.reshape(len(train), -1).sum(axis=0, dtype=np.int64).reshape(-1, 3).sum(axis=0)
-    mean = (sums / (255 * len(train) * SIDE * SIDE)).astype(np.float32)
+    _, h, w, channels = train.images.shape
+    sums = train.images.reshape(len(train), -1).sum(axis=0, dtype=np.int64).reshape(-1, channels).sum(axis=0)
+    mean = (sums / (255 * len(train) * h * w)).astype(np.float32)
     digest = hashlib.sha256()
     for part in (train, test):
         digest.update(f"{len(part)} {len(classes)} ".encode())

@@ -73,8 +73,10 @@ def vision_status() -> VisionStatus:
 
 
 def checksums(kind: str) -> dict[str, str]:
-    """Return the MD5 sums of the files that are fetched for "cifar10", "cifar100" or "svhn", by file name."""
+    """Return the MD5 sums of the files that are fetched for a published data set, by file name."""
     datasets = torchvision().datasets
+    if kind in ("mnist", "fashion-mnist"):
+        return dict({"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[kind].resources)
     if kind == "svhn":
         return {datasets.SVHN.split_list[part][1]: datasets.SVHN.split_list[part][2] for part in ("train", "test")}
     loader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[kind]

@@ -8,12 +8,14 @@ from pathlib import Path
 from rapa_dist.cgroup import cpu_limit
 from rapa_dist.check import Check, size
 from rapa_dist.config import PAPER_CHANNELS, PAPER_TILES
+from rapa_dist.demand import arena_floats
 from rapa_dist.errors import ClusterError
-from rapa_dist.footprint import COORDINATOR_BYTES, RAY_BYTES, TILE_BYTES, images_per_batch, memory
+from rapa_dist.footprint import COORDINATOR_BYTES, RAY_BYTES, TILE_BYTES
+from rapa_dist.memory import memory
 
 TILES, CHANNELS = PAPER_TILES, PAPER_CHANNELS
 """The machine that a run has unless it is told otherwise; what is looked for is room for it."""
-IMAGES = images_per_batch(10)
+BATCH_SIZE = 10
 
 _OBJECT_STORE_BYTES = 100_000_000
 
@@ -62,7 +64,8 @@ def check_shared_memory() -> Check:
     root = shared_memory_root()
     status = os.statvfs(root)
     total, free = status.f_blocks * status.f_frsize, free_bytes(root)
-    needed = shared_bytes(Machine.build(channels=CHANNELS, tiles=TILES), IMAGES)
+    machine = Machine.build(channels=CHANNELS, tiles=TILES)
+    needed = shared_bytes(machine, arena_floats(machine, BATCH_SIZE))
     found = {"root": root, "total_bytes": total, "free_bytes": free, "needed_bytes": needed}
     value = f"{root}: {size(free)} free of {size(total)}"
     name = "shared memory"

@@ -1,6 +1,5 @@
 """What is installed: Python, the packages, and whether their compiled parts load."""
 
-import importlib.metadata
 import os
 import sys
 
@@ -9,6 +8,7 @@ from packaging.specifiers import SpecifierSet
 
 from rapa_dist.check import Check
 from rapa_dist.command_lines import pip_install
+from rapa_dist.installed import NAME, python_bounds, requirements, version_of
 
 _REPAIR = "Run scripts/rapa-dist in the clone, which sets up .venv again"
 
@@ -16,14 +16,13 @@ _REPAIR = "Run scripts/rapa-dist in the clone, which sets up .venv again"
 def check_python() -> Check:
     """Hold Python's version against what the package asks for."""
     version = ".".join(map(str, sys.version_info[:3]))
-    bounds = importlib.metadata.metadata("rapa-dist")["Requires-Python"]
-    return judge_python(version, bounds)
+    return judge_python(version, python_bounds())
 
 
-def judge_python(version: str, bounds: str) -> Check:
-    """Say whether a version of Python is within the bounds."""
+def judge_python(version: str, bounds: str | None) -> Check:
+    """Say whether a version of Python is within the bounds; without an installation there are none."""
     found = {"version": version, "bounds": bounds, "executable": sys.executable}
-    if version in SpecifierSet(bounds):
+    if bounds is None or version in SpecifierSet(bounds):
         return Check("Python", "ok", version, quantities=found)
     fix = f"rapa-dist needs Python {bounds}. Install one of these, delete .venv, and run scripts/rapa-dist."
     return Check("Python", "failed", version, fix, found)
@@ -31,15 +30,11 @@ def judge_python(version: str, bounds: str) -> Check:
 
 def check_packages() -> Check:
     """Hold the versions of the packages against the bounds of pyproject.toml."""
-    requirements = [Requirement(line) for line in importlib.metadata.requires("rapa-dist") or ()]
-    needed = [requirement for requirement in requirements if requirement.marker is None]
-    versions: dict[str, str | None] = {}
-    for requirement in needed:
-        try:
-            versions[requirement.name] = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[requirement.name] = None
-    return judge_packages(needed, versions)
+    if version_of(NAME) is None:
+        value = "not known: rapa-dist is run from its files, without having been installed"
+        return Check("packages", "warning", value, f"{_REPAIR}.")
+    needed = [requirement for line in requirements() if (requirement := Requirement(line)).marker is None]
+    return judge_packages(needed, {requirement.name: version_of(requirement.name) for requirement in needed})
 
 
 def judge_packages(needed: list[Requirement], versions: dict[str, str | None]) -> Check:

@@ -199,19 +199,17 @@ def _similarity_claims(results: Results, key: str, words: str) -> list[Row]:
     others = {name: sample(name) for name in ("random-fixed", "image-overlap", "image-pad", "alternate")}
     numbers = ", ".join(f"{name} {spread(found.values, 4)}" for name, found in others.items() if found.values)
     return [
-        high(
-            f"S ≈ 1{words} with average pooling (layer 1, above {_AVERAGE_IS_ONE})", "random-average", _AVERAGE_IS_ONE
-        ),
+        high(f"S ≈ 1{words} with average pooling (conv0, above {_AVERAGE_IS_ONE})", "random-average", _AVERAGE_IS_ONE),
         *(
             high(
-                f"S > {_ALIKE}{words} with {pooling} pooling (layer 1)",
+                f"S > {_ALIKE}{words} with {pooling} pooling (conv0)",
                 "random" if pooling == "max" else f"random-{pooling}",
                 _ALIKE,
             )
             for pooling in ("max", "mixed", "stochastic")
         ),
         Row(
-            f"S < {_UNLIKE}{words} for other schemes (layer 1)",
+            f"S < {_UNLIKE}{words} for other schemes (conv0)",
             numbers,
             all_of([below(found, _UNLIKE) for found in others.values()]),
             [len(found.values) for found in others.values()],

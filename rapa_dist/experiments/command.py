@@ -36,7 +36,6 @@ class Request:
     adopt: tuple[Path, ...]
     fabric: str
     device: str
-    together: int
     jobs: int | None
     address: str | None
 
@@ -93,7 +92,6 @@ class Work:
                 self._jobs,
                 fabric=request.fabric,
                 device=request.device,
-                together=request.together,
                 at_most=request.jobs,
                 address=request.address,
                 data_dir=request.data_dir,
@@ -162,12 +160,6 @@ def prepare(request: Request) -> Work:
         )
     if request.jobs is not None and request.jobs < 1:
         raise UsageError(f"--jobs needs at least 1; it is {request.jobs}.")
-    if request.together < 1:
-        raise UsageError(f"--together needs at least 1 seed; it is {request.together}.")
-    if request.together > 1 and request.fabric != "batched":
-        raise UsageError(
-            f"--together is for the fabric batched; --fabric {request.fabric} trains one network at a time."
-        )
     if request.device != "cpu" and request.fabric != "batched":
         raise UsageError(f"--device is for the fabric batched; --fabric {request.fabric} computes on the CPU.")
     from rapa_dist.fabric.batched import check_device

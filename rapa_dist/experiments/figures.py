@@ -49,7 +49,7 @@ def _similarity(results: Results, path: Path) -> bool:
             path,
             bars,
             at_least=_ALIKE,
-            y="similarity S, layer 1",
+            y="similarity S, conv0",
             title="Similarity of the filters of a layer’s tiles",
         )
     return bool(bars)

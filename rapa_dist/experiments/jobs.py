@@ -1,7 +1,7 @@
 """One piece of work of an experiment, as it is done in a process of its own."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,41 +19,35 @@ TRAIN = "train"
 SNR_DB = (15.0, 20.0, 25.0, 30.0, 33.0, 36.0, 40.0, 45.0, 50.0)
 
 
-def do(
-    what: str, runs: Sequence[tuple[str, dict[str, Any]]], data_dir: str | None, fabric: str, device: str
-) -> list[dict[str, Any]]:
-    """Train runs, or analyse one; what a run has already done is not repeated.
+def do(what: str, run: tuple[str, dict[str, Any]], data_dir: str | None, fabric: str, device: str) -> dict[str, Any]:
+    """Train a run, or analyse it; what it has already done is not repeated.
 
     Args:
         what: "train", or the name of an analysis.
-        runs: of each its directory, made if it is not there, and its configuration, as `TrainConfig.as_dict` returns
-            it. Several are trained at once, on the fabric `batched`.
+        run: its directory, made if it is not there, and its configuration, as `TrainConfig.as_dict` returns it.
         data_dir: where data sets are.
         fabric: to train on.
         device: where the fabric "batched" computes.
 
     Returns:
-        For every run the result; {"error": why} if it failed for good; {"stopped": True} if it was asked to stop.
+        The result; {"error": why} if it failed for good; {"stopped": True} if it was asked to stop.
     """
     from rapa_dist.coordinator.run_images import Where
 
-    wanted = [(Path(path), TrainConfig.from_dict(config)) for path, config in runs]
+    path, config = Path(run[0]), TrainConfig.from_dict(run[1])
     folder = None if data_dir is None else Path(data_dir)
     try:
-        for path, config in wanted:
-            _check_same(path, config)
+        _check_same(path, config)
         if what != TRAIN:
-            return [ANALYSES[what](path, Where(dataset=config.dataset, data_dir=folder)) for path, config in wanted]
-        if len(wanted) > 1:
-            return _train_together(wanted, folder, device)
-        return [_train(path, config, folder, fabric, device) for path, config in wanted]
+            return ANALYSES[what](path, Where(dataset=config.dataset, data_dir=folder))
+        return _train(path, config, folder, fabric, device)
     except RapaError as error:
-        return [{"error": str(error)}] * len(runs)
+        return {"error": str(error)}
     except KeyboardInterrupt:
-        return [{"stopped": True}] * len(runs)
+        return {"stopped": True}
 
 
-def do_as_here(coordinator: RunningCode, *arguments: Any) -> list[dict[str, Any]]:
+def do_as_here(coordinator: RunningCode, *arguments: Any) -> dict[str, Any]:
     """Do the same in a process of Ray's, if that runs the coordinator's code.
 
     Raises:
@@ -86,15 +80,6 @@ def _train(path: Path, config: TrainConfig, data_dir: Path | None, fabric: str, 
     return _result(start_run(config, run_dir=path, **where))
 
 
-def _train_together(
-    runs: Sequence[tuple[Path, TrainConfig]], data_dir: Path | None, device: str
-) -> list[dict[str, Any]]:
-    from rapa_dist.coordinator.together import train_together
-
-    outcomes = train_together(runs, device=device, data_dir=data_dir)
-    return [{"error": str(outcome)} if isinstance(outcome, RapaError) else _result(outcome) for outcome in outcomes]
-
-
 def _result(outcome: "RunResult") -> dict[str, Any]:
     """Return what training came to."""
     if not outcome.finished:
@@ -121,16 +106,9 @@ def _result(outcome: "RunResult") -> dict[str, Any]:
         "test_errors_percent": [line["test_error_percent"] for line in metrics],
         "train_errors_percent": [round(line["train_error_percent"], 3) for line in metrics],
         "similarity": metrics[-1].get("similarity"),
-        "wall_s": round(sum(map(_share_s, metrics)), 1),
+        "wall_s": round(sum(line["wall"]["train_s"] + line["wall"]["test_s"] for line in metrics), 1),
         "environment": {key: value for key, value in environment.items() if key not in ("argv", "options")},
     }
-
-
-def _share_s(line: dict[str, Any]) -> float:
-    """Return the wall time of an epoch, of training together with others the run's share."""
-    wall = line["wall"]
-    share: float = wall["train_s"] / wall.get("networks", 1) + wall["test_s"]
-    return share
 
 
 def _votes(number: int) -> Analysis:
@@ -144,8 +122,11 @@ def _votes(number: int) -> Analysis:
 
 def _reduced(path: Path, where: "Where") -> dict[str, Any]:
     from rapa_dist.analysis.reduction import reduce_run
+    from rapa_dist.coordinator.run_directory import RunDirectory
 
-    return _without_place({f"by_{how}": reduce_run(path, by=how, where=where) for how in ("norm", "wins")})
+    pooled_by_maximum = RunDirectory(path).config.pooling in ("max", "mixed")
+    methods = ("norm", "wins") if pooled_by_maximum else ("norm",)
+    return _without_place({f"by_{how}": reduce_run(path, by=how, where=where) for how in methods})
 
 
 def _similarity(path: Path, where: "Where") -> dict[str, Any]:

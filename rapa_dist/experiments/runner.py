@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +38,11 @@ class Job:
         """Its name for people."""
         return f"{self.cell.name}-{self.seed} {self.what}"
 
+    @property
+    def trains(self) -> bool:
+        """Whether it trains a network."""
+        return self.what == TRAIN
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -64,28 +68,12 @@ def missing(store: Store, jobs: list[Job]) -> list[Job]:
     return [job for job in jobs if store.result(job.cell, job.seed, job.what) is None]
 
 
-def at_once(jobs: Sequence[Job], together: int) -> list[list[Job]]:
-    """Return which jobs are done by one task: training of up to `together` seeds of a cell, else each by itself."""
-    groups: list[list[Job]] = []
-    open_groups: dict[Cell, list[Job]] = {}
-    for job in jobs:
-        group = open_groups.get(job.cell) if job.what == TRAIN else None
-        if group is None or len(group) == together:
-            group = []
-            groups.append(group)
-            if job.what == TRAIN:
-                open_groups[job.cell] = group
-        group.append(job)
-    return groups
-
-
 def carry_out(
     store: Store,
     jobs: list[Job],
     *,
     fabric: str,
     device: str,
-    together: int,
     at_most: int | None,
     address: str | None,
     data_dir: Path | None,
@@ -97,7 +85,6 @@ def carry_out(
         jobs: all of the experiment.
         fabric: to train on.
         device: "cpu", or "cuda" for a GPU per task.
-        together: seeds of a cell that are trained at once.
         at_most: tasks at a time; None: as many as the cluster has room for.
         address: the Ray cluster, as `rapa-dist train` takes it.
         data_dir: where data sets are.
@@ -114,18 +101,15 @@ def carry_out(
         remote: Any = ray.remote(num_cpus=1, max_retries=_RETRIES)
         task, code = remote(do_as_here), installed_code()
 
-        def submit(jobs: Sequence[Job]) -> Any:
-            what = jobs[0].what
-            runs = [
-                (str(store.run_dir(job.cell, job.seed).absolute()), job.cell.config(store.protocol, job.seed).as_dict())
-                for job in jobs
-            ]
+        def submit(job: Job) -> Any:
+            config = job.cell.config(store.protocol, job.seed).as_dict()
+            run = str(store.run_dir(job.cell, job.seed).absolute()), config
             given = data_dir or os.environ.get("RAPA_DIST_DATA")  # in the job's process it may mean another folder
             folder = str(expanded(given).absolute()) if given else None
-            gpus = int(device == "cuda" and what == TRAIN)  # analyses compute on the CPU
-            return task.options(num_gpus=gpus).remote(code, what, runs, folder, fabric, device)
+            gpus = int(device == "cuda" and job.what == TRAIN)  # analyses compute on the CPU
+            return task.options(num_gpus=gpus).remote(code, job.what, run, folder, fabric, device)
 
-        return _Round(store, at_once(left, together), submit, slots).run(stop)
+        return _Round(store, left, submit, slots).run(stop)
 
 
 class Slots(NamedTuple):
@@ -142,13 +126,13 @@ class _Round:
     def __init__(
         self,
         store: Store,
-        tasks: Sequence[Sequence[Job]],
-        submit: Callable[[Sequence[Job]], Any],
+        jobs: Sequence[Job],
+        submit: Callable[[Job], Any],
         slots: Callable[[], Slots],
     ) -> None:
         self._store, self._submit, self._slots = store, submit, slots
-        self._waiting, self._total = list(tasks), sum(map(len, tasks))
-        self._under_way: dict[Any, Sequence[Job]] = {}
+        self._waiting, self._total = list(jobs), len(jobs)
+        self._under_way: dict[Any, Job] = {}
         self._outcome = Outcome(True)
         self._told: dict[str, int] = {}
         self._done = 0
@@ -174,50 +158,49 @@ class _Round:
         """Begin as many tasks as there is room for: analyses of what is trained, and the next ones to train."""
         self._give_up()
         room = self._slots()
-        for jobs in sorted(filter(self._ready, self._waiting), key=_trains):
-            trainings = sum(map(_trains, self._under_way.values()))
-            if len(self._under_way) >= room.all or (_trains(jobs) and trainings >= room.trainings):
+        for job in sorted(filter(self._ready, self._waiting), key=lambda job: job.trains):
+            trainings = sum(other.trains for other in self._under_way.values())
+            if len(self._under_way) >= room.all or (job.trains and trainings >= room.trainings):
                 return
-            self._waiting.remove(jobs)
-            self._under_way[self._submit(jobs)] = jobs
+            self._waiting.remove(job)
+            self._under_way[self._submit(job)] = job
 
-    def _ready(self, jobs: Sequence[Job]) -> bool:
-        """Whether jobs can begin: to train, or to analyse what is trained."""
-        return _trains(jobs) or all(self._store.result(job.cell, job.seed, TRAIN) is not None for job in jobs)
+    def _ready(self, job: Job) -> bool:
+        """Whether a job can begin: to train, or to analyse what is trained."""
+        return job.trains or self._store.result(job.cell, job.seed, TRAIN) is not None
 
     def _give_up(self) -> None:
         """Take the analyses whose training failed for failed."""
-        for jobs in list(self._waiting):
-            if not _trains(jobs) and any(Job(job.cell, job.seed, TRAIN).name in self._outcome.failed for job in jobs):
-                self._waiting.remove(jobs)
-                self._outcome.failed |= dict.fromkeys((job.name for job in jobs), "its network could not be trained")
-                self._done += len(jobs)
+        for job in list(self._waiting):
+            if not job.trains and Job(job.cell, job.seed, TRAIN).name in self._outcome.failed:
+                self._waiting.remove(job)
+                self._outcome.failed[job.name] = "its network could not be trained"
+                self._done += 1
 
     def _take(self, reference: Any) -> None:
         """Keep what a task came to."""
         import ray
 
-        jobs = self._under_way.pop(reference)
+        job = self._under_way.pop(reference)
         try:
-            results = ray.get(reference)
+            result = ray.get(reference)
         except ray.exceptions.RayError as error:
-            results = [{"error": str(error).strip().splitlines()[-1]}] * len(jobs)
-        for job, result in zip(jobs, results, strict=True):
-            self._done += 1
-            if result.get("stopped"):
-                self._outcome.finished = False
-            elif "error" in result:
-                self._outcome.failed[job.name] = result["error"]
-                stderr.print(f"{job.name} failed: {result['error']}", markup=False)
-            else:
-                self._store.keep(job.cell, job.seed, job.what, result)
-                figure = f"  best test error {result['best_test_error_percent']:.2f} %" if job.what == TRAIN else ""
-                stderr.print(f"{self._done:3}/{self._total} {job.name} done{figure}", markup=False)
+            result = {"error": str(error).strip().splitlines()[-1]}
+        self._done += 1
+        if result.get("stopped"):
+            self._outcome.finished = False
+        elif "error" in result:
+            self._outcome.failed[job.name] = result["error"]
+            stderr.print(f"{job.name} failed: {result['error']}", markup=False)
+        else:
+            self._store.keep(job.cell, job.seed, job.what, result)
+            figure = f"  best test error {result['best_test_error_percent']:.2f} %" if job.trains else ""
+            stderr.print(f"{self._done:3}/{self._total} {job.name} done{figure}", markup=False)
 
     def _show(self) -> None:
         """Print where a run stands: at first, and after each tenth, as far as its directory can be seen from here."""
-        for job in chain.from_iterable(self._under_way.values()):
-            if job.what != TRAIN:
+        for job in self._under_way.values():
+            if not job.trains:
                 continue
             epochs = self._store.protocol.epochs
             try:
@@ -234,22 +217,17 @@ class _Round:
         """Have the jobs under way save and end."""
         import ray
 
-        number = sum(map(len, self._under_way.values()))
-        stderr.print(f"Stopping what is under way ({number}); what trains is saved", markup=False)
+        stderr.print(f"Stopping what is under way ({len(self._under_way)}); what trains is saved", markup=False)
         for reference in self._under_way:
             ray.cancel(reference, force=False)
         done, _ = ray.wait(list(self._under_way), num_returns=len(self._under_way), timeout=_STOP_S)
         for reference in done:
             try:
-                results = ray.get(reference)
+                result = ray.get(reference)
             except ray.exceptions.RayError:
                 continue
-            if not any(result.keys() & {"stopped", "error"} for result in results):
+            if not result.keys() & {"stopped", "error"}:
                 self._take(reference)
-
-
-def _trains(jobs: Sequence[Job]) -> bool:
-    return jobs[0].what == TRAIN
 
 
 def progress_of(line: dict[str, Any], epochs: int) -> str:

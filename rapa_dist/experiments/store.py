@@ -114,7 +114,8 @@ class Store:
             ) from error
         config = cell.config(self.protocol, seed)
         try:
-            check_revision(found.get("revision", FIRST), config.machine, config.scheme, config.pooling)
+            if config.pooling is not None:
+                check_revision(found.get("revision", FIRST), config.paper_machine, config.scheme, config.pooling)
         except VoidError as error:
             found["void"] = str(error)
         return found

@@ -158,7 +158,7 @@ def figure3(results: Results) -> str:
         ]
         shown.insert(4, results.marked(cell, "similarity", partial(_by_layer, key="decay_leaves", layer=0)))
         rows.append([f"`{cell.scheme}`", cell.pooling, *shown, str(len(results.of(cell, "similarity")))])
-    head = [f"{what}, layer {layer}" for what in ("S", "along start", "S of the rest") for layer in (1, 2)]
+    head = [f"{what}, conv{layer}" for what in ("S", "along start", "S of the rest") for layer in (0, 1)]
     head.insert(4, "decay leaves")
     return (
         f"{markdown(['scheme', 'pooling', *head, 'n'], rows)}\n{results.why_void(cells)}The paper: S > 0.1 for random, "

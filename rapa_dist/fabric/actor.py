@@ -19,6 +19,7 @@ from rapa_dist.tile import AnalogTile, Matrix, State, Update, Word
 
 # looked up once: in the loop over cycles every look-up counts
 _FORWARD, _INPUT_ERROR, _UPDATE, _COMMIT = Cycle.FORWARD, Cycle.INPUT_ERROR, Cycle.UPDATE, Cycle.COMMIT
+_DISCARD = Cycle.DISCARD
 _STATE_IDLE, _STATE_FORWARD, _STATE_BACKWARD = State.IDLE, State.FORWARD, State.BACKWARD
 _KEPT_VIEWS = 256
 
@@ -47,39 +48,46 @@ class Tile:
         site, words = self._site, self._cells.words
         words[Word.THREAD] = threading.get_native_id()
         arena, board = self._arena, self._board
-        patches, outputs = arena.patches(site.layer_index), arena.outputs(site.layer_index)
-        tile, bell = AnalogTile(self._cells), TileDoorbell(site.directory, site.tile, site.token)
+        array = site.array
+        k, c_out = array.k, array.c_out
+        tile = AnalogTile(self._cells, bias=array.bias)
+        bell = TileDoorbell(site.directory, site.tile, site.token)
         stop_polling()
         relax_others()
         wait_for_a_core()
         sharp_sleep()
         update = Update(0.0, 0.0)
-        views: dict[tuple[int, int], tuple[Matrix, Matrix]] = {}  # most schemes have the same rows in every step
+        views: dict[
+            tuple[int, int, int], tuple[Matrix, Matrix]
+        ] = {}  # most steps have the same rows at the same places
         state, answered = Word.STATE, Word.ANSWERED
         free_ns = 0  # when the array that this tile stands for is done with its last cycle
         bell.answer(0, Status.HELLO)
         while True:
-            number, cycle, first, last, learning_rate, weight_decay, hold_ns, rung_ns, after = bell.wait()
+            number, cycle, rows, patches, outputs, learning_rate, weight_decay, hold_ns, rung_ns, after = bell.wait()
             if number <= words[answered]:
                 continue  # done, by this process or one before it; the rows may be in use again
             if after > words[answered]:
                 continue  # a ring was missed, or its cycle failed: that one has to come first
             try:
                 if cycle:
-                    rows = views.get((first, last))
-                    if rows is None:
+                    view = views.get((patches, outputs, rows))
+                    if view is None:
                         if len(views) >= _KEPT_VIEWS:
                             views.clear()
-                        rows = views[first, last] = patches[first:last], outputs[first:last]
+                        view = arena.rows(patches, rows, k), arena.rows(outputs, rows, c_out)
+                        views[patches, outputs, rows] = view
                     if cycle == _FORWARD:
                         words[state] = _STATE_FORWARD
-                        tile.forward(*rows)
+                        tile.forward(*view)
+                    elif cycle == _DISCARD:
+                        tile.discard(number)
                     else:
                         words[state] = _STATE_BACKWARD
                         if learning_rate != update.learning_rate or weight_decay != update.weight_decay:
                             update = Update(learning_rate, weight_decay)
                         tile.backward(
-                            *rows,
+                            *view,
                             cycle=number,
                             update=update if cycle & _UPDATE else None,
                             input_error=cycle & _INPUT_ERROR != 0,

@@ -1,92 +1,88 @@
-"""What the coordinator may ask of a fabric, and the memory layout that all fabrics share."""
+"""What the coordinator may ask of a fabric: passages through tile arrays, and what is in the tiles between steps."""
 
-import mmap
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rapa_dist.inspection import TileStats, read_tile
-from rapa_dist.machine import Layer, Machine, tile_name
-from rapa_dist.tile import Cells, Matrix, Update, Word
+from rapa_dist.assignment import Assignment
+from rapa_dist.fabric.passage import Passage
+from rapa_dist.geometry import Geometry
+from rapa_dist.inspection import TileStats
+from rapa_dist.machine import Machine, TileArray
+from rapa_dist.tile import Matrix
 
-_PAGE = 4096
+if TYPE_CHECKING:  # who only reads about a run does without it
+    from torch import Tensor
 
-
-class Arena:
-    """Memory with two regions per layer: patches (rows, k) and, beside them, outputs (rows, c_out).
-
-    In the backward cycle the errors D take the place of the outputs M, and the input errors dI that of
-    the patches I, so that nothing is copied and nothing is allocated while training.
-    """
-
-    def __init__(self, buffer: mmap.mmap, machine: Machine, images: int) -> None:
-        """Lay the regions over `buffer` (`Arena.size` bytes); a region holds `images` images."""
-        self._patches: list[Matrix] = []
-        self._outputs: list[Matrix] = []
-        offset = 0
-        for layer in machine.layers:
-            rows = images * layer.n_patches
-            for regions, columns in ((self._patches, layer.k), (self._outputs, layer.c_out)):
-                flat = np.frombuffer(buffer, np.float32, rows * columns, offset=offset)
-                regions.append(flat.reshape(rows, columns))
-                offset += _pages(flat.nbytes)
-
-    @staticmethod
-    def size(machine: Machine, images: int) -> int:
-        """Return the bytes an arena takes that holds `images` images at once."""
-        row_bytes = ((4 * columns, layer) for layer in machine.layers for columns in (layer.k, layer.c_out))
-        return sum(_pages(images * layer.n_patches * width) for width, layer in row_bytes)
-
-    def patches(self, layer: int) -> Matrix:
-        """Return the whole patch region of a layer, (rows, k)."""
-        return self._patches[layer]
-
-    def outputs(self, layer: int) -> Matrix:
-        """Return the whole output region of a layer, (rows, c_out)."""
-        return self._outputs[layer]
+Kernels = Sequence[Matrix]
+"""The kernels of a whole machine: one array (n_t, k + 1, c_out) per tile array."""
 
 
-class Tiles(ABC):
-    """The tiles of a machine, wherever they are, and what can be asked of them between steps.
+class Fabric(ABC):
+    """Where the tiles of a machine live. A context manager: leaving it stops the tiles and frees what they held."""
 
-    Use as a context manager: leaving it stops the tiles and frees what they held.
-    """
+    name: ClassVar[str]
+    gives_gradients: ClassVar[bool] = False
+    """Whether passages return the gradients of kernels, for the optimizer; else tiles update themselves."""
 
-    name: str
-
-    def __init__(self, machine: Machine, images: int) -> None:
-        """Prepare for mini-batches of at most `images` images."""
+    def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self.images = images
+
+    def bind(self, parameters: Sequence[Tensor]) -> None:  # noqa: B027  most have nothing to do
+        """Take note of the layers' parameters, by tile array; a fabric that gives gradients computes with them."""
 
     @abstractmethod
-    def cells(self, layer: int) -> list[Cells]:
-        """Return the cells of a layer's tiles, to look into."""
+    def passage(self, array: TileArray, geometry: Geometry, planes: Tensor, assignment: Assignment) -> Passage:
+        """Prepare a passage: gather the patches of planes (images, h, w, c_in) in tile order. No tile is told yet."""
 
-    def kernels(self, layer: Layer) -> Matrix:
-        """Return a copy of the kernels of a layer, (n_t, k + 1, c_out). Between steps only."""
-        return np.stack([cells.kernel for cells in self.cells(layer.index)])
+    @abstractmethod
+    def commit(self, arrays: Sequence[int]) -> None:
+        """Put the updates that tile arrays have prepared in force; returns when that is done."""
+
+    @abstractmethod
+    def discard(self, arrays: Sequence[int]) -> None:
+        """Have tile arrays forget the updates that they have prepared; returns when that is done."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Have the cycles that are begun inside reach every tile at once, when it is left; none may be waited for.
+
+        A matter of speed alone: a tile that is woken once for two cycles finds its memory still in the caches.
+        """
+        return nullcontext()
+
+    @abstractmethod
+    def kernels(self, array: TileArray) -> Matrix:
+        """Return a copy of the kernels of a tile array, (n_t, k + 1, c_out). Between steps only."""
 
     def all_kernels(self) -> list[Matrix]:
-        """Return a copy of the kernels of all layers. Between steps only."""
-        return [self.kernels(layer) for layer in self.machine.layers]
+        """Return a copy of the kernels of all tile arrays. Between steps only."""
+        return [self.kernels(array) for array in self.machine.arrays]
 
+    @abstractmethod
+    def write(self, array: TileArray, kernels: Matrix, step: int) -> None:
+        """Program kernels (n_t, k + 1, c_out), as after `step` steps, into tiles, which are not at work."""
+
+    def program(self, kernels: Kernels, step: int) -> None:
+        """Program all tiles: one array (n_t, k + 1, c_out) per tile array."""
+        for array, of_array in zip(self.machine.arrays, kernels, strict=True):
+            expected = (array.n_tiles, *array.kernel_shape)
+            if np.shape(of_array) != expected:
+                raise ValueError(f"kernels of {array.name} have the shape {np.shape(of_array)}, expected {expected}")
+            self.write(array, of_array, step)
+
+    @abstractmethod
     def stats(self) -> list[TileStats]:
         """Return what the tiles have done so far."""
-        return [
-            read_tile(cells, name=tile_name(layer.index, tile), layer=layer.index)
-            for layer in self.machine.layers
-            for tile, cells in enumerate(self.cells(layer.index))
-        ]
 
-    def busy_ns(self, layer: int) -> list[int]:
-        """Return by tile of a layer the processor time that it has taken in cycles so far."""
-        return [cells.words[Word.BUSY_NS] for cells in self.cells(layer)]
+    @abstractmethod
+    def busy_ns(self, array: int) -> list[int]:
+        """Return by tile of an array the processor time that it has taken in cycles so far."""
 
     @property
     def spread(self) -> bool:
@@ -104,75 +100,3 @@ class Tiles(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-class Fabric(Tiles):
-    """Tiles that do their cycles one by one, and the memory through which rows reach them."""
-
-    network_ns = 0
-    """Of the cycle that was finished last, what it took beyond the work of other nodes' chips: messages there and back;
-    0 where there are none."""
-
-    @abstractmethod
-    def patches(self, layer: int) -> Matrix:
-        """Return the patch region of a layer, (rows, k), in tile order; dI after a backward cycle."""
-
-    @abstractmethod
-    def outputs(self, layer: int) -> Matrix:
-        """Return the output region of a layer, (rows, c_out), in tile order; D in a backward cycle."""
-
-    @abstractmethod
-    def begin_forward(self, layer: Layer, offsets: NDArray[np.int64]) -> int:
-        """Have every tile compute M = I K for its rows offsets[j] … offsets[j + 1] − 1.
-
-        Returns:
-            A number to `finish` the cycle with. Until then its rows belong to the tiles. Several cycles may
-            be under way, on different rows; a tile does them in the order in which they were begun.
-        """
-
-    @abstractmethod
-    def begin_backward(
-        self,
-        layer: Layer,
-        offsets: NDArray[np.int64],
-        *,
-        update: Update | None,
-        input_error: bool,
-        commit: bool = True,
-    ) -> int:
-        """Have every tile compute dI = D Kᵀ, if wanted, and its update; see `begin_forward`.
-
-        Args:
-            layer: whose tiles.
-            offsets: (n_t + 1,) which rows are whose.
-            update: λ and decay, or None to leave the kernels alone.
-            input_error: whether dI is wanted.
-            commit: False for all parts of a mini-batch but the last, which puts the new kernels in force.
-        """
-
-    @abstractmethod
-    def finish(self, cycle: int) -> None:
-        """Return when a cycle that was begun is done by all tiles."""
-
-    def together(self) -> AbstractContextManager[None]:
-        """Have the cycles that are begun inside reach every tile at once, when it is left; none may be waited for.
-
-        A matter of speed alone: a tile that is woken once for two cycles finds its memory still in the caches.
-        """
-        return nullcontext()
-
-    def forward(self, layer: Layer, offsets: NDArray[np.int64]) -> None:
-        """Run a forward cycle from beginning to end."""
-        self.finish(self.begin_forward(layer, offsets))
-
-    def backward(self, layer: Layer, offsets: NDArray[np.int64], *, update: Update | None, input_error: bool) -> None:
-        """Run a backward cycle with its update from beginning to end."""
-        self.finish(self.begin_backward(layer, offsets, update=update, input_error=input_error))
-
-
-Kernels = Sequence[Matrix]
-"""The kernels of a whole machine: one array (n_t, k + 1, c_out) per layer."""
-
-
-def _pages(n_bytes: int) -> int:
-    return -(-n_bytes // _PAGE) * _PAGE

@@ -1,186 +1,273 @@
 """Fabric `batched`: all tiles of a layer as one batched product in torch, on the CPU or a GPU.
 
-Made for experiments: several networks of one shape can be trained at once, each with kernels, assignments and
-learning rate of its own; their tiles are then simply more tiles of the same product. The cycles are those of
-`AnalogTile`, equal to them within rounding.
+The same draws and the same sums as on the other fabrics, in another order. The kernels are the layers' own parameters,
+and their gradients go the way of every parameter's.
 """
 
-import copy
 import os
 import time
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.nn.functional as F
 from torch import Tensor
 
+from rapa_dist.assignment import Assignment
 from rapa_dist.errors import UsageError
-from rapa_dist.fabric.base import Kernels, Tiles
-from rapa_dist.machine import Layer, Machine
-from rapa_dist.tile import Cells, Matrix, Word
+from rapa_dist.fabric.base import Fabric, Kernels
+from rapa_dist.fabric.im2col import Im2col
+from rapa_dist.fabric.passage import Passage
+from rapa_dist.fabric.shared_rows import seen_by
+from rapa_dist.geometry import Geometry
+from rapa_dist.inspection import TileStats, read_tile
+from rapa_dist.machine import Machine, TileArray
+from rapa_dist.tile import Cells, Matrix, Update, Word
 
 
-class BatchedFabric(Tiles):
-    """The tiles of one machine, or of several alike, as tensors. Nothing has to be closed."""
+class BatchedFabric(Fabric):
+    """The tiles of a machine as tensors. Nothing has to be closed."""
 
     name = "batched"
+    gives_gradients = True
 
     def __init__(
-        self, machine: Machine, images: int, kernels: Sequence[Kernels], *, device: str = "cpu", step: int = 0
+        self, machine: Machine, kernels: Kernels | Sequence[Tensor], *, device: str = "cpu", step: int = 0
     ) -> None:
-        """Program the tiles.
+        """Compute with some kernels.
 
         Args:
-            machine: which tiles a network has.
-            images: images in the largest mini-batch of a network.
-            kernels: for every network one array (n_t, k + 1, c_out) per layer.
-            device: where the tensors are, "cpu" or "cuda".
-            step: steps that the kernels have been trained for.
+            machine: which tiles.
+            kernels: per tile array (n_t, k + 1, c_out); a tensor stays the caller's.
+            device: "cpu" or "cuda".
+            step: steps that they have been trained for.
         """
-        super().__init__(machine, images)
-        self.networks, self.device = len(kernels), torch.device(device)
+        super().__init__(machine)
+        self.device = torch.device(device)
         if self.device.type == "cuda":
             compute_in_float32()
-        self._weights, self._biases = [], []
-        for layer in machine.layers:
-            stacked = np.concatenate([of_network[layer.index] for of_network in kernels])  # (networks · n_t, k + 1, …)
-            cells = torch.from_numpy(stacked).to(self.device)
-            self._weights.append(cells[:, :-1].clone())
-            self._biases.append(cells[:, -1:].clone())
-        self._since_ns, self._start = time.monotonic_ns(), step
-        self._rows = [np.zeros((self.networks, 3, layer.n_tiles), np.int64) for layer in machine.layers]
-        self._updates = np.zeros(self.networks, np.int64)
-        self._cells = _volatile_cells(machine)
+        self._kernels = [torch.as_tensor(of_array, device=self.device) for of_array in kernels]
+        self._step, self._updates = step, 0
+        self._im2col: dict[tuple[Geometry, int], Im2col] = {}
+        self._rows = [np.zeros((3, array.n_tiles), np.int64) for array in machine.arrays]
+        self._since_ns = time.monotonic_ns()
 
-    def alone(self, network: int) -> Self:
-        """Return the fabric of one of the networks. Its tiles are those of this one: what is done here shows there."""
-        one = copy.copy(self)
-        one.networks = 1
-        one._weights, one._biases = (
-            [
-                of_layer[network * layer.n_tiles :][: layer.n_tiles]
-                for layer, of_layer in zip(self.machine.layers, tensors, strict=True)
-            ]
-            for tensors in (self._weights, self._biases)
-        )
-        one._rows = [of_layer[network : network + 1] for of_layer in self._rows]
-        one._updates = self._updates[network : network + 1]
-        one._cells = _volatile_cells(self.machine)
-        return one
+    def passage(self, array: TileArray, geometry: Geometry, planes: Tensor, assignment: Assignment) -> Passage:
+        """Prepare a product; where one tile computes all patches that is an ordinary convolution."""
+        kernels = self._kernels[array.index]
+        rows = self._rows[array.index]
+        plain = array.n_tiles == 1 and assignment.rows == assignment.n_patches and assignment.mask is None
+        if plain:
+            return _Plain(array, geometry, planes, kernels, rows)
+        found = self._im2col.get((geometry, planes.shape[3]))
+        if found is None:
+            found = self._im2col[geometry, planes.shape[3]] = Im2col(geometry, planes.shape[3], kernels.device)
+        return _Batched(array, found, planes, assignment, kernels, rows)
 
-    def forward(self, layer: Layer, patches: Tensor) -> Tensor:
-        """Return M = I K + bias of all tiles, (tiles, rows, c_out), for patches (tiles, rows, k)."""
-        return torch.baddbmm(self._biases[layer.index], patches, self._weights[layer.index])
+    def bind(self, parameters: Sequence[Tensor]) -> None:
+        """Compute with the layers' parameters from now on, after giving them the kernels that are here."""
+        with torch.no_grad():
+            for parameter, kernels in zip(parameters, self._kernels, strict=True):
+                parameter.copy_(kernels)
+        self._kernels = list(parameters)
 
-    def backward(
-        self, layer: Layer, patches: Tensor, errors: Tensor, *, rate: Tensor, keep: Tensor, input_error: bool
-    ) -> None:
-        """Update all tiles, K ← keep · K − λ Iᵀ D, and compute dI = D Kᵀ with the kernels from before.
+    def commit(self, arrays: Sequence[int]) -> None:
+        """Count a step: the kernels are the optimizer's."""
+        self._updates += 1
 
-        Args:
-            layer: whose tiles.
-            patches: (tiles, rows, k) I; holds dI afterwards if `input_error`. Rows without a patch are zero.
-            errors: (tiles, rows, c_out) D; zero in rows without a patch.
-            rate: (tiles, 1, 1) λ of every tile, or of all: (1, 1, 1).
-            keep: the same shape, 1 − λ · weight decay.
-            input_error: whether dI is wanted.
-        """
-        weights, biases = self._weights[layer.index], self._biases[layer.index]
-        gradient = torch.bmm(patches.transpose(1, 2), errors)
-        if input_error:
-            torch.bmm(errors, weights.transpose(1, 2), out=patches)
-        weights.mul_(keep).sub_(gradient.mul_(rate))
-        biases.mul_(keep).sub_(errors.sum(dim=1, keepdim=True).mul_(rate))
+    def discard(self, arrays: Sequence[int]) -> None:
+        """Do nothing: gradients are the optimizer's."""
 
-    def convolve(self, layer: Layer, planes: Tensor) -> Tensor:
-        """Return what a layer's only tile makes of all patches, (images, side, side, c_out): an ordinary convolution.
-
-        Args:
-            layer: with one tile, of the only network.
-            planes: (images, side, side, c_in).
-        """
-        weight, bias = self._as_convolution(layer)
-        pad = [layer.kernel_side // 2] * 2
-        outputs: Tensor = torch.conv2d(planes.permute(0, 3, 1, 2), weight, bias, padding=pad)
-        return outputs.permute(0, 2, 3, 1)
-
-    def convolve_back(
-        self, layer: Layer, planes: Tensor, errors: Tensor, *, rate: Tensor, keep: Tensor, input_error: bool
-    ) -> Tensor | None:
-        """Update the tile of a `convolve`; return the errors (images, side, side, c_in) of its planes, if wanted.
-
-        Args:
-            layer: with one tile, of the only network.
-            planes: (images, side, side, c_in) as they were convolved.
-            errors: (images, side, side, c_out).
-            rate: (1, 1, 1) λ.
-            keep: (1, 1, 1) 1 − λ · weight decay.
-            input_error: whether the errors of the planes are wanted.
-        """
-        weight, bias = self._as_convolution(layer)
-        pad = [layer.kernel_side // 2] * 2
-        back, of_weight, of_bias = torch.ops.aten.convolution_backward(
-            errors.permute(0, 3, 1, 2),
-            planes.permute(0, 3, 1, 2),
-            weight,
-            list(bias.shape),
-            *([1, 1], pad, [1, 1], False, [0, 0], 1),  # stride, padding, dilation, not transposed, groups
-            [input_error, True, True],
-        )
-        weights, biases = self._weights[layer.index], self._biases[layer.index]
-        weights.mul_(keep).sub_(of_weight.permute(2, 3, 1, 0).reshape(weights.shape) * rate)
-        biases.mul_(keep).sub_(of_bias.view(biases.shape) * rate)
-        return back.permute(0, 2, 3, 1) if input_error else None
-
-    def _as_convolution(self, layer: Layer) -> tuple[Tensor, Tensor]:
-        """Return the only tile's kernel as PyTorch has it, (c_out, c_in, kh, kw), and its bias."""
-        kernel = self._weights[layer.index].view(layer.kernel_side, layer.kernel_side, layer.c_in, layer.c_out)
-        weight = kernel.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
-        return weight, self._biases[layer.index].view(-1)
-
-    def count(self, layer: Layer, rows: Sequence[NDArray[np.int64]], *, trained: bool) -> None:
-        """Take note of the rows that the tiles of every network have had in a mini-batch, (n_t,) each."""
-        for network, of_network in enumerate(rows):
-            forward, backward, update = self._rows[layer.index][network]
-            forward += of_network
-            if trained:
-                update += of_network
-                if layer.index > 0:
-                    backward += of_network
-                else:
-                    self._updates[network] += 1
-
-    def tensors(self) -> list[Tensor]:
-        """Return the tensors that hold all kernels: weights and biases of every layer."""
-        return [*self._weights, *self._biases]
-
-    def kernels(self, layer: Layer) -> Matrix:
-        """Return a copy of the kernels of a layer of the only network, (n_t, k + 1, c_out)."""
-        assert self.networks == 1, "alone() has those of one of several networks"
-        kernels: Matrix = torch.cat((self._weights[layer.index], self._biases[layer.index]), dim=1).cpu().numpy()
+    def kernels(self, array: TileArray) -> Matrix:
+        """Return a copy of the kernels of a tile array."""
+        kernels: Matrix = self._kernels[array.index].detach().cpu().numpy().copy()
         return kernels
 
-    def cells(self, layer: int) -> list[Cells]:
-        """Return cells as the only network's tiles would have them now. Their processor time can't be told apart."""
-        (rows,), (updates,) = self._rows[layer], self._updates.tolist()
-        for tile, (cells, kernel) in enumerate(
-            zip(self._cells[layer], self.kernels(self.machine.layers[layer]), strict=True)
-        ):
-            cells.program(kernel, self._start + updates)
-            words = cells.words
-            words[Word.PID], words[Word.STARTS], words[Word.SINCE_NS] = os.getpid(), 1, self._since_ns
-            words[Word.ROWS_FORWARD], words[Word.ROWS_BACKWARD], words[Word.ROWS_UPDATE] = rows[:, tile].tolist()
-            words[Word.UPDATES] = updates
-        return self._cells[layer]
+    def write(self, array: TileArray, kernels: Matrix, step: int) -> None:
+        """Write kernels into the parameter of an array."""
+        self._step, self._updates = step, 0
+        with torch.no_grad():
+            self._kernels[array.index].copy_(torch.from_numpy(kernels))
+
+    def stats(self) -> list[TileStats]:
+        """Return what tiles would have done so far. Their processor time can't be told apart."""
+        found = []
+        for array in self.machine.arrays:
+            for tile, (kernel, rows) in enumerate(zip(self.kernels(array), self._rows[array.index].T, strict=True)):
+                cells = Cells.volatile(array.kernel_shape)
+                cells.program(kernel, self._step + self._updates)
+                words = cells.words
+                words[Word.PID], words[Word.STARTS], words[Word.SINCE_NS] = os.getpid(), 1, self._since_ns
+                words[Word.ROWS_FORWARD], words[Word.ROWS_BACKWARD], words[Word.ROWS_UPDATE] = rows.tolist()
+                words[Word.UPDATES] = self._updates
+                found.append(read_tile(cells, array, tile))
+        return found
+
+    def busy_ns(self, array: int) -> list[int]:
+        """Return zeros: their processor time can't be told apart."""
+        return [0] * self.machine.arrays[array].n_tiles
 
     def close(self) -> None:
-        """Do nothing: the tensors go with the fabric."""
+        """Do nothing: the tensors are the caller's."""
 
 
-def _volatile_cells(machine: Machine) -> list[list[Cells]]:
-    return [[Cells.volatile(layer.kernel_shape) for _ in range(layer.n_tiles)] for layer in machine.layers]
+class _Passage(Passage):
+    """What both kinds have in common: tiles that compute at once, and count rows."""
+
+    def __init__(self, array: TileArray, rows: np.ndarray, of_tiles: np.ndarray | int) -> None:
+        self._array, self._counted, self._of_tiles = array, rows, of_tiles
+        self._gradient: Tensor | None = None
+        self._back: Tensor | None = None
+
+    def begin(self) -> None:
+        """Count the rows; they are computed when they are asked for."""
+        self._counted[0] += self._of_tiles
+
+    def _count_back(self, *, input_error: bool, learn: bool) -> None:
+        if input_error:
+            self._counted[1] += self._of_tiles
+        if learn:
+            self._counted[2] += self._of_tiles
+
+    def input_errors(self) -> Tensor | None:
+        """Return what `send_errors` found."""
+        back, self._back = self._back, None
+        return back
+
+    def kernel_gradient(self) -> Tensor | None:
+        """Return Iᵀ D of every tile."""
+        gradient, self._gradient = self._gradient, None
+        return gradient
+
+    def release(self) -> None:
+        """Do nothing: memory goes with the passage."""
+
+
+class _Batched(_Passage):
+    """A passage through several tiles. Every tile has as many slots; some may be empty, and hold patch 0 then."""
+
+    def __init__(
+        self,
+        array: TileArray,
+        im2col: Im2col,
+        planes: Tensor,
+        assignment: Assignment,
+        kernels: Tensor,
+        rows: np.ndarray,
+    ) -> None:
+        sizes = np.diff(assignment.offsets)
+        super().__init__(array, rows, sizes)
+        self._im2col, self._images, self._kernels = im2col, len(planes), kernels.detach()
+        width, device = int(sizes.max()), planes.device
+        self._some_empty = assignment.rows < array.n_tiles * width
+        self._dropped = assignment.rows < assignment.n_patches
+        order, error_of_slot = assignment.order, assignment.order
+        if self._some_empty:
+            filled = np.arange(width) < sizes[:, None]  # (n_t, width)
+            order, error_of_slot = np.zeros(filled.shape, np.int64), np.full(filled.shape, assignment.n_patches)
+            order[filled] = error_of_slot[filled] = assignment.order
+            order, error_of_slot = order.ravel(), error_of_slot.ravel()
+            slot_of_patch = np.full(assignment.n_patches, order.size, np.int64)
+            slot_of_patch[assignment.order] = np.flatnonzero(filled)
+        else:
+            slot_of_patch = assignment.inverse()
+        self._slot_of_patch = torch.from_numpy(slot_of_patch).to(device)
+        self._error_of_slot = torch.from_numpy(error_of_slot).to(device)
+        self._seen = seen_by(
+            Assignment(order, assignment.offsets, assignment.n_patches, assignment.mask), im2col.geometry
+        )
+        if self._seen is not None:
+            self._seen = self._seen.to(device)
+        self._patches = planes.new_empty(order.size, array.k)
+        im2col.gather(planes, torch.from_numpy(order).to(device), self._patches, self._seen)
+
+    def outputs(self, first: int = 0, last: int | None = None) -> Tensor:
+        """Multiply, and return the outputs."""
+        array, of_tiles = self._array, self._patches.view(self._array.n_tiles, -1, self._array.k)
+        weights = self._kernels[:, : array.k]
+        product = torch.baddbmm(self._kernels[:, array.k :], of_tiles, weights) if array.bias else of_tiles @ weights
+        outputs = product.view(-1, array.c_out)
+        if self._dropped:
+            outputs = torch.cat((outputs, outputs.new_zeros(1, array.c_out)))
+        return outputs.index_select(0, self._slot_of_patch).view(self._images, *self._im2col.geometry.out, array.c_out)[
+            first:last
+        ]
+
+    def send_errors(self, errors: Tensor, update: Update | None, *, input_error: bool, commit: bool) -> None:
+        """Multiply by errors: the gradient of the kernels, and over the patches their input errors."""
+        array = self._array
+        rows = errors.reshape(-1, array.c_out)
+        if self._some_empty:
+            rows = torch.cat((rows, rows.new_zeros(1, array.c_out)))
+        rows = rows.index_select(0, self._error_of_slot).view(array.n_tiles, -1, array.c_out)
+        patches = self._patches.view(array.n_tiles, -1, array.k)
+        self._count_back(input_error=input_error, learn=update is not None)
+        if update is not None:
+            self._gradient = torch.empty_like(self._kernels)
+            torch.bmm(patches.transpose(1, 2), rows, out=self._gradient[:, : array.k])
+            if array.bias:
+                torch.sum(rows, dim=1, keepdim=True, out=self._gradient[:, array.k :])
+        if input_error:
+            torch.bmm(rows, self._kernels[:, : array.k].transpose(1, 2), out=patches)
+            self._back = self._im2col.scatter(
+                self._patches, self._slot_of_patch, self._images, dropped=self._dropped, seen=self._seen
+            )
+
+
+class _Plain(_Passage):
+    """A passage through a single tile that computes every patch: an ordinary convolution."""
+
+    def __init__(self, array: TileArray, geometry: Geometry, planes: Tensor, kernels: Tensor, rows: np.ndarray) -> None:
+        super().__init__(array, rows, planes.shape[0] * geometry.n_patches)
+        weight = kernels.detach()[0, : array.k].view(*geometry.kernel, -1, array.c_out).permute(3, 2, 0, 1)
+        self._weight = weight.contiguous(memory_format=torch.channels_last)
+        self._bias = kernels.detach()[0, array.k] if array.bias else None
+        self._geometry, self._planes = geometry, planes.detach().permute(0, 3, 1, 2)
+        self._padding = geometry.before
+        if geometry.before != geometry.after:
+            (top, left), (bottom, right) = geometry.before, geometry.after
+            self._planes, self._padding = F.pad(self._planes, (left, right, top, bottom)), (0, 0)
+
+    def outputs(self, first: int = 0, last: int | None = None) -> Tensor:
+        """Convolve."""
+        geometry = self._geometry
+        with torch.no_grad():
+            outputs = torch.conv2d(
+                self._planes, self._weight, self._bias, geometry.stride, self._padding, geometry.dilation
+            )
+        return outputs.permute(0, 2, 3, 1)[first:last]
+
+    def send_errors(self, errors: Tensor, update: Update | None, *, input_error: bool, commit: bool) -> None:
+        """Go back through the convolution."""
+        array, geometry, learn = self._array, self._geometry, update is not None
+        self._count_back(input_error=input_error, learn=learn)
+        if not input_error and not learn:
+            return
+        errors = errors.permute(0, 3, 1, 2)
+        of_planes, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            errors,
+            self._planes,
+            self._weight,
+            [array.c_out],
+            geometry.stride,
+            self._padding,
+            geometry.dilation,
+            False,  # not transposed
+            (0, 0),
+            1,  # a single group
+            (input_error, learn, learn and array.bias),
+        )
+        if learn:
+            self._gradient = torch.empty(1, *array.kernel_shape, dtype=errors.dtype, device=errors.device)
+            self._gradient[0, : array.k] = of_weight.permute(2, 3, 1, 0).reshape(array.k, array.c_out)
+            if array.bias:
+                self._gradient[0, array.k] = of_bias
+        if input_error:
+            (top, left), (h, w) = geometry.before, geometry.size
+            if self._padding != geometry.before:
+                of_planes = of_planes[:, :, top : top + h, left : left + w]
+            self._back = of_planes.permute(0, 2, 3, 1)
 
 
 def compute_in_float32() -> None:

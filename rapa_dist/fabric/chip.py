@@ -10,12 +10,12 @@ from pathlib import Path
 
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import board
-from rapa_dist.fabric.base import Arena
+from rapa_dist.fabric.arena import Arena, arena_bytes
 from rapa_dist.fabric.board import Board
 from rapa_dist.fabric.cut_short import Guard
 from rapa_dist.fabric.doorbell import Cycle, NodeDoorbell, Ring, Status, check_names
 from rapa_dist.fabric.scratch import Scratch, check_shared_memory, fresh_name, map_existing, shared_memory_root
-from rapa_dist.machine import Machine, tile_name
+from rapa_dist.machine import Machine, TileArray, tile_name
 from rapa_dist.tile import Cells, Matrix, Word
 
 _ARENA = "arena"
@@ -33,25 +33,24 @@ class Site:
     token: int
     """What rings and answers of this run carry."""
     machine: Machine
-    images: int
-    """Images that a region of the arena holds."""
+    arena_floats: int
+    """Size of the chip's arena."""
     tile: int
     """Number of the tile in `machine.tiles`."""
 
     @property
-    def layer_index(self) -> int:
-        """The layer that the tile belongs to."""
-        return self.machine.tiles[self.tile][0]
+    def array(self) -> TileArray:
+        """The array that the tile belongs to."""
+        return self.machine.arrays[self.machine.tiles[self.tile][0]]
 
     def open_cells(self) -> Cells:
         """Map the tile's cells."""
-        shape = self.machine.layers[self.layer_index].kernel_shape
+        shape = self.array.kernel_shape
         return Cells(map_existing(self.directory / cells_name(self.tile), Cells.size(shape)), shape)
 
     def open_arena(self) -> Arena:
         """Map the chip's arena."""
-        size = Arena.size(self.machine, self.images)
-        return Arena(map_existing(self.directory / _ARENA, size), self.machine, self.images)
+        return Arena(map_existing(self.directory / _ARENA, arena_bytes(self.arena_floats)))
 
     def open_board(self) -> Board:
         """Map the chip's board."""
@@ -63,18 +62,18 @@ def cells_name(tile: int) -> str:
     return f"cells-{tile}"
 
 
-def shared_bytes(machine: Machine, images: int, tiles: Iterable[int] | None = None) -> int:
+def shared_bytes(machine: Machine, arena_floats: int, tiles: Iterable[int] | None = None) -> int:
     """Return the shared memory that a chip takes which holds some tiles of a machine; None: all of them."""
     numbers = range(len(machine.tiles)) if tiles is None else tiles
-    layers = (machine.layers[machine.tiles[tile][0]] for tile in numbers)
-    return Arena.size(machine, images) + sum(Cells.size(layer.kernel_shape) for layer in layers) + board.SIZE
+    arrays = (machine.arrays[machine.tiles[tile][0]] for tile in numbers)
+    return arena_bytes(arena_floats) + sum(Cells.size(array.kernel_shape) for array in arrays) + board.SIZE
 
 
-def check_room(machine: Machine, images: int, tiles: Iterable[int] | None = None) -> None:
+def check_room(machine: Machine, arena_floats: int, tiles: Iterable[int] | None = None) -> None:
     """Raise ClusterError unless shared memory here can take a chip: enough is free, and names aren't too long."""
     root = shared_memory_root()
     check_names(root / fresh_name(), len(machine.tiles))
-    check_shared_memory(shared_bytes(machine, images, tiles), root)
+    check_shared_memory(shared_bytes(machine, arena_floats, tiles), root)
 
 
 @dataclass
@@ -82,7 +81,8 @@ class Chip:
     """Owns a node's arena, cells and doorbells. Knows nothing of Ray: tiles are whoever answers."""
 
     machine: Machine
-    images: int
+    arena_floats: int
+    """What passages need at the same time."""
     on_silence: Callable[[list[int], float], None] = lambda tiles, seconds: None
     """Called with the tiles that owe an answer and for how long; raises to give the run up."""
     on_hello: Callable[[int], None] = lambda tile: None
@@ -100,8 +100,7 @@ class Chip:
         self._guard = Guard(self.scratch.what_is_cut, self.scratch.remove)
         try:
             self._token = secrets.randbits(64)
-            arena_file = self.scratch.map_file(_ARENA, Arena.size(self.machine, self.images))
-            self.arena = Arena(arena_file, self.machine, self.images)
+            self.arena = Arena(self.scratch.map_file(_ARENA, arena_bytes(self.arena_floats)))
             total = len(self.machine.tiles)
             self.adopt(range(total) if self.tiles is None else self.tiles)
             self._board = Board(self.scratch.map_file(_BOARD, board.SIZE))
@@ -129,7 +128,7 @@ class Chip:
         for tile in tiles:
             if tile in self.cells:
                 continue
-            shape = self.machine.layers[self.machine.tiles[tile][0]].kernel_shape
+            shape = self.machine.arrays[self.machine.tiles[tile][0]].kernel_shape
             self.cells[tile] = Cells(self.scratch.map_file(cells_name(tile), Cells.size(shape)), shape)
 
     def site(self, tile: int) -> Site:
@@ -138,7 +137,7 @@ class Chip:
             directory=self.scratch.path,
             token=self._token,
             machine=self.machine,
-            images=self.images,
+            arena_floats=self.arena_floats,
             tile=tile,
         )
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from rapa_dist.errors import ClusterError
 
-_RING = struct.Struct("<QQIIIddQQQ")
+_RING = struct.Struct("<QQIIQQddQQQ")
 _ANSWER = struct.Struct("<QQIi")
 _TIMEVAL = struct.Struct("@ll")
 _ROOM_S = 0.1  # that a tile, or the kernel's buffer for all of them, has to make room for a message
@@ -39,6 +39,7 @@ class Cycle:
     INPUT_ERROR = 2
     UPDATE = 4
     COMMIT = 8  # the update's last part: put the new kernel in force
+    DISCARD = 16  # forget what parts of an update have prepared
 
 
 class Status:
@@ -56,10 +57,12 @@ class Ring(NamedTuple):
     """Counts the cycles of a run upwards, from 1; a repetition carries the same number."""
     cycle: int
     """Flags of `Cycle`."""
-    first: int
-    """First row of the layer's regions."""
-    last: int
-    """One past the last row."""
+    rows: int
+    """How many rows the tile has."""
+    patches: int
+    """Where the first of its patches begins, in floats of the arena."""
+    outputs: int
+    """Where the first of its outputs begins."""
     learning_rate: float = 0.0
     weight_decay: float = 0.0
     hold_ns: int = 0

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from rapa_dist.errors import ClusterError, NodeLostError
-from rapa_dist.fabric.base import Arena
+from rapa_dist.fabric.arena import Arena
 from rapa_dist.fabric.chip import Site
 from rapa_dist.fabric.cluster import NAMESPACE
-from rapa_dist.fabric.doorbell import Cycle
+from rapa_dist.fabric.command import Command
 from rapa_dist.fabric.nodes import CUT_OFF_S, listens
-from rapa_dist.fabric.order import Order
 from rapa_dist.fabric.placement import Room, runs
 from rapa_dist.fabric.registry import Registration
 from rapa_dist.fabric.remote import Answer, RemoteChip, clear_away, pieces, returned
@@ -51,14 +50,14 @@ class _UnderWay(NamedTuple):
 class FarChip:
     """The tiles of one other node, for the coordinator. What it is told, it does one after the other."""
 
-    def __init__(self, room: Room, run: str, machine: Machine, images: int, arena: Arena, restarts: int) -> None:
+    def __init__(self, room: Room, run: str, machine: Machine, arena_floats: int, arena: Arena, restarts: int) -> None:
         """Start the chip on its node; returns before it is up.
 
         Args:
             room: the node.
             run: the run's name.
             machine: the whole machine.
-            images: images that a region of the arena holds.
+            arena_floats: what passages need at the same time.
             arena: the coordinator's, from which rows are sent, and into which they are received.
             restarts: how often a tile may be restarted without getting on in between.
         """
@@ -83,7 +82,7 @@ class FarChip:
             )
             .remote(room.node)
         )
-        self._started = self._actor.start.remote(machine, images, restarts, installed_code())
+        self._started = self._actor.start.remote(machine, arena_floats, restarts, installed_code())
 
     def adopt(self, tiles: Sequence[int]) -> dict[int, Site]:
         """Have it make cells for tiles, and return what their processes have to know.
@@ -131,23 +130,23 @@ class FarChip:
         """
         return self._get(reference)
 
-    def send(self, order: Order, edges: Sequence[int]) -> None:
+    def send(self, command: Command, edges: Sequence[int]) -> None:
         """Send a cycle, with the rows that it needs; tile j of the layer has the rows edges[j] … edges[j + 1] − 1."""
-        share = self._shares[order.layer]
+        share = self._shares[command.array]
         if not share.tiles:
             return
         sent_ns = time.monotonic_ns()
         rows = [(edges[place], edges[place + 1]) for place in share.positions]
         blocks = [(edges[first], edges[last]) for first, last in share.runs]
-        patches, outputs = self._arena.patches(order.layer), self._arena.outputs(order.layer)
+        patches, outputs = command.patches(self._arena), command.outputs(self._arena)
         sent: list[Matrix] = []
-        if order.cycle:
-            sent = pieces(patches if order.cycle == Cycle.FORWARD else outputs, blocks)
-        targets = returned(order, patches, outputs, blocks)
+        if command.rows:
+            sent = pieces(patches if command.is_forward else outputs, blocks)
+        targets = returned(command, patches, outputs, blocks)
         method = self._actor.cycle.options(num_returns=1 + len(targets))
-        references = method.remote(order, share.tiles, rows, blocks, *sent)
+        references = method.remote(command, share.tiles, rows, blocks, *sent)
         references = references if targets else [references]
-        self._under_way[order.number] = _UnderWay(references, share.tiles, targets, sent_ns)
+        self._under_way[command.number] = _UnderWay(references, share.tiles, targets, sent_ns)
 
     def finish(self, number: int) -> tuple[int, Answer] | None:
         """Wait for a cycle, and put the rows that come back into the arena.

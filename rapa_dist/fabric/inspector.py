@@ -5,7 +5,6 @@ from pathlib import Path
 from rapa_dist.fabric.chip import Site, cells_name
 from rapa_dist.fabric.scratch import map_existing
 from rapa_dist.inspection import TileStats, read_tile
-from rapa_dist.machine import tile_name
 from rapa_dist.tile import Cells
 
 
@@ -30,9 +29,9 @@ class Inspector:
         machine = self._site.machine
         layer, tile = machine.tiles[number]
         if number not in self._cells:
-            shape = machine.layers[layer].kernel_shape
+            shape = machine.arrays[layer].kernel_shape
             self._cells[number] = Cells(map_existing(self._file(number), Cells.size(shape)), shape)
-        return read_tile(self._cells[number], name=tile_name(layer, tile), layer=layer, node=self._node)
+        return read_tile(self._cells[number], machine.arrays[layer], tile, self._node)
 
     def _file(self, number: int) -> Path:
         return self._site.directory / cells_name(number)

@@ -17,7 +17,7 @@ from rapa_dist.fabric.chip import Chip, cells_name
 from rapa_dist.fabric.doorbell import Cycle, Ring
 from rapa_dist.fabric.processes import Look, end, look
 from rapa_dist.fabric.tile_actors import death_of, how_it_ended
-from rapa_dist.machine import Layer
+from rapa_dist.machine import TileArray
 from rapa_dist.tile import Word
 
 RESTARTS = 10
@@ -159,8 +159,8 @@ class Lookout:
 
     def allowance_s(self, tile: int) -> float:
         """Return for how long a tile may take no processor time: in proportion to what it owes, holds included."""
-        layer = self._chip.machine.layers[self._chip.machine.tiles[tile][0]]
-        work_s = sum(work_s_of(ring, layer) for ring in self._chip.owed(tile))
+        array = self._chip.machine.arrays[self._chip.machine.tiles[tile][0]]
+        work_s = sum(work_s_of(ring, array) for ring in self._chip.owed(tile))
         return max(self._hang_s or _HANG_S, _HANG_S_PER_TILE * len(self._chip.cells)) + work_s
 
     def end_tiles(self, *, only_stopped: bool = False) -> bool:
@@ -232,7 +232,7 @@ class Lookout:
         return f" The log of its last process ({pid}) says nothing about it: it was probably killed from outside."
 
 
-def work_s_of(ring: Ring, layer: Layer) -> float:
+def work_s_of(ring: Ring, array: TileArray) -> float:
     """Return what a cycle may take on a slow core, and until its answer may come."""
     products = (ring.cycle & Cycle.FORWARD > 0) + (ring.cycle & Cycle.INPUT_ERROR > 0) + (ring.cycle & Cycle.UPDATE > 0)
-    return 2 * products * (ring.last - ring.first) * (layer.k + 1) * layer.c_out / _FLOPS + ring.hold_ns * 1e-9
+    return 2 * products * ring.rows * (array.k + 1) * array.c_out / _FLOPS + ring.hold_ns * 1e-9

@@ -58,7 +58,7 @@ def place(machine: Machine, rooms: Sequence[Room], settled: Mapping[int, str] = 
     rows = dict.fromkeys(nodes, 0.0)  # of an image
     placed: dict[int, str] = {}
     number = 0
-    for layer in machine.layers:
+    for layer in machine.arrays:
         tiles = range(number, number + layer.n_tiles)
         number += layer.n_tiles
         rows_of_tile = layer.n_patches / layer.perforation / layer.n_tiles
@@ -110,7 +110,7 @@ def choose(started: Machine, machine: Machine, node_of: Mapping[int, str]) -> li
     """Return, for every layer, which of the tiles that were started a smaller machine uses, every node its share."""
     nodes = list(dict.fromkeys(node_of.values()))
     chosen, first = [], 0
-    for layer, ours in zip(machine.layers, started.layers, strict=True):
+    for layer, ours in zip(machine.arrays, started.arrays, strict=True):
         tiles = range(first, first + ours.n_tiles)
         first += ours.n_tiles
         if layer.n_tiles == ours.n_tiles:

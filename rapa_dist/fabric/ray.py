@@ -14,24 +14,26 @@ from numpy.typing import NDArray
 
 from rapa_dist.console import Advance
 from rapa_dist.errors import CapacityError, NodeLostError
-from rapa_dist.fabric.base import Fabric, Kernels
+from rapa_dist.fabric.arena import Arena, Place
+from rapa_dist.fabric.base import Kernels
 from rapa_dist.fabric.chip import Chip
 from rapa_dist.fabric.cluster import Cluster
+from rapa_dist.fabric.command import Command
 from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.ending import end_tiles
 from rapa_dist.fabric.far import FarChip
 from rapa_dist.fabric.lookout import RESTARTS, Lookout, Restart
 from rapa_dist.fabric.nodes import node_here, placed, room_here
-from rapa_dist.fabric.order import Order
 from rapa_dist.fabric.patience import ADVICE, LIMIT_S, bounded
 from rapa_dist.fabric.placement import Room, choose
 from rapa_dist.fabric.registry import Registration
+from rapa_dist.fabric.shared_rows import SharedRowsFabric
 from rapa_dist.fabric.tile_actors import TileActors, named
 from rapa_dist.hardware import Pace
 from rapa_dist.inspection import TileStats, read_tile
 from rapa_dist.interrupts import uninterrupted
-from rapa_dist.machine import Layer, Machine
-from rapa_dist.tile import Cells, Matrix, Update, Word
+from rapa_dist.machine import Machine, TileArray
+from rapa_dist.tile import Matrix, Update, Word
 
 _HEAD_AFTER_S = 1.5  # of silence
 _RETRY_S = 0.1
@@ -39,15 +41,15 @@ _NAME_PATIENCE_S = 20.0  # for Ray to free the names of actors that were killed
 _FREE_PATIENCE_S = 2.0  # for Ray to count as free what they had
 
 
-class RayFabric(Fabric):
-    """The product: n_t actors per layer. Ray places, names and restarts them; it never carries rows."""
+class RayFabric(SharedRowsFabric):
+    """The product: n_t actors per tile array. Ray places, names and restarts them; it never carries rows."""
 
     name = "ray"
 
     def __init__(
         self,
         machine: Machine,
-        images: int,
+        arena_floats: int,
         kernels: Kernels,
         *,
         run: str,
@@ -59,11 +61,11 @@ class RayFabric(Fabric):
         step: int = 0,
         pace: Pace | None = None,
     ) -> None:
-        """Start an actor per tile and program `kernels`, one array (n_t, k + 1, c_out) per layer, into them.
+        """Start an actor per tile and program `kernels`, one array (n_t, k + 1, c_out) per tile array, into them.
 
         Args:
             machine: which tiles.
-            images: images in the largest mini-batch.
+            arena_floats: what passages need at the same time.
             kernels: initial kernels.
             run: the run's name, the first part of its actors' names.
             cluster: where; closed together with the fabric.
@@ -78,7 +80,9 @@ class RayFabric(Fabric):
             CapacityError: the nodes have too little room.
             ClusterError: tiles do not start.
         """
-        super().__init__(machine, images)
+        self.network_ns = 0
+        """Of the cycle that was finished last, what messages took beyond the work of other nodes' chips; 0 without."""
+        self._arena_floats = arena_floats
         self.cluster = cluster
         self.pace = pace
         self._number = 0
@@ -93,7 +97,8 @@ class RayFabric(Fabric):
         rooms = [room_here(len(machine.tiles))] if rooms is None else rooms
         self._node_of = dict(enumerate(placed(machine, rooms)))
         local = [tile for tile, node in self._node_of.items() if node == self._here]
-        self._chip = Chip(machine, images, tiles=local)
+        self._chip = Chip(machine, arena_floats, tiles=local)
+        super().__init__(machine, self._chip.arena)
         self._lookout = Lookout(self._chip, self._actors, on_restart, restarts=restarts)
         self._look_after_tiles, self._chip.on_silence = self._chip.on_silence, self._on_silence
         try:
@@ -116,20 +121,32 @@ class RayFabric(Fabric):
             step: steps that the kernels have been trained for.
         """
         started = self._chip.machine
-        for layer, ours in zip(machine.layers, started.layers, strict=True):
-            if layer.n_tiles > ours.n_tiles or replace(layer, n_tiles=ours.n_tiles) != ours:
-                raise ValueError(f"{layer} is not part of {ours}")
+        for array, ours in zip(machine.arrays, started.arrays, strict=True):
+            if array.n_tiles > ours.n_tiles or replace(array, n_tiles=ours.n_tiles, scheme=ours.scheme) != ours:
+                raise ValueError(f"{array} is not part of {ours}")
         self.machine = machine
         self._tiles = choose(started, machine, self._node_of)
         self._local = self._places(self._here)
-        for of_layer, places in zip(kernels, self._local, strict=True):
-            for j, tile in places:
-                self._chip.program(tile, of_layer[j], step)
         for far in self._far:
-            shares = self._places(far.node)
-            far.use(shares)
-            pairs = zip(kernels, shares, strict=True)
-            far.program({tile: of_layer[j] for of_layer, places in pairs for j, tile in places}, step)
+            far.use(self._places(far.node))
+        self.program(kernels, step)
+
+    def program(self, kernels: Kernels, step: int) -> None:
+        """Program all tiles that are in use; tells every node once."""
+        self._write(kernels, self.machine.arrays, step)
+
+    def write(self, array: TileArray, kernels: Matrix, step: int) -> None:
+        """Program kernels into the tiles of an array."""
+        self._write([kernels], [array], step)
+
+    def _write(self, kernels: Kernels, arrays: Sequence[TileArray], step: int) -> None:
+        for array, of_array in zip(arrays, kernels, strict=True):
+            for j, tile in self._local[array.index]:
+                self._chip.program(tile, of_array[j], step)
+        for far in self._far:
+            places = self._places(far.node)
+            pairs = zip(arrays, kernels, strict=True)
+            far.program({tile: of_array[j] for array, of_array in pairs for j, tile in places[array.index]}, step)
 
     def _places(self, node: str) -> list[list[tuple[int, int]]]:
         """Return, for every layer, the tiles in use on a node, as (place in the layer, number)."""
@@ -159,7 +176,13 @@ class RayFabric(Fabric):
             for room in rooms:
                 if room.node in wanted and room.node not in known:
                     make = partial(
-                        FarChip, room, self._run, self._chip.machine, self.images, self._chip.arena, self._restarts
+                        FarChip,
+                        room,
+                        self._run,
+                        self._chip.machine,
+                        self._arena_floats,
+                        self._chip.arena,
+                        self._restarts,
                     )
                     far = named(make, self._run, deadline)
                     known[room.node] = far
@@ -181,39 +204,47 @@ class RayFabric(Fabric):
 
     def _empty_round(self) -> None:
         """Ring all tiles that are in use, for nothing."""
-        for layer in self.machine.layers:
-            self.finish(self.begin_empty(layer))
+        for array in self.machine.arrays:
+            self.finish(self.begin_empty(array))
 
-    def patches(self, layer: int) -> Matrix:
-        """Return the patch region of a layer."""
-        return self._chip.arena.patches(layer)
-
-    def outputs(self, layer: int) -> Matrix:
-        """Return the output region of a layer."""
-        return self._chip.arena.outputs(layer)
-
-    def begin_forward(self, layer: Layer, offsets: NDArray[np.int64]) -> int:
-        """Ring every tile of the layer for a forward cycle."""
-        return self._ring(layer, offsets, Cycle.FORWARD, None)
-
-    def begin_backward(
-        self,
-        layer: Layer,
-        offsets: NDArray[np.int64],
-        *,
-        update: Update | None,
-        input_error: bool,
-        commit: bool = True,
+    def begin(
+        self, array: TileArray, cycle: int, place: Place, offsets: NDArray[np.int64], update: Update | None = None
     ) -> int:
-        """Ring every tile of the layer for backward and update cycles."""
-        cycle = Cycle.INPUT_ERROR if input_error else 0
-        if update is not None:
-            cycle |= Cycle.UPDATE | (Cycle.COMMIT if commit else 0)
-        return self._ring(layer, offsets, cycle, update)
+        """Ring every tile of an array."""
+        self._number += 1
+        rates = (update.learning_rate, update.weight_decay) if update else (0.0, 0.0)
+        edges = offsets.tolist()
+        command = Command(
+            self._number, array.index, cycle, place, edges[-1], array.k, array.c_out, *rates, self.row_ns(cycle)
+        )
+        if not self._far:
+            rows = zip(self._tiles[array.index], pairwise(edges), strict=True)
+            self._chip.ring(command.rings(rows, self._chip.last_ring))
+            return command.number
+        for far in self._far:
+            far.send(command, edges)
+        ours = ((tile, (edges[j], edges[j + 1])) for j, tile in self._local[array.index])
+        self._chip.ring(command.rings(ours, self._chip.last_ring))
+        return command.number
 
-    def begin_empty(self, layer: Layer) -> int:
-        """Ring every tile of the layer for nothing: the data plane's cost."""
-        return self._ring(layer, np.zeros(layer.n_tiles + 1, np.int64), Cycle.EMPTY, None)
+    def row_ns(self, cycle: int) -> float:
+        """Return for how long an array would be busy with a row, slowed down."""
+        if self.pace is None:
+            return 0.0
+        return self.pace.row_ns(
+            forward=bool(cycle & Cycle.FORWARD),
+            backward=bool(cycle & Cycle.INPUT_ERROR),
+            update=bool(cycle & Cycle.UPDATE),
+        )
+
+    @property
+    def arena(self) -> Arena:
+        """The memory that the tiles of this node share with the coordinator."""
+        return self._chip.arena
+
+    def begin_empty(self, array: TileArray) -> int:
+        """Ring every tile of an array for nothing: the data plane's cost."""
+        return self.begin(array, Cycle.EMPTY, Place(0, 0), np.zeros(array.n_tiles + 1, np.int64))
 
     def together(self) -> AbstractContextManager[None]:
         """Have the cycles that are begun inside reach every tile in one message."""
@@ -235,51 +266,22 @@ class RayFabric(Fabric):
                 for restart in answer.restarted:
                     self._on_restart(restart)
 
-    def _ring(self, layer: Layer, offsets: NDArray[np.int64], cycle: int, update: Update | None) -> int:
-        self._number += 1
-        pace = self.pace
-        rates = (update.learning_rate, update.weight_decay) if update else (0.0, 0.0)
-        row_ns = (
-            0.0
-            if pace is None
-            else pace.row_ns(
-                forward=bool(cycle & Cycle.FORWARD),
-                backward=bool(cycle & Cycle.INPUT_ERROR),
-                update=bool(cycle & Cycle.UPDATE),
-            )
-        )
-        order = Order(self._number, layer.index, cycle, *rates, row_ns)
-        edges = offsets.tolist()
-        if not self._far:
-            rows = zip(self._tiles[layer.index], pairwise(edges), strict=True)
-            self._chip.ring(order.rings(rows, self._chip.last_ring))
-            return order.number
-        for far in self._far:
-            far.send(order, edges)
-        ours = ((tile, (edges[j], edges[j + 1])) for j, tile in self._local[layer.index])
-        self._chip.ring(order.rings(ours, self._chip.last_ring))
-        return order.number
-
-    def cells(self, layer: int) -> list[Cells]:
-        """Return the cells of a layer's tiles: those on this node, where there are several."""
-        return [self._chip.cells[tile] for _, tile in self._local[layer]]
-
-    def kernels(self, layer: Layer) -> Matrix:
-        """Return a copy of the kernels of a layer, (n_t, k + 1, c_out). Between steps only."""
-        return self._kernels([layer])[0]
+    def kernels(self, array: TileArray) -> Matrix:
+        """Return a copy of the kernels of a tile array, (n_t, k + 1, c_out). Between steps only."""
+        return self._kernels([array])[0]
 
     def all_kernels(self) -> list[Matrix]:
-        """Return a copy of the kernels of all layers; asks every node once."""
-        return self._kernels(self.machine.layers)
+        """Return a copy of the kernels of all tile arrays; asks every node once."""
+        return self._kernels(self.machine.arrays)
 
-    def _kernels(self, layers: Sequence[Layer]) -> list[Matrix]:
-        wanted = list(chain(*(self._tiles[layer.index] for layer in layers)))
+    def _kernels(self, arrays: Sequence[TileArray]) -> list[Matrix]:
+        wanted = list(chain(*(self._tiles[array.index] for array in arrays)))
         theirs = [[tile for tile in wanted if self._node_of[tile] == far.node] for far in self._far]
         asked = [far.ask_kernels(tiles) for far, tiles in zip(self._far, theirs, strict=True)]
         found = {tile: cells.kernel for tile, cells in self._chip.cells.items()}
         for far, tiles, reference in zip(self._far, theirs, asked, strict=True):
             found |= zip(tiles, far.receive(reference), strict=True)
-        return [np.stack([found[tile] for tile in self._tiles[layer.index]]) for layer in layers]
+        return [np.stack([found[tile] for tile in self._tiles[array.index]]) for array in arrays]
 
     def stats(self) -> list[TileStats]:
         """Return the stats of all tiles that are in use; asks every node once.
@@ -289,9 +291,9 @@ class RayFabric(Fabric):
         """
         self.cluster.check_head()
         asked = [far.ask_stats() for far in self._far]
-        tiles = self._chip.machine.tiles
+        tiles, arrays = self._chip.machine.tiles, self._chip.machine.arrays
         found = [
-            read_tile(cells, name=self._chip.name_of(tile), layer=tiles[tile][0], node=self._here)
+            read_tile(cells, arrays[tiles[tile][0]], tiles[tile][1], self._here)
             for tile, cells in self._chip.cells.items()
         ]
         for far, reference in zip(self._far, asked, strict=True):
@@ -304,13 +306,17 @@ class RayFabric(Fabric):
             self.cluster.check_head()
         self._look_after_tiles(tiles, seconds)
 
-    def busy_ns(self, layer: int) -> list[int]:
+    def busy_ns(self, array: int) -> list[int]:
         """Return by tile of a layer the processor time that it has taken so far, as of its last cycle."""
         far: dict[int, int] = {}
         for chip in self._far:
             far |= chip.busy_ns
         cells = self._chip.cells
-        return [cells[tile].words[Word.BUSY_NS] if tile in cells else far.get(tile, 0) for tile in self._tiles[layer]]
+        return [cells[tile].words[Word.BUSY_NS] if tile in cells else far.get(tile, 0) for tile in self._tiles[array]]
+
+    def pids(self) -> list[int]:
+        """Return the processes of the tiles that are in use on this node."""
+        return [int(self._chip.cells[tile].words[Word.PID]) for places in self._local for _, tile in places]
 
     def recover(self, lost: NodeLostError, kernels: Kernels, step: int, rooms: Callable[[], Sequence[Room]]) -> None:
         """Go on without a node: place its tiles on others and program all tiles. May be called again if it fails.
@@ -329,6 +335,7 @@ class RayFabric(Fabric):
         if lost.node in self._node_of.values():
             deadline += _FREE_PATIENCE_S
         self._forget(lost.node)
+        self.lend_anew()
         for far in self._far:
             far.settle()
         self._chip.wait()

@@ -12,14 +12,14 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 from rapa_dist.fabric.chip import Chip, Site
+from rapa_dist.fabric.command import Command
 from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.lookout import Lookout, Restart
-from rapa_dist.fabric.order import Order
 from rapa_dist.fabric.registry import Registration
 from rapa_dist.fabric.running_code import RunningCode, check_against
 from rapa_dist.fabric.scratch import sweep
 from rapa_dist.inspection import read_tile
-from rapa_dist.machine import Machine, tile_name
+from rapa_dist.machine import Machine
 from rapa_dist.tile import Matrix, Word
 
 Rows = Sequence[tuple[int, int]]
@@ -51,7 +51,7 @@ class RemoteChip:
         self._at_close = ExitStack()
         self._closed = False
 
-    def start(self, machine: Machine, images: int, restarts: int, coordinator: RunningCode) -> Path | None:
+    def start(self, machine: Machine, arena_floats: int, restarts: int, coordinator: RunningCode) -> Path | None:
         """Make the chip; not in `__init__`, after whose errors Ray only says that the actor died.
 
         Returns:
@@ -64,7 +64,7 @@ class RemoteChip:
         with self._files:
             if self._closed:
                 return None
-            self._chip = Chip(machine, images, tiles=())
+            self._chip = Chip(machine, arena_floats, tiles=())
             self._at_close.callback(self._chip.close)
             lookout = Lookout(self._chip, self._actors, self._restarted.append, restarts=restarts)
             self._at_close.callback(lookout.end_tiles)
@@ -91,18 +91,18 @@ class RemoteChip:
 
     def stats(self) -> list[dict[str, Any]]:
         """Return the stats of all tiles of the chip."""
-        tiles = self._chip.machine.tiles
+        machine = self._chip.machine
         found = []
         for number, cells in self._chip.cells.items():
-            layer, tile = tiles[number]
-            found.append(read_tile(cells, name=tile_name(layer, tile), layer=layer, node=self._node).as_dict())
+            layer, tile = machine.tiles[number]
+            found.append(read_tile(cells, machine.arrays[layer], tile, self._node).as_dict())
         return found
 
-    def cycle(self, order: Order, tiles: Sequence[int], rows: Rows, runs: Rows, *sent: Matrix) -> Any:
+    def cycle(self, command: Command, tiles: Sequence[int], rows: Rows, runs: Rows, *sent: Matrix) -> Any:
         """Have tiles do a cycle and return when they are done.
 
         Args:
-            order: which.
+            command: which.
             tiles: who, by number.
             rows: the rows of each of them.
             runs: the same rows, those that follow each other in one.
@@ -112,17 +112,17 @@ class RemoteChip:
             An `Answer`, followed by the outputs or input errors in pieces, if there are any.
         """
         started = time.monotonic_ns()
-        chip, forward = self._chip, order.cycle == Cycle.FORWARD
-        patches, outputs = chip.arena.patches(order.layer), chip.arena.outputs(order.layer)
-        if order.cycle:
-            for target, piece in zip(pieces(patches if forward else outputs, runs), sent, strict=True):
+        chip = self._chip
+        patches, outputs = command.patches(chip.arena), command.outputs(chip.arena)
+        if command.rows:
+            for target, piece in zip(pieces(patches if command.is_forward else outputs, runs), sent, strict=True):
                 target[:] = piece
-        chip.ring(order.rings(zip(tiles, rows, strict=True), chip.last_ring))
-        chip.wait(order.number)
+        chip.ring(command.rings(zip(tiles, rows, strict=True), chip.last_ring))
+        chip.wait(command.number)
         busy = tuple(chip.cells[tile].words[Word.BUSY_NS] for tile in tiles)
         restarted = tuple(self._restarted)
         self._restarted.clear()
-        back = returned(order, patches, outputs, runs)
+        back = returned(command, patches, outputs, runs)
         answer = Answer(time.monotonic_ns() - started, busy, restarted)
         return (answer, *back) if back else answer
 
@@ -146,11 +146,11 @@ def clear_away(folder: Path) -> None:
         time.sleep(_PAUSE_S)
 
 
-def returned(order: Order, patches: Matrix, outputs: Matrix, runs: Rows) -> list[Matrix]:
+def returned(command: Command, patches: Matrix, outputs: Matrix, runs: Rows) -> list[Matrix]:
     """Return views of what a cycle brings back, in pieces: outputs, input errors or nothing."""
-    if order.cycle == Cycle.FORWARD:
+    if command.is_forward:
         return pieces(outputs, runs)
-    return pieces(patches, runs) if order.cycle & Cycle.INPUT_ERROR else []
+    return pieces(patches, runs) if command.cycle & Cycle.INPUT_ERROR else []
 
 
 def pieces(region: Matrix, runs: Rows) -> list[Matrix]:

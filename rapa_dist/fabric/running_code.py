@@ -13,7 +13,6 @@ import socket
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from threadpoolctl import ThreadpoolController
 
 import rapa_dist
 from rapa_dist.errors import ClusterError
+from rapa_dist.installed import version_of
 
 _PACKAGE = rapa_dist.__name__
 _FOLDER = Path(rapa_dist.__file__).parent
@@ -103,7 +103,7 @@ def _code(modules: Mapping[str, str], packages: Iterable[str]) -> RunningCode:
     import ray  # it has been before; nothing here may be the first to do so
 
     others = {"Python": platform.python_version(), "NumPy": np.__version__, "Ray": ray.__version__}
-    others |= {name: version(name) for name in packages}
+    others |= {name: version_of(name) or "not installed" for name in packages}
     libraries = ThreadpoolController().select(user_api="blas").info()
     return RunningCode(
         host=socket.gethostname(),

@@ -8,84 +8,89 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from rapa_dist.fabric.base import Arena, Fabric, Kernels
+from rapa_dist.fabric.arena import Arena, Place, arena_bytes
+from rapa_dist.fabric.base import Kernels
 from rapa_dist.fabric.blas import one_blas_thread
-from rapa_dist.machine import Layer, Machine
+from rapa_dist.fabric.doorbell import Cycle
+from rapa_dist.fabric.shared_rows import SharedRowsFabric
+from rapa_dist.inspection import TileStats, read_tile
+from rapa_dist.machine import Machine, TileArray
 from rapa_dist.tile import AnalogTile, Cells, Matrix, Update, Word
 
 
-class SerialFabric(Fabric):
+class SerialFabric(SharedRowsFabric):
     """The reference: what the other fabrics have to reproduce bit by bit."""
 
     name = "serial"
 
-    def __init__(self, machine: Machine, images: int, kernels: Kernels, *, step: int = 0) -> None:
-        """Make the tiles and program `kernels`, one array (n_t, k + 1, c_out) per layer, into them.
+    def __init__(self, machine: Machine, arena_floats: int, kernels: Kernels, *, step: int = 0) -> None:
+        """Make the tiles and program `kernels`, one array (n_t, k + 1, c_out) per tile array, into them.
 
         Args:
             machine: which tiles.
-            images: images in the largest mini-batch.
+            arena_floats: what passages need at the same time, as `demand` gives it.
             kernels: initial kernels.
             step: steps that they have been trained for.
         """
-        super().__init__(machine, images)
-        self._arena = Arena(mmap.mmap(-1, Arena.size(machine, images)), machine, images)
-        self._tiles: list[list[AnalogTile]] = []
-        for layer, kernel_of_tile in zip(machine.layers, kernels, strict=True):
-            tiles = [AnalogTile(Cells.volatile(layer.kernel_shape)) for _ in range(layer.n_tiles)]
-            for tile, kernel in zip(tiles, kernel_of_tile, strict=True):
-                words = tile.cells.words
-                words[Word.PID], words[Word.STARTS], words[Word.SINCE_NS] = os.getpid(), 1, time.monotonic_ns()
-                tile.cells.program(kernel, step)
-            self._tiles.append(tiles)
+        self._arena = Arena(mmap.mmap(-1, arena_bytes(arena_floats)))
+        super().__init__(machine, self._arena)
+        self._tiles = [
+            [AnalogTile(Cells.volatile(array.kernel_shape), bias=array.bias) for _ in range(array.n_tiles)]
+            for array in machine.arrays
+        ]
+        for tile in (tile for of_array in self._tiles for tile in of_array):
+            words = tile.cells.words
+            words[Word.PID], words[Word.STARTS], words[Word.SINCE_NS] = os.getpid(), 1, time.monotonic_ns()
+        self.program(kernels, step)
         self._cycle = 0
         self._blas = one_blas_thread()
 
-    def patches(self, layer: int) -> Matrix:
-        """Return the patch region of a layer."""
-        return self._arena.patches(layer)
-
-    def outputs(self, layer: int) -> Matrix:
-        """Return the output region of a layer."""
-        return self._arena.outputs(layer)
-
-    def begin_forward(self, layer: Layer, offsets: NDArray[np.int64]) -> int:
-        """Run the forward cycle of every tile in turn."""
-        self._cycle += 1
-        patches, outputs = self.patches(layer.index), self.outputs(layer.index)
-        for tile, (first, last) in zip(self._tiles[layer.index], pairwise(offsets.tolist()), strict=True):
-            tile.forward(patches[first:last], outputs[first:last])
-        return self._cycle
-
-    def begin_backward(
-        self,
-        layer: Layer,
-        offsets: NDArray[np.int64],
-        *,
-        update: Update | None,
-        input_error: bool,
-        commit: bool = True,
+    def begin(
+        self, array: TileArray, cycle: int, place: Place, offsets: NDArray[np.int64], update: Update | None = None
     ) -> int:
-        """Run the backward and update cycles of every tile in turn."""
+        """Run the cycle of every tile in turn."""
         self._cycle += 1
-        patches, errors = self.patches(layer.index), self.outputs(layer.index)
-        for tile, (first, last) in zip(self._tiles[layer.index], pairwise(offsets.tolist()), strict=True):
-            tile.backward(
-                patches[first:last],
-                errors[first:last],
-                cycle=self._cycle,
-                update=update,
-                input_error=input_error,
-                commit=commit,
-            )
+        edges = offsets.tolist()
+        patches = self._arena.rows(place.patches, edges[-1], array.k)
+        outputs = self._arena.rows(place.outputs, edges[-1], array.c_out)
+        for tile, (first, last) in zip(self._tiles[array.index], pairwise(edges), strict=True):
+            if cycle == Cycle.FORWARD:
+                tile.forward(patches[first:last], outputs[first:last])
+            elif cycle == Cycle.DISCARD:
+                tile.discard(self._cycle)
+            else:
+                tile.backward(
+                    patches[first:last],
+                    outputs[first:last],
+                    cycle=self._cycle,
+                    update=update if cycle & Cycle.UPDATE else None,
+                    input_error=cycle & Cycle.INPUT_ERROR != 0,
+                    commit=cycle & Cycle.COMMIT != 0,
+                )
         return self._cycle
 
     def finish(self, cycle: int) -> None:
-        """Do nothing: a cycle is done when `begin_…` returns."""
+        """Do nothing: a cycle is done when `begin` returns."""
 
-    def cells(self, layer: int) -> list[Cells]:
-        """Return the cells of a layer's tiles."""
-        return [tile.cells for tile in self._tiles[layer]]
+    def kernels(self, array: TileArray) -> Matrix:
+        """Return a copy of the kernels of a tile array."""
+        return np.stack([tile.cells.kernel for tile in self._tiles[array.index]])
+
+    def write(self, array: TileArray, kernels: Matrix, step: int) -> None:
+        """Program kernels into the tiles of an array."""
+        for tile, kernel in zip(self._tiles[array.index], kernels, strict=True):
+            tile.cells.program(kernel, step)
+
+    def stats(self) -> list[TileStats]:
+        """Return what the tiles have done so far."""
+        return [
+            read_tile(self._tiles[index][tile].cells, self.machine.arrays[index], tile)
+            for index, tile in self.machine.tiles
+        ]
+
+    def busy_ns(self, array: int) -> list[int]:
+        """Return by tile of an array the processor time of its cycles."""
+        return [tile.cells.words[Word.BUSY_NS] for tile in self._tiles[array]]
 
     def close(self) -> None:
         """Give NumPy its threads back."""

@@ -90,10 +90,7 @@ def gather(path: Path, *, checkpoint: str = "newest", scaling: Path | None = Non
     under_way = is_locked(path / ".lock")
     if not metrics:
         missing.append("No epoch is finished yet: there are no curves and no errors.")
-    elif (
-        not any(line.get("similarity") for line in metrics)
-        and max(layer.n_tiles for layer in config.machine.layers) > 1
-    ):
+    elif config.tiled and not any(line.get("similarity") for line in metrics):
         missing.append(
             "Similarity over time was not recorded: the run was trained by an older version. "
             "That of the checkpoint is under Filters."

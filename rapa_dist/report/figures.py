@@ -15,6 +15,8 @@ import numpy as np
 
 from rapa_dist.console import counted
 from rapa_dist.inspection import RunStats
+from rapa_dist.layout import machine_of
+from rapa_dist.machine import TileArray
 from rapa_dist.report.content import Content
 from rapa_dist.report.filters import filter_norms, tile_similarity
 from rapa_dist.report.style import FAINT, INK, SERIES
@@ -171,13 +173,11 @@ def similarities(content: Content) -> str:
         axes = drawing.axes(drawing.figure.add_gridspec(1, 1)[0], "Similarity S")
         axes.axhline(0, color=INK, linewidth=0.7)
         seen: list[int] = []
-        for layer, colour in zip(content.config.machine.layers, _cycle(), strict=False):
+        for layer, colour in zip(machine_of(content.config).arrays, _cycle(), strict=False):
             epochs, values = content.similarity(layer.index)
             if epochs:
                 seen += epochs
-                drawing.curve(
-                    axes, epochs, values, colour, f"layer {layer.index + 1}, {counted(layer.n_tiles, 'tile')}"
-                )
+                drawing.curve(axes, epochs, values, colour, f"{layer.name}, {counted(layer.n_tiles, 'tile')}")
         _epoch_axis(axes, seen)
         axes.margins(y=0.12)
         axes.legend(loc="best")
@@ -217,7 +217,7 @@ def load(tiles: RunStats) -> str:
         for column, layer in enumerate(layers):
             ours = [tile for tile in tiles.tiles if tile.layer == layer.layer]
             for row, (name, unit, colour) in enumerate(shown):
-                axes = drawing.axes(grid[row, column], f"Layer {column + 1}" if row == 0 else "")
+                axes = drawing.axes(grid[row, column], layer.name if row == 0 else "")
                 bars = axes.bar(range(len(ours)), [getattr(tile, name) for tile in ours], color=colour, width=0.82)
                 for shape, tile in zip(bars, ours, strict=True):
                     words = (
@@ -235,31 +235,31 @@ def load(tiles: RunStats) -> str:
         return drawing.svg(f"{what} of every tile, a bar each. The numbers are in the table.")
 
 
-def likeness(layer: int, kernels: Matrix) -> str:
+def likeness(layer: TileArray, filters: Matrix) -> str:
     """Return a layer's tiles against each other, and the norms of their filters.
 
     Args:
-        layer: the layer, from 0.
-        kernels: (n_t, k + 1, c_out).
+        layer: whose tiles they are.
+        filters: (n_t, k, c_out).
     """
-    n_tiles, _, c_out = kernels.shape
+    n_tiles, _, c_out = filters.shape
     several = n_tiles > 1
-    with Drawing(f"likeness{layer}", 3.6 if several else 1.5) as drawing:
+    with Drawing(f"likeness{layer.index}", 3.6 if several else 1.5) as drawing:
         grid = (
             drawing.figure.add_gridspec(1, 2, width_ratios=(1, 1.75)) if several else drawing.figure.add_gridspec(1, 1)
         )
         if several:
             axes = drawing.axes(grid[0], "Similarity of any two tiles")
-            pairs = tile_similarity(kernels)
+            pairs = tile_similarity(filters)
             np.fill_diagonal(pairs, np.nan)
             extent = max(0.05, float(np.nanmax(np.abs(pairs))))
             image = axes.imshow(pairs, cmap="PuOr_r", vmin=-extent, vmax=extent, interpolation="none")
             _heat(drawing, axes, image, "tile", "tile", _some(n_tiles), _some(n_tiles))
         axes = drawing.axes(grid[1] if several else grid[0], "Norm of every filter")
-        image = axes.imshow(filter_norms(kernels), cmap="viridis", vmin=0, interpolation="none", aspect="auto")
+        image = axes.imshow(filter_norms(filters), cmap="viridis", vmin=0, interpolation="none", aspect="auto")
         _heat(drawing, axes, image, "output channel", "tile", _some(c_out), _some(n_tiles))
         what = "Similarity of the filters of any two tiles, and norms" if several else "Norms"
-        return drawing.svg(f"{what} of the filters of layer {layer + 1}, as heat maps. The table sums them up.")
+        return drawing.svg(f"{what} of the filters of {layer.name}, as heat maps. The table sums them up.")
 
 
 def scaling(report: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from rapa_dist.analysis.learnt import similarities_of
 from rapa_dist.console import counted
+from rapa_dist.layout import machine_of
 from rapa_dist.report import figures
 from rapa_dist.report.content import Content
 from rapa_dist.report.elements import data_table, folded, or_dash
@@ -10,11 +11,11 @@ from rapa_dist.report.frame import framed
 
 def similarity_section(content: Content) -> str:
     """Return the section on S: over the epochs, and of the checkpoint with the start and without it."""
-    layers = [layer for layer in content.config.machine.layers if content.similarity(layer.index)[0]]
+    layers = [layer for layer in machine_of(content.config).arrays if content.similarity(layer.index)[0]]
     if not layers:
         return ""
     lines = [line for line in content.metrics if line.get("similarity")]
-    head = ("epoch", *(f"layer {layer.index + 1}, {counted(layer.n_tiles, 'tile')}" for layer in layers))
+    head = ("epoch", *(f"{layer.name}, {counted(layer.n_tiles, 'tile')}" for layer in layers))
     rows = [(line["epoch"], *(or_dash(line["similarity"][layer.index], ".4f") for layer in layers)) for line in lines]
     caption = (
         "S: per output channel, the mean correlation coefficient between the filters of all pairs of tiles, averaged "
@@ -33,9 +34,9 @@ def _similarity_of_learnt(content: Content) -> str:
     if content.checkpoint is None:
         return ""
     rows = [
-        (f"{layer}", f"{value:.4f}", f"{100 * along:.0f} %", f"{100 * decayed:.0f} %", f"{rest:.4f}")
-        for layer, (value, along, decayed, rest) in enumerate(
-            zip(*similarities_of(content.checkpoint).values(), strict=True), 1
+        (name, f"{value:.4f}", f"{100 * along:.0f} %", f"{100 * decayed:.0f} %", f"{rest:.4f}")
+        for name, value, along, decayed, rest in zip(
+            content.checkpoint.arrays, *similarities_of(content.checkpoint).values(), strict=True
         )
         if value is not None and along is not None and decayed is not None and rest is not None
     ]

@@ -7,11 +7,12 @@ from statistics import median
 from typing import Any
 
 from rapa_dist import __version__
-from rapa_dist.analysis.similarity import similarity
 from rapa_dist.console import counted
 from rapa_dist.errors import RunDirectoryError, UsageError
 from rapa_dist.files import write_whole
-from rapa_dist.machine import IMAGE_CHANNELS
+from rapa_dist.geometry import Pair
+from rapa_dist.layout import machine_of
+from rapa_dist.machine import TileArray
 from rapa_dist.report import figures
 from rapa_dist.report.content import Content, described, gather
 from rapa_dist.report.elements import data_table, duration, escaped, fact_table, folded, known_sum, or_dash
@@ -19,6 +20,7 @@ from rapa_dist.report.filters import filter_norms, filter_row
 from rapa_dist.report.frame import framed
 from rapa_dist.report.likeness import similarity_section
 from rapa_dist.report.style import SHEET
+from rapa_dist.similarity import similarity
 
 NAME = "report.html"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -119,7 +121,7 @@ emulated arrays would take; wall time is what this program took.</p></footer>
 
 def _cards(content: Content) -> str:
     config, lines, best = content.config, content.metrics, content.best
-    tiles, weights = len(config.machine.tiles), config.machine.n_weights
+    tiles, weights = len(machine_of(config).tiles), machine_of(config).n_weights
     cards = [("Tiles", f"{tiles:,}", f"{weights:,} weights on them")]
     if lines and best:
         last = lines[-1]
@@ -188,9 +190,6 @@ def _time(content: Content) -> str:
         ("Wall time of both", duration(trained_s + tested_s)),
         ("Wall time of a step, median of the epochs", f"{median(steps):.2f} ms" if steps else "–"),
     ]
-    others = max(wall.get("networks", 1) for wall in walls) - 1
-    if others:
-        facts.append(("Trained in the same time", counted(others, "other run")))
     chart = ""
     if steps:
         caption = "Wall time depends on the machine and on what else it does; device time only on rows and tiles."
@@ -206,7 +205,7 @@ def _tiles(content: Content) -> str:
     head = ("layer", "tiles", "rows forward", "rows backward", "updates", "device s", "busy s", "util %", "imbalance")
     layers = [
         (
-            "all" if total.layer is None else f"{total.layer + 1}",
+            total.name,
             f"{total.tiles:,}",
             f"{total.rows_forward:,}",
             f"{total.rows_backward:,}",
@@ -241,7 +240,7 @@ def _tiles(content: Content) -> str:
         "Training and tests together, since the run was last started or resumed. Device time of a layer is that of its "
         "slowest tile over all mini-batches (where tiles take turns with extra rows, it waits up to a row per "
         "mini-batch longer), and of the machine the sum over its layers; busy is processor time; no rows go backward "
-        "in layer 1, as nobody needs the error of the input."
+        "in a layer that takes the images, as nobody needs the errors of its input."
     )
     return (
         framed(content, lambda: figures.load(stats), caption)
@@ -256,12 +255,13 @@ def _filters(content: Content) -> str:
         return ""
     progress = checkpoint.progress
     rows, parts = [], []
-    for index, kernels in enumerate(checkpoint.kernels):
-        norms = filter_norms(kernels)
-        found = similarity(kernels)
+    for array, kernels in zip(machine_of(content.config).arrays, checkpoint.kernels, strict=True):
+        filters = array.filters(kernels)
+        norms = filter_norms(filters)
+        found = similarity(filters)
         rows.append(
             (
-                f"{index + 1}",
+                array.name,
                 f"{len(kernels):,}",
                 f"{norms.shape[1]:,}",
                 f"{norms.min():.3f}",
@@ -270,41 +270,42 @@ def _filters(content: Content) -> str:
                 or_dash(found, ".4f"),
             )
         )
-        parts.append(f"<h3>Layer {index + 1}</h3>")
-        if index == 0 and (kernels.shape[1] - 1) % IMAGE_CHANNELS == 0:
-            parts.append(_first_layer(kernels))
-        parts.append(_likeness(content, index, kernels))
+        parts.append(f"<h3>{escaped(array.name)}</h3>")
+        geometry = array.passages[0]
+        if array.index == 0 and array.k in (geometry.places, 3 * geometry.places):
+            parts.append(_first_layer(filters, geometry.kernel))
+        parts.append(_likeness(content, array, filters))
     head = ("layer", "tiles", "filters per tile", "smallest norm", "mean norm", "largest norm", "similarity S")
     when = f"after {counted(progress.step, 'step')}, {counted(progress.epoch, 'epoch')}"
     note = f"Checkpoint {content.checkpoint_name}: {when}. Norms leave the bias out."
     return data_table(note, head, rows) + "".join(parts)
 
 
-def _first_layer(kernels: Any) -> str:
+def _first_layer(filters: Any, size: Pair) -> str:
     def row(tile: int) -> str:
-        what = f"Filters of tile L0/T{tile:03d}, {kernels.shape[2]} channels"
-        source = filter_row(kernels[tile])
+        what = f"Filters of tile L0/T{tile:03d}, {filters.shape[2]} channels"
+        source = filter_row(filters[tile], size)
         return f'<span>T{tile:03d}</span><img src="{source}" alt="{what}" title="{what}">'
 
-    rows = [row(tile) for tile in range(len(kernels))]
+    rows = [row(tile) for tile in range(len(filters))]
     shown = f'<div class="filters">{"".join(rows[:_OPEN_ROWS])}</div>'
     if rest := rows[_OPEN_ROWS:]:
         shown += folded(counted(len(rest), "more tile"), f'<div class="filters">{"".join(rest)}</div>')
     caption = (
-        "A row for each tile, a column for each output channel: 5 × 5 pixels of red, green and blue. Each filter is "
-        "scaled by its largest weight; mid-grey is 0."
+        f"A row for each tile, a column for each output channel: {size[0]} × {size[1]} pixels. "
+        "Each filter is scaled by its largest weight; mid-grey is 0."
     )
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
 
 
-def _likeness(content: Content, index: int, kernels: Any) -> str:
+def _likeness(content: Content, array: TileArray, filters: Any) -> str:
     caption = (
         "Left: correlation coefficient of the filters of two tiles, mean over the output channels (S is the mean of "
         "all pairs). Right: the norm of every filter, bias left out."
-        if len(kernels) > 1
+        if len(filters) > 1
         else "The norm of every filter, bias left out. With one tile there is nothing to be similar to."
     )
-    return framed(content, lambda: figures.likeness(index, kernels), caption)
+    return framed(content, lambda: figures.likeness(array, filters), caption)
 
 
 def _scaling(content: Content) -> str:
@@ -318,8 +319,9 @@ def _scaling(content: Content) -> str:
 
 
 def _measured(content: Content, measured: dict[str, Any]) -> str:
-    from rapa_dist.scaling.plot import block_title
+    from rapa_dist.scaling.plot import block_title, name_of_first
 
+    first_name = name_of_first(measured)
     rows = []
     for block in measured["blocks"]:
         for configuration in block["configurations"]:
@@ -334,9 +336,10 @@ def _measured(content: Content, measured: dict[str, Any]) -> str:
                     or_dash(first.get("efficiency"), ".3f"),
                 )
             )
-    head = ("mode", "tiles", "step, ms", "layer 1’s cycles, ms", "speed-up of layer 1", "efficiency")
+    head = ("mode", "tiles", "step, ms", f"{first_name}’s cycles, ms", f"speed-up of {first_name}", "efficiency")
     caption = (
-        "Speed-up of layer 1’s cycles over one tile, and where a step’s time goes, as rapa-dist scale measured them."
+        f"Speed-up of {first_name}’s cycles over one tile, and where a step’s time goes, as rapa-dist scale measured "
+        "them."
     )
 
     def draw() -> str:

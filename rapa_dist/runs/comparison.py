@@ -139,15 +139,21 @@ def _tensor(name: str, a: Matrix | None, b: Matrix | None) -> dict[str, Any]:
     """Return how far apart a tensor is in both: ‖b − a‖ / ‖a‖ is null where ‖a‖ is 0, or the shapes differ."""
     about: dict[str, Any] = {"name": name, "shapes": [None if x is None else list(x.shape) for x in (a, b)]}
     about |= {"identical": False, "differing": None, "largest_difference": None, "relative_norm": None}
-    if a is None or b is None or a.shape != b.shape:
+    if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
         return about
     x, y = (np.ascontiguousarray(side) for side in (a, b))
     difference = np.subtract(y, x, dtype=np.float64)
     norm = float(np.linalg.norm(x.astype(np.float64)))
-    differing = int(np.count_nonzero(x.view(np.uint32) != y.view(np.uint32)))
+    differing = _differing(x, y)
     return about | {
         "identical": differing == 0,
         "differing": differing,
         "largest_difference": float(np.abs(difference).max()),
         "relative_norm": float(np.linalg.norm(difference)) / norm if norm else (None if difference.any() else 0.0),
     }
+
+
+def _differing(x: Matrix, y: Matrix) -> int:
+    """Return how many numbers of two contiguous arrays of one type do not have the same bits."""
+    bits = [np.frombuffer(side.tobytes(), np.uint8).reshape(-1, side.itemsize) for side in (x, y)]
+    return int(np.any(bits[0] != bits[1], axis=1).sum())

@@ -7,23 +7,22 @@ from statistics import median
 import torch
 
 from rapa_dist.config import TrainConfig
-from rapa_dist.coordinator.assigner import Assigner
+from rapa_dist.coordinator.learner import build, digital_arrays, learner
 from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.hardware import CycleTimes, Pace
-from rapa_dist.machine import Layer
-from rapa_dist.network.model import Network, initial_digital, initial_kernels
-from rapa_dist.network.pipeline import Step as TrainingStep
-from rapa_dist.network.pipeline import train
+from rapa_dist.initial import initial_kernels
+from rapa_dist.layout import machine_of
+from rapa_dist.machine import TileArray
+from rapa_dist.nn.schedule import Step as TrainingStep
+from rapa_dist.nn.schedule import Whole
 from rapa_dist.scaling.stopwatch import BACKWARD_UPDATE, FORWARD, UPDATE, CycleTime, Stopwatch, now_ns
-from rapa_dist.tile import Update
 
-CLASSES = 10
 EFFICIENT = 0.9
 """The efficiency at which the emulation is said to keep up."""
 MOST_DILATION = 100_000
 """The largest time dilation that is tried."""
 _WARM_UP = 3  # unpaced steps before each turn: the first find cold caches, and the tiles asleep
-_UPDATE = Update(0.005, 1e-4)
+_RATE = 0.005
 _PER_DECADE = 20  # dilations in the grid
 _STRIDE = 6  # of the search for one that is large enough: a factor of 2
 _PROBE_STEPS, _PROBE_S = (5, 25), 1.0  # at least and at most; between them, as many as this time allows
@@ -46,16 +45,18 @@ class Contender:
 
     def __init__(self, config: TrainConfig, fabric: RayFabric, stop: Callable[[], bool] = lambda: False) -> None:
         """Prepare it; `stop` is asked before every cycle, and ends the step with KeyboardInterrupt."""
-        self.tiles, self.machine, self.images = config.tiles, config.machine, config.batch_size
+        self.tiles, self.machine, self.images = config.tiles, machine_of(config), config.batch_size
         self._fabric = fabric
         self._kernels = initial_kernels(self.machine, config.seed)
         fabric.use(self.machine, self._kernels)
         self._watch = Stopwatch(fabric, stop)
-        digital = initial_digital(self.machine, CLASSES, config.seed, config.pooling)
-        self._network = Network(self._watch, pooling=config.pooling, digital=digital)
-        self._assigner = Assigner(self.machine, config.scheme, config.seed)
-        self._pixels = torch.rand(self.images, 32, 32, 3, generator=torch.Generator().manual_seed(config.seed)) - 0.5
-        self._labels = torch.arange(self.images) % CLASSES
+        self._learner = learner(config, self._watch, digital_arrays(build(config).model), step=0)
+        generator = torch.Generator().manual_seed(config.seed)
+        assert config.image is not None
+        assert config.classes is not None
+        pixels = torch.rand(self.images, *config.image, generator=generator) - 0.5
+        self._pixels = pixels.contiguous(memory_format=torch.channels_last)
+        self._labels = torch.arange(self.images) % config.classes
         self._step = 0
 
     def take_over(self, pace: Pace | None) -> None:
@@ -71,8 +72,7 @@ class Contender:
         self._watch.take()
         self._step += 1
         started = now_ns()
-        routing = self._assigner.route_training(self._step, self.images, micro_batches=1)
-        for _ in train(self._network, [TrainingStep(self._pixels, self._labels, routing, _UPDATE)]):
+        for _ in Whole().train(self._learner, [TrainingStep(self._step, self._pixels, self._labels, _RATE)]):
             pass
         return Step(now_ns() - started, self._watch.take())
 
@@ -80,21 +80,21 @@ class Contender:
         """Change the pace of the tiles."""
         self._fabric.pace = pace
 
-    def cycles(self) -> list[tuple[Layer, str]]:
+    def cycles(self) -> list[tuple[TileArray, str]]:
         """Return the cycles of a step: two for every layer."""
-        return [(layer, kind) for layer in self.machine.layers for kind in kinds_of(layer)]
+        return [(layer, kind) for layer in self.machine.arrays for kind in kinds_of(layer)]
 
     def ideal_ns(self, pace: Pace) -> float:
         """Return what the cycles of a step would take at a pace if each layer were n_t times faster than untiled."""
         return sum(untiled_ns(layer, kind, self.images, pace) / layer.n_tiles for layer, kind in self.cycles())
 
 
-def kinds_of(layer: Layer) -> tuple[str, str]:
+def kinds_of(layer: TileArray) -> tuple[str, str]:
     """Return the cycles that a layer has in a training step."""
-    return FORWARD, BACKWARD_UPDATE if layer.index else UPDATE
+    return FORWARD, BACKWARD_UPDATE if layer.input_error else UPDATE
 
 
-def untiled_ns(layer: Layer, kind: str, images: int, pace: Pace) -> float:
+def untiled_ns(layer: TileArray, kind: str, images: int, pace: Pace) -> float:
     """Return what a cycle with all rows of a layer would take one array, slowed down."""
     row_ns = pace.row_ns(forward=kind == FORWARD, backward=kind == BACKWARD_UPDATE, update=kind != FORWARD)
     return images * layer.n_patches * row_ns
@@ -171,8 +171,8 @@ class Probe:
     """What was found at one time dilation."""
 
     dilation: float
-    layer_1: float
-    """Efficiency of layer 1's cycles."""
+    first_layer: float
+    """Efficiency of the first layer's cycles."""
     machine: float
     """Efficiency of all cycles of a step."""
     steps: int
@@ -183,8 +183,8 @@ class Factors:
     """The smallest time dilations at which the emulation keeps up."""
 
     tiles: tuple[int, ...]
-    layer_1: float | None
-    """For layer 1's cycles; None: not reached."""
+    first_layer: float | None
+    """For the first layer's cycles; None: not reached."""
     machine: float | None
     """For all cycles of a step; None: not reached."""
     largest_tried: float
@@ -234,11 +234,11 @@ def find_factors(contender: Contender, cycles: CycleTimes) -> Factors:
             break
         last += 1
     contender.take_over(None)
-    layer_1 = smallest(lambda index: probe(index).layer_1, last)
+    first_layer = smallest(lambda index: probe(index).first_layer, last)
     machine = smallest(lambda index: probe(index).machine, last)
     return Factors(
         contender.tiles,
-        None if layer_1 is None else dilation(layer_1),
+        None if first_layer is None else dilation(first_layer),
         None if machine is None else dilation(machine),
         dilation(max(probes)),
         tuple(probes[index] for index in sorted(probes)),
@@ -252,14 +252,14 @@ def _probe(contender: Contender, pace: Pace) -> Probe:
     ends = now_ns() + _PROBE_S * 1e9
     while len(steps) < least or (len(steps) < most and now_ns() < ends):
         steps.append(contender.step())
-    ideal, wall = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}  # by whether it is layer 1
+    ideal, wall = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}  # by whether it is the first layer
     for layer, kind in contender.cycles():
         first = layer.index == 0
         ideal[first] += untiled_ns(layer, kind, contender.images, pace) / layer.n_tiles
         wall[first] += median(wall_ns(step, (layer.index, kind)) for step in steps)
     return Probe(
         dilation=pace.dilation,
-        layer_1=ideal[True] / wall[True],
+        first_layer=ideal[True] / wall[True],
         machine=sum(ideal.values()) / sum(wall.values()),
         steps=len(steps),
     )

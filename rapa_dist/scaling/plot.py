@@ -60,15 +60,20 @@ def block_title(time_dilation: float | None) -> str:
     return "compute" if time_dilation is None else f"paced, F = {time_dilation:,g}"
 
 
-def layer_1(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Return the numbers of layer 1's cycles taken together."""
+def name_of_first(report: dict[str, Any]) -> str:
+    """Return the name of the first layer."""
+    return str(report["blocks"][0]["configurations"][0]["layers"][0]["name"])
+
+
+def first_layer(configuration: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of the first layer's cycles taken together."""
     both: dict[str, Any] = configuration["layers"][0]["cycles"]["all"]
     return both
 
 
 def _range(configuration: dict[str, Any]) -> list[float]:
     """Return the smallest and the largest speed-up of a turn."""
-    low_high: list[float] = layer_1(configuration)["speed_up_range"]
+    low_high: list[float] = first_layer(configuration)["speed_up_range"]
     return low_high
 
 
@@ -79,7 +84,7 @@ def _draw_speed_up(axes: Any, report: dict[str, Any]) -> None:
     axes.plot(tiles, tiles, color=_LINE, linestyle="--", linewidth=1, label="ideal")
     for number, block in enumerate(report["blocks"]):
         points = sorted(
-            (c["layers"][0]["n_tiles"], layer_1(c)["speed_up"], *_range(c)) for c in block["configurations"]
+            (c["layers"][0]["n_tiles"], first_layer(c)["speed_up"], *_range(c)) for c in block["configurations"]
         )
         n_tiles, speed_up, low, high = (list(column) for column in zip(*points, strict=True))
         colour = _SERIES[number % len(_SERIES)]
@@ -101,8 +106,9 @@ def _draw_speed_up(axes: Any, report: dict[str, Any]) -> None:
         axis.grid(True, color="#e0e0e0", linewidth=0.6)
     axes.set_xticks(tiles)
     axes.minorticks_off()
-    axes.set_xlabel("tiles of layer 1, n_t")
-    axes.set_ylabel("speed-up of layer 1’s cycles over one tile (×)")
+    first = name_of_first(report)
+    axes.set_xlabel(f"tiles of {first}, n_t")
+    axes.set_ylabel(f"speed-up of {first}’s cycles over one tile (×)")
     axes.set_title("Speed-up", fontsize=10)
     axes.legend(loc="upper left")
 

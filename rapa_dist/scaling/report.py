@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rapa_dist.hardware import Pace
-from rapa_dist.machine import Layer, Machine
+from rapa_dist.machine import Machine, TileArray
 from rapa_dist.scaling.measure import Block, Cycle, Factors, Step, kinds_of, wall_ns
 from rapa_dist.scaling.plot import PARTS
 from rapa_dist.scaling.stopwatch import CycleTime
@@ -38,7 +38,7 @@ DEFINITIONS = {
     "sum of Pss over actors, coordinator and what it has started, Ray's own processes among them.",
     "real_time_factor": "the smallest F, on a grid of 20 per decade from 1 on, at which the efficiency is 0.9, found "
     "by measured training steps (medians of 5 to 25). The untiled time in it is the ideal one, rows × cycle time × F. "
-    "layer_1: its forward and update cycles; machine: all cycles of a step.",
+    "first_layer: its forward and update cycles; machine: all cycles of a step.",
 }
 
 
@@ -50,7 +50,7 @@ def describe_block(block: Block, machines: Sequence[Machine], cores: int) -> dic
         machines: the configurations, the untiled one among them.
         cores: cores that the tiles share.
     """
-    untiled = tuple(1 for _ in machines[0].layers)
+    untiled = tuple(1 for _ in machines[0].arrays)
     turns = [turn for turn in block.turns if turn.get(untiled)]
     if not turns:
         return None
@@ -86,7 +86,7 @@ class _Comparison:
 
     def describe(self) -> dict[str, Any]:
         machine = self._machine
-        layers = [self._layer(layer) for layer in machine.layers]
+        layers = [self._layer(layer) for layer in machine.arrays]
         parts = np.array([split(step, self._pace is not None, self._cores) for step in self._steps]) / 1e6
         ideal_ms = sum(layer["cycles"]["all"]["ideal_ms"] for layer in layers)
         perfect_ms = sum(layer["cycles"]["all"]["untiled_wall_ms"]["median"] / layer["n_tiles"] for layer in layers)
@@ -107,15 +107,15 @@ class _Comparison:
         network_ns = sum(time.network_ns for step in self._steps for time in step.cycles)
         return round(100 * network_ns / sum(step.wall_ns for step in self._steps), 4)
 
-    def _layer(self, layer: Layer) -> dict[str, Any]:
+    def _layer(self, layer: TileArray) -> dict[str, Any]:
         kinds = kinds_of(layer)
         cycles = {kind: self._cycle(layer, kind) for kind in kinds}
         both = self._compare(lambda step: sum(wall_ns(step, (layer.index, kind)) for kind in kinds))
         ideal_ms = sum(cycle["ideal_ms"] for cycle in cycles.values())
         cycles["all"] = both | {"efficiency": _ratio(both["speed_up"], layer.n_tiles), "ideal_ms": round(ideal_ms, 4)}
-        return {"layer": layer.index, "n_tiles": layer.n_tiles, "cycles": cycles}
+        return {"layer": layer.index, "name": layer.name, "n_tiles": layer.n_tiles, "cycles": cycles}
 
-    def _cycle(self, layer: Layer, kind: str) -> dict[str, Any]:
+    def _cycle(self, layer: TileArray, kind: str) -> dict[str, Any]:
         cycle = layer.index, kind
         compared = self._compare(lambda step: wall_ns(step, cycle))
         if self._pace is None:
@@ -176,12 +176,12 @@ def describe_factors(factors: Factors) -> dict[str, Any]:
         "tiles": list(factors.tiles),
         **{
             name: {"time_dilation": found, "reason": not_reached if found is None else None}
-            for name, found in (("layer_1", factors.layer_1), ("machine", factors.machine))
+            for name, found in (("first_layer", factors.first_layer), ("machine", factors.machine))
         },
         "probes": [
             {
                 "time_dilation": probe.dilation,
-                "layer_1_efficiency": round(probe.layer_1, 4),
+                "first_layer_efficiency": round(probe.first_layer, 4),
                 "machine_efficiency": round(probe.machine, 4),
                 "steps": probe.steps,
             }
@@ -198,7 +198,7 @@ def spread(values: Iterable[float]) -> dict[str, Any]:
 
 
 def _tiles(machine: Machine) -> tuple[int, ...]:
-    return tuple(layer.n_tiles for layer in machine.layers)
+    return tuple(layer.n_tiles for layer in machine.arrays)
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -19,11 +19,13 @@ from rapa_dist.errors import ClusterError, RunDirectoryError
 from rapa_dist.fabric.lookout import Restart
 from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.files import write_whole
-from rapa_dist.footprint import Footprint, memory, tiles_that_fit
+from rapa_dist.footprint import Footprint, tiles_that_fit
 from rapa_dist.hardware import CycleTimes, Pace
+from rapa_dist.initial import initial_kernels
 from rapa_dist.interrupts import asked_to_stop
+from rapa_dist.layout import machine_of
 from rapa_dist.machine import Machine
-from rapa_dist.network.model import initial_kernels
+from rapa_dist.memory import memory
 from rapa_dist.scaling.measure import (
     Block,
     Contender,
@@ -36,7 +38,6 @@ from rapa_dist.scaling.measure import (
 )
 from rapa_dist.scaling.plot import block_title, draw
 from rapa_dist.scaling.report import DEFINITIONS, FORMAT, describe_block, describe_factors
-from rapa_dist.tile import Cells, Word
 
 JSON, PLOT, LOGS = "scaling.json", "scaling.svg", "ray-logs"
 
@@ -59,7 +60,7 @@ class Plan:
 
     def longest_hold_s(self, pace: Pace) -> float:
         """Return for how long the slowest tile of all holds an answer at a pace."""
-        layers = [layer for config in self.configurations for layer in config.machine.layers]
+        layers = [layer for config in self.configurations for layer in machine_of(config).arrays]
         return (
             max(
                 untiled_ns(layer, kind, self.images, pace) / layer.n_tiles
@@ -72,8 +73,8 @@ class Plan:
     @property
     def machine(self) -> Machine:
         """The smallest machine of which all configurations are part: its actors are started once."""
-        tiles = (max(numbers) for numbers in zip(*(config.tiles for config in self.configurations), strict=True))
-        return Machine.build(channels=self.configurations[0].channels, tiles=tuple(tiles))
+        machines = (machine_of(config).arrays for config in self.configurations)
+        return Machine(tuple(max(alike, key=lambda array: array.n_tiles) for alike in zip(*machines, strict=True)))
 
 
 @dataclass(slots=True)
@@ -90,7 +91,7 @@ class Findings:
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values: the contents of scaling.json."""
         plan, cores = self.plan, len(os.sched_getaffinity(0))
-        machines = [config.machine for config in plan.configurations]
+        machines = [machine_of(config) for config in plan.configurations]
         blocks = (describe_block(block, machines, cores) for block in self.blocks)
         return {
             "format": FORMAT,
@@ -153,13 +154,12 @@ def run(plan: Plan, out: Path, address: str | None) -> dict[str, Any]:
             cluster_s, started = time.perf_counter() - started, time.perf_counter()
             fabric = place.open(initial_kernels(machine, 0), out.resolve().name, out, _restarted)
             assert isinstance(fabric, RayFabric)
-            cells = [cells for layer in machine.layers for cells in fabric.cells(layer.index)]
             findings.start = {
                 "actors": len(machine.tiles),
                 "cluster_s": round(cluster_s, 3),
                 "actors_up_s": round(time.perf_counter() - started, 3),
                 "memory_forecast_mb": round(Footprint.of(machine, plan.images, "ray").total / 1e6, 1),
-                **_memory(cells),
+                **_memory(fabric.pids()),
             }
             stderr.print(
                 f"{len(machine.tiles)} actors up after {findings.start['actors_up_s']:.1f} s, each with "
@@ -168,7 +168,7 @@ def run(plan: Plan, out: Path, address: str | None) -> dict[str, Any]:
             )
             with asked_to_stop() as stop, _written(findings, out):
                 _measure(findings, fabric, out, stop)
-                findings.start |= _memory(cells)  # now with all that they have touched
+                findings.start |= _memory(fabric.pids())  # now with all that they have touched
                 findings.finished = True
         except ClusterError:
             place.keep_logs(out / LOGS)
@@ -244,9 +244,8 @@ def write_plot(folder: Path) -> None:
         raise RunDirectoryError(f"Can't write to {folder}: {error.strerror}. Give another --out.") from error
 
 
-def _memory(cells: Sequence[Cells]) -> dict[str, Any]:
+def _memory(actors: Sequence[int]) -> dict[str, Any]:
     """Return what the actors' processes on this node take, each and together, and all processes of the measurement."""
-    actors = [int(tile.words[Word.PID]) for tile in cells]
     own = [memory_of(pid)[0] / 1e6 for pid in actors] or [0.0]  # there are none where all tiles are on other nodes
     everybody = {os.getpid(), *descendants(os.getpid()), *actors}
     return {

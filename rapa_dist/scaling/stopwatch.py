@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rapa_dist.fabric.base import Fabric
+from rapa_dist.fabric.arena import Place
+from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.ray import RayFabric
-from rapa_dist.machine import Layer
-from rapa_dist.tile import Cells, Matrix, Update
+from rapa_dist.fabric.shared_rows import SharedRowsFabric
+from rapa_dist.inspection import TileStats
+from rapa_dist.machine import TileArray
+from rapa_dist.tile import Matrix, Update
 
 FORWARD = "forward"
 BACKWARD_UPDATE = "backward_update"
@@ -28,7 +31,7 @@ class CycleTime:
 
     layer: int
     kind: str
-    """FORWARD, BACKWARD_UPDATE (one ring for both), or UPDATE (layer 1, whose input error nobody wants)."""
+    """FORWARD, BACKWARD_UPDATE (one ring for both), or UPDATE (a layer whose input error nobody wants)."""
     wall_ns: int
     """From just before the first ring to after the last answer."""
     longest_busy_ns: int
@@ -41,10 +44,10 @@ class CycleTime:
     """What messages to other nodes and back took, the longest of them; 0 on one node."""
 
 
-class Stopwatch(Fabric):
-    """A fabric that passes everything on to another one, and notes how long cycles take.
+class Stopwatch(SharedRowsFabric):
+    """A fabric that passes every cycle on to another one, and notes how long it takes.
 
-    A cycle is over when `begin_…` returns, so that no two overlap and every layer is measured by itself.
+    A cycle is over when `begin` returns, so that no two overlap and every layer is measured by itself.
     """
 
     name = "stopwatch"
@@ -56,7 +59,7 @@ class Stopwatch(Fabric):
             fabric: the one that does the work; stays open when this is closed.
             stop: asked before every cycle; True raises KeyboardInterrupt.
         """
-        super().__init__(fabric.machine, fabric.images)
+        super().__init__(fabric.machine, fabric.arena)
         self._fabric = fabric
         self._stop = stop
         self._cycles: list[CycleTime] = []
@@ -67,70 +70,50 @@ class Stopwatch(Fabric):
         self._cycles.clear()
         return cycles
 
-    def patches(self, layer: int) -> Matrix:
-        """Return the patch region of a layer."""
-        return self._fabric.patches(layer)
-
-    def outputs(self, layer: int) -> Matrix:
-        """Return the output region of a layer."""
-        return self._fabric.outputs(layer)
-
-    def begin_forward(self, layer: Layer, offsets: NDArray[np.int64]) -> int:
-        """Run a forward cycle, and time it."""
-        row_ns = self._row_ns(forward=True)
-        return self._time(layer, FORWARD, offsets, row_ns, lambda: self._fabric.begin_forward(layer, offsets))
-
-    def begin_backward(
-        self,
-        layer: Layer,
-        offsets: NDArray[np.int64],
-        *,
-        update: Update | None,
-        input_error: bool,
-        commit: bool = True,
+    def begin(
+        self, array: TileArray, cycle: int, place: Place, offsets: NDArray[np.int64], update: Update | None = None
     ) -> int:
-        """Run backward and update cycles, and time them together."""
-        return self._time(
-            layer,
-            BACKWARD_UPDATE if input_error else UPDATE,
-            offsets,
-            self._row_ns(backward=input_error, update=update is not None),
-            lambda: self._fabric.begin_backward(layer, offsets, update=update, input_error=input_error, commit=commit),
-        )
-
-    def finish(self, cycle: int) -> None:
-        """Do nothing: a cycle is done when `begin_…` returns."""
-
-    def cells(self, layer: int) -> list[Cells]:
-        """Return the cells of a layer's tiles."""
-        return self._fabric.cells(layer)
-
-    def close(self) -> None:
-        """Do nothing: the fabric is not this one's."""
-
-    def _row_ns(self, **cycles: bool) -> float:
-        return self._fabric.pace.row_ns(**cycles) if self._fabric.pace is not None else 0.0
-
-    def _time(
-        self, layer: Layer, kind: str, offsets: NDArray[np.int64], row_ns: float, begin: Callable[[], int]
-    ) -> int:
+        """Run a cycle, and time it."""
         if self._stop():
             raise KeyboardInterrupt
-        before = self._fabric.busy_ns(layer.index)
+        before = self._fabric.busy_ns(array.index)
         started = now_ns()
-        number = begin()
+        number = self._fabric.begin(array, cycle, place, offsets, update)
         self._fabric.finish(number)
         wall_ns = now_ns() - started
-        busy = [now - then for now, then in zip(self._fabric.busy_ns(layer.index), before, strict=True)]
+        busy = [now - then for now, then in zip(self._fabric.busy_ns(array.index), before, strict=True)]
+        kind = FORWARD if cycle == Cycle.FORWARD else BACKWARD_UPDATE if cycle & Cycle.INPUT_ERROR else UPDATE
         self._cycles.append(
             CycleTime(
-                layer=layer.index,
+                layer=array.index,
                 kind=kind,
                 wall_ns=wall_ns,
                 longest_busy_ns=max(busy),
                 total_busy_ns=sum(busy),
-                hold_ns=int(int(np.diff(offsets).max()) * row_ns),
+                hold_ns=int(int(np.diff(offsets).max()) * self._fabric.row_ns(cycle)),
                 network_ns=min(wall_ns, self._fabric.network_ns),
             )
         )
         return number
+
+    def finish(self, cycle: int) -> None:
+        """Do nothing: a cycle is done when `begin` returns."""
+
+    def kernels(self, array: TileArray) -> Matrix:
+        """Return a copy of the kernels of a tile array."""
+        return self._fabric.kernels(array)
+
+    def write(self, array: TileArray, kernels: Matrix, step: int) -> None:
+        """Program kernels into the tiles of an array."""
+        self._fabric.write(array, kernels, step)
+
+    def stats(self) -> list[TileStats]:
+        """Return what the tiles have done so far."""
+        return self._fabric.stats()
+
+    def busy_ns(self, array: int) -> list[int]:
+        """Return by tile of an array the processor time of its cycles."""
+        return self._fabric.busy_ns(array)
+
+    def close(self) -> None:
+        """Do nothing: the fabric is not this one's."""

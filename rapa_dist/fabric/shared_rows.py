@@ -1,0 +1,190 @@
+"""Fabrics whose tiles find their rows in an arena and are told of cycles one by one: `serial` and `ray`."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rapa_dist.assignment import Assignment
+from rapa_dist.fabric.arena import Arena, Lending, Place
+from rapa_dist.fabric.base import Fabric
+from rapa_dist.fabric.doorbell import Cycle
+from rapa_dist.fabric.im2col import Im2col
+from rapa_dist.fabric.passage import Passage
+from rapa_dist.geometry import Geometry
+from rapa_dist.machine import Machine, TileArray
+from rapa_dist.tile import Update
+
+
+class SharedRowsFabric(Fabric):
+    """Lends places of its arena to passages; what carries a cycle to the tiles is the subclass's business."""
+
+    def __init__(self, machine: Machine, arena: Arena) -> None:
+        super().__init__(machine)
+        self._floats = torch.from_numpy(arena.floats)
+        self._lending = Lending(len(arena.floats))
+        self._im2col: dict[tuple[Geometry, int], Im2col] = {}
+
+    @abstractmethod
+    def begin(
+        self, array: TileArray, cycle: int, place: Place, offsets: NDArray[np.int64], update: Update | None = None
+    ) -> int:
+        """Have every tile of an array do a cycle on its rows offsets[j] … offsets[j + 1] − 1 of a place.
+
+        Args:
+            array: whose tiles.
+            cycle: flags of `Cycle`.
+            place: where the rows are.
+            offsets: (n_t + 1,) which rows are whose.
+            update: λ and decay of a cycle with UPDATE.
+
+        Returns:
+            A number to `finish` the cycle with. Until then its rows belong to the tiles. Several cycles may be under
+            way, on different rows; a tile does them in the order in which they were begun.
+        """
+
+    @abstractmethod
+    def finish(self, cycle: int) -> None:
+        """Return when a cycle that was begun is done by all tiles."""
+
+    def passage(self, array: TileArray, geometry: Geometry, planes: Tensor, assignment: Assignment) -> Passage:
+        """Gather the patches of planes in a place of the arena."""
+        return SharedRowsPassage(self, array, geometry, planes, assignment)
+
+    def im2col(self, geometry: Geometry, c_in: int) -> Im2col:
+        """Return what moves planes of this size to rows."""
+        found = self._im2col.get((geometry, c_in))
+        if found is None:
+            found = self._im2col[geometry, c_in] = Im2col(geometry, c_in)
+        return found
+
+    @property
+    def lending(self) -> Lending:
+        """Who holds which place of the arena."""
+        return self._lending
+
+    def lend_anew(self) -> None:
+        """Lend the whole arena again: nothing that was under way counts any more."""
+        self._lending = Lending(len(self._floats))
+
+    def rows(self, at: int, rows: int, columns: int) -> Tensor:
+        """Return (rows, columns) floats of the arena that begin at `at`."""
+        return self._floats.as_strided((rows, columns), (columns, 1), at)
+
+    def commit(self, arrays: Sequence[int]) -> None:
+        """Have tiles put their kernels in force: an update without rows."""
+        self._tell(arrays, Cycle.UPDATE | Cycle.COMMIT)
+
+    def discard(self, arrays: Sequence[int]) -> None:
+        """Have tiles forget what they have prepared."""
+        self._tell(arrays, Cycle.DISCARD)
+
+    def _tell(self, arrays: Sequence[int], cycle: int) -> None:
+        under_way = []
+        for index in arrays:
+            array = self.machine.arrays[index]
+            none = np.zeros(array.n_tiles + 1, np.int64)
+            under_way.append(self.begin(array, cycle, Place(0, 0), none, Update(0.0, 0.0)))
+        for number in under_way:
+            self.finish(number)
+
+
+class SharedRowsPassage(Passage):
+    """A passage whose rows lie in the arena until its errors have come back."""
+
+    def __init__(
+        self, fabric: SharedRowsFabric, array: TileArray, geometry: Geometry, planes: Tensor, assignment: Assignment
+    ) -> None:
+        self._fabric, self._array, self._geometry, self._assignment = fabric, array, geometry, assignment
+        self._place: Place | None = None
+        self._cycle: int | None = None
+        self._lending, rows = fabric.lending, assignment.rows
+        self._place = place = self._lending.lend(rows, array.k, array.c_out)
+        self._patches = fabric.rows(place.patches, rows, array.k)
+        self._outputs = fabric.rows(place.outputs, rows, array.c_out)
+        self._im2col = fabric.im2col(geometry, planes.shape[3])
+        self._order = torch.from_numpy(assignment.order)
+        self._seen = seen_by(assignment, geometry)
+        self._images = planes.shape[0]
+        self._im2col.gather(planes, self._order, self._patches, self._seen)
+        self._row_of_patch: Tensor | None = None  # (n_patches,)
+        self._begun = self._input_error = False
+
+    def begin(self) -> None:
+        """Ring the tiles, and while they work find out where every patch went."""
+        if not self._begun:
+            assert self._place is not None
+            self._begun = True
+            self._cycle = self._fabric.begin(self._array, Cycle.FORWARD, self._place, self._assignment.offsets)
+        if self._row_of_patch is None:
+            self.prepare()
+
+    def prepare(self) -> None:
+        """Work out where every patch went, by which outputs and input errors find their way back."""
+        self._row_of_patch = torch.from_numpy(self._assignment.inverse())
+
+    def outputs(self, first: int = 0, last: int | None = None) -> Tensor:
+        """Wait, and return the outputs in the order of the pixels."""
+        self._finish()
+        geometry, outputs = self._geometry, self._outputs
+        assert self._row_of_patch is not None
+        rows = self._row_of_patch
+        if first or last is not None:
+            rows = rows[first * geometry.n_patches : None if last is None else last * geometry.n_patches]
+        if self._assignment.rows < self._assignment.n_patches:
+            outputs = torch.cat((outputs, outputs.new_zeros(1, outputs.shape[1])))  # for the dropped patches
+        return outputs.index_select(0, rows).view(-1, *geometry.out, outputs.shape[1])
+
+    def send_errors(self, errors: Tensor, update: Update | None, *, input_error: bool, commit: bool) -> None:
+        """Put the errors in the place of the outputs, and ring the tiles."""
+        assert self._place is not None
+        torch.index_select(errors.reshape(-1, self._outputs.shape[1]), 0, self._order, out=self._outputs)
+        cycle = Cycle.INPUT_ERROR if input_error else 0
+        if update is not None:
+            cycle |= Cycle.UPDATE | (Cycle.COMMIT if commit else 0)
+        self._input_error = input_error
+        self._cycle = (
+            self._fabric.begin(self._array, cycle, self._place, self._assignment.offsets, update) if cycle else None
+        )
+
+    def input_errors(self) -> Tensor | None:
+        """Wait, and add the input errors up to those of the planes."""
+        self._finish()
+        back = None
+        if self._input_error:
+            assert self._row_of_patch is not None
+            dropped = self._assignment.rows < self._assignment.n_patches
+            back = self._im2col.scatter(
+                self._patches, self._row_of_patch, self._images, dropped=dropped, seen=self._seen
+            )
+        self.release()
+        return back
+
+    def _finish(self) -> None:
+        cycle, self._cycle = self._cycle, None
+        if cycle is not None:
+            self._fabric.finish(cycle)
+
+    def release(self) -> None:
+        """Return the place to the arena, once no tile is at work on it."""
+        place, self._place = self._place, None
+        if place is not None:
+            try:
+                self._finish()
+            finally:
+                self._lending.take_back(place)
+
+    def __del__(self) -> None:
+        if self._cycle is None:  # else something failed, and tiles may still be at work there
+            self.release()
+
+
+def seen_by(assignment: Assignment, geometry: Geometry) -> Tensor | None:
+    """Return (rows, kh · kw) False where the patch of a row must see zero instead of the pixel; None: all see all."""
+    if assignment.mask is None:
+        return None
+    pixels = torch.from_numpy(assignment.order % geometry.n_patches)
+    return torch.from_numpy(assignment.mask).index_select(0, pixels)

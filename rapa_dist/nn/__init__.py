@@ -1,0 +1,1 @@
+"""Tiled layers as PyTorch modules, and what trains them."""
