@@ -112,7 +112,8 @@ def first_results_table() -> str:
         table(head, rows)
         + f"\n\n{tables.RUNNING} CIFAR-10 (JPEG), {config['limit_train']:,} training and 10,000 test images, "
         f"{config['epochs']} epochs, "
-        f"fabric `ray`, seed {config['seed']}, n = 1; {machine_of(result['environment'])}, shared with other work."
+        f"fabric `{result['metrics'][-1]['wall']['fabric']}`, seed {config['seed']}, n = 1; "
+        f"{machine_of(result['environment'])}, shared with other work."
     )
 
 

@@ -193,3 +193,9 @@ def _command_line(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()[:200]
     except OSError:
         return "?"
+
+
+@pytest.fixture(autouse=True)
+def _no_images_of_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have tests find no images but their own, whatever packages of data sets this machine has."""
+    monkeypatch.setattr("rapa_dist.data.load.SYSTEM", Path("/no/such/folder"))

@@ -81,7 +81,10 @@ class _Staging(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, errors: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        stage, (active, for_pooling, for_normalisation) = ctx.stage, ctx.saved
+        stage, saved, ctx.saved = ctx.stage, ctx.saved, None  # freed at once: who asks for memory next finds it warm
+        if saved is None:
+            raise RuntimeError("backward() goes through a stage for the second time. Call the model again before that.")
+        active, for_pooling, for_normalisation = saved
         errors = errors.permute(0, 2, 3, 1).contiguous()  # a flattened head sends others back
         errors = normalise_backward(for_normalisation, errors)
         if not stage.relu_first:
