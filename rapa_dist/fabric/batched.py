@@ -204,10 +204,9 @@ class _Batched(_Passage):
         patches = self._patches.view(array.n_tiles, -1, array.k)
         self._count_back(input_error=input_error, learn=update is not None)
         if update is not None:
-            self._gradient = torch.empty_like(self._kernels)
-            torch.bmm(patches.transpose(1, 2), rows, out=self._gradient[:, : array.k])
+            self._gradient = torch.bmm(patches.transpose(1, 2), rows)  # with `out` a part of a tensor: tile by tile
             if array.bias:
-                torch.sum(rows, dim=1, keepdim=True, out=self._gradient[:, array.k :])
+                self._gradient = torch.cat((self._gradient, rows.sum(dim=1, keepdim=True)), dim=1)
         if input_error:
             torch.bmm(rows, self._kernels[:, : array.k].transpose(1, 2), out=patches)
             self._back = self._im2col.scatter(
