@@ -79,7 +79,7 @@ def check_products() -> Check:
         return Check("products", "ok", str(found), quantities=quantities)
     fix = (
         "Tiles compute all the same, but slower, and with other bits than where the library is. It takes a C compiler "
-        "(on Debian and Ubuntu: apt-get install gcc libc6-dev). Then delete .venv and run scripts/rapa-dist in the clone."
+        "(Debian, Ubuntu: apt-get install gcc libc6-dev). Then delete .venv and run scripts/rapa-dist in the clone."
     )
     return Check("products", "warning", str(found), fix, quantities)
 
