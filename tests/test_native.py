@@ -1,8 +1,10 @@
 """The library in C against NumPy: in double precision, and bit by bit where two ways are meant to give the same."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from rapa_dist.native.tile import NativeTile
 from rapa_dist.tile import AnalogTile, Cells, Update
 
 pytestmark = pytest.mark.skipif(native().library is None, reason=str(native()))
+HERE = Path(__file__).parent
 SIZES = st.tuples(st.integers(0, 60), st.integers(1, 140), st.integers(1, 70), st.booleans(), st.integers(0, 9))
 """Rows, k, c_out, bias, seed: blocks of 12, 6 and 4 rows, vectors of 16 and 8, and what is left over of each."""
 
@@ -108,6 +111,21 @@ def test_infinity_and_nan_stay_what_they_are(vectors):
     tile.forward(patches, outputs)
     assert np.isinf(outputs[0]).all()
     assert np.isnan(outputs[1]).all()
+
+
+def test_sanitizers_find_nothing(tmp_path):
+    """Addresses and undefined behaviour, and every warning of the compiler an error."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    sources = [HERE / "native" / "sizes.c", *sorted(Path(rapa_dist.native.__file__).parent.glob("*.c"))]
+    flags = ["-std=gnu11", "-O1", "-g", "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
+    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", '-DRAPA_SOURCES="test"']
+    program = tmp_path / "sizes"
+    subprocess.run([compiler, *flags, "-o", program, *sources], check=True, timeout=120)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("00 cycles\n")
 
 
 # --- which one is used
