@@ -162,9 +162,7 @@ class AnalogTile:
         started = thread_time_ns()
         words = self.cells.words
         active = words[_COMMIT] & 3
-        np.dot(patches, self._weights[active], outputs)
-        if self._biases is not None:
-            np.add(outputs, self._biases[active], outputs)
+        self._multiply(active, patches, outputs)
         words[_FORWARD] += len(patches)
         words[_BUSY] += thread_time_ns() - started
 
@@ -208,7 +206,7 @@ class AnalogTile:
                     upcoming = target
                 words[_COMMIT] = cycle << 5 | 16 | upcoming << 2 | active
         if input_error:
-            np.dot(errors, self._transposed[active], patches)
+            self._multiply_back(active, errors, patches)
             words[_BACKWARD] += len(errors)
         if update is not None:
             words[_COMMIT] = cycle << 5 | upcoming << 2 | (upcoming if commit else active)
@@ -225,6 +223,18 @@ class AnalogTile:
         if state >> 5 != cycle:
             active = state & 3
             words[_COMMIT] = cycle << 5 | active << 2 | active
+
+    # what `NativeTile` does in C
+
+    def _multiply(self, active: int, patches: Matrix, outputs: Matrix) -> None:
+        """Write M = I K + bias, K in buffer `active`, into `outputs`."""
+        np.dot(patches, self._weights[active], outputs)
+        if self._biases is not None:
+            np.add(outputs, self._biases[active], outputs)
+
+    def _multiply_back(self, active: int, errors: Matrix, input_errors: Matrix) -> None:
+        """Write dI = D Kᵀ, K in buffer `active`, into `input_errors`."""
+        np.dot(errors, self._transposed[active], input_errors)
 
     def _add_update(
         self, source: int, target: int, patches: Matrix, errors: Matrix, update: Update, first: bool

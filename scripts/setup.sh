@@ -27,7 +27,7 @@ is_whole() {
 
 # The path belongs to it: a virtual environment can't be moved.
 fingerprint() {
-    cat -- "$root"/{pyproject.toml,requirements.lock,scripts/setup.sh} - <<<"$root" | sha256sum
+    cat -- "$root"/{pyproject.toml,requirements.lock,setup.py,scripts/setup.sh,rapa_dist/native/*.{c,h,inc}} - <<<"$root" | sha256sum
 }
 
 install_all() {

@@ -19,6 +19,7 @@ from rapa_dist.fabric.doorbell import Cycle, Ring, Status, TileDoorbell
 from rapa_dist.fabric.scratch import shared_memory_root
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.machine import Machine, tile_name
+from rapa_dist.native import tile_on
 from rapa_dist.tile import AnalogTile, Cells, Update, Word
 
 MACHINE = Machine((tile_array(), tile_array(1, side=2, c_in=3, c_out=2, n_tiles=1)))
@@ -57,7 +58,7 @@ class TileThread:
 
     def _serve(self):
         site = self._site
-        arena, board, tile = site.open_arena(), site.open_board(), AnalogTile(site.open_cells())
+        arena, board, tile = site.open_arena(), site.open_board(), tile_on(site.open_cells())
         words = tile.cells.words
         self.bell.answer(0, Status.HELLO)
         self._up.set()

@@ -12,6 +12,7 @@ from rapa_dist.check import Check, size
 from rapa_dist.data import FoundDataSet
 from rapa_dist.data.vision import VisionStatus
 from rapa_dist.doctor import cluster, data, host, software
+from rapa_dist.native import Native
 
 GB = 10**9
 
@@ -252,3 +253,13 @@ def test_a_processor_type_that_is_forced_on_openblas_is_a_warning(monkeypatch):
     assert "OPENBLAS_CORETYPE=Haswell" in check.fix
     monkeypatch.delenv("OPENBLAS_CORETYPE")
     assert software.check_blas().status == "ok"
+
+
+def test_tiles_that_multiply_with_numpy_are_a_warning_unless_they_were_told_to(monkeypatch):
+    monkeypatch.delenv("RAPA_DIST_NATIVE", raising=False)
+    monkeypatch.setattr(software, "native", lambda: Native(None, "the library was not built"))
+    check = software.check_products()
+    assert (check.status, check.value) == ("warning", "NumPy (the library was not built)")
+    assert "apt-get install gcc" in check.fix
+    monkeypatch.setenv("RAPA_DIST_NATIVE", "off")
+    assert software.check_products().status == "ok"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+NATIVE = ("products.c", "products.h", "products.inc")
 SCRIPTS = ["scripts/setup.sh", "scripts/rapa-dist", "scripts/test", ".ci/run"]
 
 PYTHON = """#!/usr/bin/env bash
@@ -42,10 +43,9 @@ class Clone:
         self.root = folder / "a clone"
         self.calls_file = folder / "calls"
         (self.root / "scripts").mkdir(parents=True)
-        for name in SCRIPTS[:3]:
+        for name in (*SCRIPTS[:3], "pyproject.toml", "requirements.lock", "setup.py"):
             shutil.copy(ROOT / name, self.root / name)
-        for name in ("pyproject.toml", "requirements.lock"):
-            shutil.copy(ROOT / name, self.root / name)
+        shutil.copytree(ROOT / "rapa_dist" / "native", self.root / "rapa_dist" / "native")
         self.bin = folder / "bin"
         self.bin.mkdir()
         self.add_python("python3.11")
@@ -170,7 +170,9 @@ def test_where_no_browser_can_be_had_the_tests_run_nevertheless(clone):
     assert "browser.log" in failed.err
 
 
-@pytest.mark.parametrize("name", ["pyproject.toml", "requirements.lock"])
+@pytest.mark.parametrize(
+    "name", ["pyproject.toml", "requirements.lock", "setup.py", *(f"rapa_dist/native/{file}" for file in NATIVE)]
+)
 def test_other_requirements_are_installed(clone, name):
     clone.run("rapa-dist")
     with open(clone.root / name, "a") as file:

@@ -164,9 +164,12 @@ def registered(run: str) -> Registration | None:
     return next((entry for entry in found if entry.run == run), None)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def two_runs(tmp_path_factory):
-    """Two runs that train at the same time, each on a cluster of its own, as (name → process, registration)."""
+    """Two runs that train at the same time, each on a cluster of its own, as (name → process, registration).
+
+    They take all cores, hence no longer than for the tests that look at them.
+    """
     folder = tmp_path_factory.mktemp("two")
     processes = {name: start(*ENDLESS, "--run-dir", folder / name) for name in ("one", "two")}
     try:
@@ -181,7 +184,7 @@ def two_runs(tmp_path_factory):
 
 @pytest.mark.ray
 @pytest.mark.timeout(400)
-class TestRay:
+class TestTwoRuns:
     def test_several_runs_have_to_be_named(self, two_runs):
         done = command("stats")
         assert done.returncode == 2
@@ -246,6 +249,10 @@ class TestRay:
         assert after["restarts"] == 1
         assert after["rows_forward"] >= before["rows_forward"]
 
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+class TestOneRun:
     def test_a_cluster_that_goes_away_while_it_is_watched_and_trained_on(self, start_head, tmp_path):
         """Watch as from another node: the run's registration is out of sight, its actors are not."""
         address, head, token = start_head(tiles=6)

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+import rapa_dist.native.tile
 import rapa_dist.tile
 from rapa_dist.fabric.blas import one_blas_thread
+from rapa_dist.native import native
+from rapa_dist.native.tile import NativeTile
 from rapa_dist.tile import AnalogTile, Cells, Update, Word
 
 K, C_OUT, ROWS = 12, 5, 9
@@ -21,6 +24,15 @@ def _one_thread():
     limits = one_blas_thread()
     yield
     limits.restore_original_limits()
+
+
+@pytest.fixture(autouse=True, params=["NumPy", "native"])
+def _either_tile(request, monkeypatch):
+    if request.param == "native":
+        library = native().library
+        if library is None:
+            pytest.skip(str(native()))
+        monkeypatch.setattr(sys.modules[__name__], "AnalogTile", lambda cells: NativeTile(library, cells))
 
 
 def rng():
@@ -240,11 +252,11 @@ class Body:
 
 
 def states_between_instructions(body, **cycle):
-    """Run a cycle and return what the memory holds before every bytecode instruction of tile.py."""
-    states = []
+    """Run a cycle and return what the memory holds before every bytecode instruction of a tile."""
+    states, files = [], (rapa_dist.tile.__file__, rapa_dist.native.tile.__file__)
 
     def trace(frame, event, argument):
-        if frame.f_code.co_filename != rapa_dist.tile.__file__:
+        if frame.f_code.co_filename not in files:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":

@@ -17,6 +17,7 @@ from rapa_dist.coordinator.tiles_table import tiles_table
 from rapa_dist.data import DataSet
 from rapa_dist.inspection import RunStats
 from rapa_dist.layout import machine_of
+from rapa_dist.native import native
 
 _REFRESH_S = 0.25
 _TABLE_S = 1.0
@@ -162,11 +163,12 @@ class RunDisplay:
 def introduction(config: TrainConfig, data: DataSet, fabric: str) -> str:
     """Return what is about to be trained, on what, and on which fabric, in two lines."""
     machine = machine_of(config)
+    products = "" if fabric == "batched" else f", products {native()}"
     return (
         f"{data.name}: {len(data.train.labels):,} training and {len(data.test.labels):,} test images in "
         f"{len(data.classes)} classes\n"
         f"{len(machine.tiles)} tiles ({','.join(map(str, config.tiles))}, scheme {config.scheme}, "
-        f"fabric {fabric}), {machine.n_weights:,} weights on them; λ = {config.lr:g}, "
+        f"fabric {fabric}{products}), {machine.n_weights:,} weights on them; λ = {config.lr:g}, "
         f"× {config.lr_decay:g} every {counted(config.lr_decay_every, 'epoch')}"
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 from threadpoolctl import ThreadpoolController
 
 from rapa_dist.installed import version_of
+from rapa_dist.native import native
 
 
 def environment() -> dict[str, Any]:
@@ -25,6 +26,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "blas": _blas(),
+        "products": str(native()),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "git": _git_state(),
     }

@@ -19,6 +19,7 @@ CHECKS: dict[str, Callable[[], Check]] = {
     "loopback": preconditions.check_loopback,
     "open files": partial(preconditions.check_open_files, sum(host.TILES)),
     "processes": partial(preconditions.check_processes, sum(host.TILES)),
+    "products": software.check_products,
     "BLAS": software.check_blas,
     "PyTorch": software.check_torch,
     "torchvision": data.check_torchvision,

@@ -9,6 +9,7 @@ from packaging.specifiers import SpecifierSet
 from rapa_dist.check import Check
 from rapa_dist.command_lines import pip_install
 from rapa_dist.installed import NAME, python_bounds, requirements, version_of
+from rapa_dist.native import SETTING, native
 
 _REPAIR = "Run scripts/rapa-dist in the clone, which sets up .venv again"
 
@@ -68,6 +69,19 @@ def check_torch() -> Check:
     if gpus:
         value += f"; {', '.join(gpus)}"
     return Check(name, "ok", value, quantities=found)
+
+
+def check_products() -> Check:
+    """Look whether tiles multiply with the library in C, or with NumPy."""
+    found = native()
+    quantities = {"native": found.library is not None, "detail": found.vectors}
+    if found.library is not None or os.environ.get(SETTING) == "off":
+        return Check("products", "ok", str(found), quantities=quantities)
+    fix = (
+        "Tiles compute all the same, but slower, and with other bits than where the library is. It takes a C compiler "
+        "(Debian, Ubuntu: apt-get install gcc libc6-dev). Then delete .venv and run scripts/rapa-dist in the clone."
+    )
+    return Check("products", "warning", str(found), fix, quantities)
 
 
 def check_blas() -> Check:

@@ -15,7 +15,8 @@ from rapa_dist.fabric.inspector import Inspector
 from rapa_dist.fabric.quiet import die_at_once, relax_others, sharp_sleep, stop_polling, wait_for_a_core
 from rapa_dist.fabric.running_code import RunningCode, check_against
 from rapa_dist.inspection import read_kernel
-from rapa_dist.tile import AnalogTile, Matrix, State, Update, Word
+from rapa_dist.native import tile_on
+from rapa_dist.tile import Matrix, State, Update, Word
 
 # looked up once: in the loop over cycles every look-up counts
 _FORWARD, _INPUT_ERROR, _UPDATE, _COMMIT = Cycle.FORWARD, Cycle.INPUT_ERROR, Cycle.UPDATE, Cycle.COMMIT
@@ -50,7 +51,7 @@ class Tile:
         arena, board = self._arena, self._board
         array = site.array
         k, c_out = array.k, array.c_out
-        tile = AnalogTile(self._cells, bias=array.bias)
+        tile = tile_on(self._cells, bias=array.bias)
         bell = TileDoorbell(site.directory, site.tile, site.token)
         stop_polling()
         relax_others()

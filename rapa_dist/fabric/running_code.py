@@ -21,6 +21,7 @@ from threadpoolctl import ThreadpoolController
 import rapa_dist
 from rapa_dist.errors import ClusterError
 from rapa_dist.installed import version_of
+from rapa_dist.native import native
 
 _PACKAGE = rapa_dist.__name__
 _FOLDER = Path(rapa_dist.__file__).parent
@@ -103,6 +104,7 @@ def _code(modules: Mapping[str, str], packages: Iterable[str]) -> RunningCode:
     import ray  # it has been before; nothing here may be the first to do so
 
     others = {"Python": platform.python_version(), "NumPy": np.__version__, "Ray": ray.__version__}
+    others["tiles' products"] = native().meaning
     others |= {name: version_of(name) or "not installed" for name in packages}
     libraries = ThreadpoolController().select(user_api="blas").info()
     return RunningCode(

@@ -15,7 +15,8 @@ from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.shared_rows import SharedRowsFabric
 from rapa_dist.inspection import TileStats, read_tile
 from rapa_dist.machine import Machine, TileArray
-from rapa_dist.tile import AnalogTile, Cells, Matrix, Update, Word
+from rapa_dist.native import tile_on
+from rapa_dist.tile import Cells, Matrix, Update, Word
 
 
 class SerialFabric(SharedRowsFabric):
@@ -35,7 +36,7 @@ class SerialFabric(SharedRowsFabric):
         self._arena = Arena(mmap.mmap(-1, arena_bytes(arena_floats)))
         super().__init__(machine, self._arena)
         self._tiles = [
-            [AnalogTile(Cells.volatile(array.kernel_shape), bias=array.bias) for _ in range(array.n_tiles)]
+            [tile_on(Cells.volatile(array.kernel_shape), bias=array.bias) for _ in range(array.n_tiles)]
             for array in machine.arrays
         ]
         for tile in (tile for of_array in self._tiles for tile in of_array):

@@ -1,0 +1,58 @@
+#include "products.h"
+
+#include <string.h>
+
+#define CHUNK 128
+
+#if defined(__x86_64__)
+
+#define TARGET __attribute__((target("avx512f,avx2,fma")))
+#define WIDTH 16
+#define ROWS 12
+#define PANELS 2
+#define NAME(x) avx512_##x
+#include "products.inc"
+
+#define TARGET __attribute__((target("avx2,fma")))
+#define WIDTH 8
+#define ROWS 6
+#define PANELS 2
+#define NAME(x) avx2_##x
+#include "products.inc"
+
+multiplier *multiplier_of(const char *kind)
+{
+    if (!strcmp(kind, "avx512") && __builtin_cpu_supports("avx512f"))
+        return avx512_multiply;
+    if (!strcmp(kind, "avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return avx2_multiply;
+    return NULL;
+}
+
+const char *best_kind(void)
+{
+    return multiplier_of("avx512") ? "avx512" : multiplier_of("avx2") ? "avx2" : NULL;
+}
+
+#elif defined(__aarch64__)
+
+#define TARGET
+#define WIDTH 4
+#define ROWS 6
+#define PANELS 4
+#define NAME(x) neon_##x
+#include "products.inc"
+
+multiplier *multiplier_of(const char *kind)
+{
+    return strcmp(kind, "neon") ? NULL : neon_multiply;
+}
+
+const char *best_kind(void)
+{
+    return "neon";
+}
+
+#else
+#error "rapa-dist's library knows x86-64 and aarch64; elsewhere NumPy computes."
+#endif

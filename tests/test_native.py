@@ -1,0 +1,158 @@
+"""The library in C against NumPy: in double precision, and bit by bit where two ways are meant to give the same."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+import rapa_dist.native
+from rapa_dist.native import Native, native, tile_on
+from rapa_dist.native.tile import NativeTile
+from rapa_dist.tile import AnalogTile, Cells, Update
+
+pytestmark = pytest.mark.skipif(native().library is None, reason=str(native()))
+HERE = Path(__file__).parent
+SIZES = st.tuples(st.integers(0, 60), st.integers(1, 140), st.integers(1, 70), st.booleans(), st.integers(0, 9))
+"""Rows, k, c_out, bias, seed: blocks of 12, 6 and 4 rows, vectors of 16 and 8, and what is left over of each."""
+
+
+def choose(vectors):
+    return native().library.rapa_choose(vectors)
+
+
+@pytest.fixture(params=["avx512", "avx2", "neon"])
+def vectors(request):
+    """One kind of vectors after the other, as far as the processor has them."""
+    if choose(request.param.encode()) is None:
+        pytest.skip(f"this processor has no {request.param}")
+    yield request.param
+    choose(None)
+
+
+def work(tile, size):
+    """Return what a tile makes of some cycles: outputs, input errors, and the kernel after two parts of an update."""
+    rows, k, c_out, _, seed = size
+    rng = np.random.default_rng(seed)
+    patches, errors = (rng.normal(size=(rows, columns)).astype(np.float32) for columns in (k, c_out))
+    outputs = np.full((rows, c_out), np.nan, np.float32)
+    tile.forward(patches, outputs)
+    again = patches.copy()
+    update = Update(0.1, 0.02)
+    tile.backward(patches, errors, cycle=1, update=update, input_error=True, commit=False)
+    tile.backward(again, errors, cycle=2, update=update, input_error=False)
+    return outputs, patches, tile.cells.kernel.copy()
+
+
+def cells_of(size):
+    _, k, c_out, bias, seed = size
+    cells = Cells.volatile((k + bias, c_out))
+    cells.program(np.random.default_rng(seed + 100).normal(size=(k + bias, c_out)).astype(np.float32))
+    return cells
+
+
+def expected(size):
+    """Return the same in double precision."""
+    rows, k, c_out, bias, seed = size
+    rng = np.random.default_rng(seed)
+    patches, errors = (rng.normal(size=(rows, columns)).astype(np.float32).astype(float) for columns in (k, c_out))
+    kernel = cells_of(size).kernel.astype(float)
+    inputs = np.hstack((patches, np.ones((rows, int(bias)))))
+    return inputs @ kernel, errors @ kernel[:k].T, kernel * (1 - 0.1 * 0.02) - 2 * 0.1 * inputs.T @ errors
+
+
+@settings(deadline=None)
+@given(size=SIZES)
+def test_cycles_are_those_of_double_precision(size):
+    with_vectors = {}
+    for kind in ("avx512", "avx2", "neon"):
+        if choose(kind.encode()) is not None:
+            with_vectors[kind] = work(NativeTile(native().library, cells_of(size), bias=size[3]), size)
+    choose(None)
+    for found in with_vectors.values():
+        for one, other in zip(found, expected(size), strict=True):
+            assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+        for one, other in zip(found, next(iter(with_vectors.values())), strict=True):
+            assert_array_equal(one, other)  # the width of vectors shows in no bit
+
+
+def test_it_writes_nowhere_else(vectors):
+    size = (13, 37, 21, True, 1)
+    memory = np.full(3000, 7, np.float32)
+    outputs = memory[1000 : 1000 + 13 * 21].reshape(13, 21)
+    patches = np.random.default_rng(0).normal(size=(13, 37)).astype(np.float32)
+    NativeTile(native().library, cells_of(size)).forward(patches, outputs)
+    assert (np.delete(memory, np.s_[1000 : 1000 + 13 * 21]) == 7).all()
+    assert not (outputs == 7).any()
+
+
+def test_sums_go_in_one_order_however_many_rows_there_are(vectors):
+    """A patch has the same output beside any others: what perforation and parts of a mini-batch rest on."""
+    size = (31, 200, 48, True, 3)
+    patches = np.random.default_rng(4).normal(size=(31, 200)).astype(np.float32)
+    tile = NativeTile(native().library, cells_of(size))
+    outputs, alone = np.empty((31, 48), np.float32), np.empty((1, 48), np.float32)
+    tile.forward(patches, outputs)
+    for patch, output in zip(patches, outputs, strict=True):
+        tile.forward(patch[None], alone)
+        assert_array_equal(alone[0], output)
+
+
+def test_infinity_and_nan_stay_what_they_are(vectors):
+    tile = NativeTile(native().library, cells_of((2, 20, 20, True, 0)))
+    patches, outputs = np.zeros((2, 20), np.float32), np.empty((2, 20), np.float32)
+    patches[0, 3], patches[1, 4] = np.inf, np.nan
+    tile.forward(patches, outputs)
+    assert np.isinf(outputs[0]).all()
+    assert np.isnan(outputs[1]).all()
+
+
+def test_sanitizers_find_nothing(tmp_path):
+    """Addresses and undefined behaviour, and every warning of the compiler an error."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    sources = [HERE / "native" / "sizes.c", *sorted(Path(rapa_dist.native.__file__).parent.glob("*.c"))]
+    flags = ["-std=gnu11", "-O1", "-g", "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
+    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", '-DRAPA_SOURCES="test"']
+    program = tmp_path / "sizes"
+    subprocess.run([compiler, *flags, "-o", program, *sources], check=True, timeout=120)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("00 cycles\n")
+
+
+# --- which one is used
+
+
+@pytest.fixture
+def look_again():
+    """Forget what was found."""
+    native.cache_clear()
+    yield
+    native.cache_clear()
+
+
+def test_it_can_be_switched_off(look_again, monkeypatch):
+    monkeypatch.setenv("RAPA_DIST_NATIVE", "off")
+    assert str(native()) == "NumPy (RAPA_DIST_NATIVE=off)"
+    assert type(tile_on(Cells.volatile((3, 2)))) is AnalogTile
+
+
+def test_a_library_made_from_other_files_is_not_used(look_again, monkeypatch):
+    monkeypatch.setattr(rapa_dist.native, "_digest", lambda folder: "other")
+    assert native() == Native(None, "the library was built from other files; install rapa-dist again")
+
+
+def test_a_wrong_choice_is_refused_before_work_starts():
+    command = [sys.executable, "-m", "rapa_dist", "train", "--fabric", "serial"]
+    env = os.environ | {"RAPA_DIST_NATIVE": "sse"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "RAPA_DIST_NATIVE is off, avx512, avx2 or neon" in done.stderr
