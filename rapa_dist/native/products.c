@@ -13,7 +13,8 @@
 #define ROWS 12
 #define PANELS 2
 #define NAME(x) avx512_##x
-#define FMA(a, x, b) _mm512_fmadd_ps(_mm512_set1_ps(a), (__m512)(x), (__m512)(b))
+#define REGISTER __m512
+#define FMA(a, x, b) _mm512_fmadd_ps(_mm512_set1_ps(a), x, b)
 #include "products.inc"
 
 #define TARGET __attribute__((target("avx2,fma")))
@@ -21,7 +22,8 @@
 #define ROWS 6
 #define PANELS 2
 #define NAME(x) avx2_##x
-#define FMA(a, x, b) _mm256_fmadd_ps(_mm256_set1_ps(a), (__m256)(x), (__m256)(b))
+#define REGISTER __m256
+#define FMA(a, x, b) _mm256_fmadd_ps(_mm256_set1_ps(a), x, b)
 #include "products.inc"
 
 multiplier *multiplier_of(const char *kind)
@@ -49,7 +51,8 @@ const char *best_kind(void)
 #define ROWS 6
 #define PANELS 4
 #define NAME(x) neon_##x
-#define FMA(a, x, b) vfmaq_n_f32((float32x4_t)(b), (float32x4_t)(x), (a))
+#define REGISTER float32x4_t
+#define FMA(a, x, b) vfmaq_n_f32(b, x, a)
 #include "products.inc"
 
 multiplier *multiplier_of(const char *kind)
