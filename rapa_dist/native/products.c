@@ -6,11 +6,15 @@
 
 #if defined(__x86_64__)
 
+#include <immintrin.h>
+
 #define TARGET __attribute__((target("avx512f,avx2,fma")))
 #define WIDTH 16
 #define ROWS 12
 #define PANELS 2
 #define NAME(x) avx512_##x
+#define REGISTER __m512
+#define FMA(a, x, b) _mm512_fmadd_ps(_mm512_set1_ps(a), x, b)
 #include "products.inc"
 
 #define TARGET __attribute__((target("avx2,fma")))
@@ -18,14 +22,18 @@
 #define ROWS 6
 #define PANELS 2
 #define NAME(x) avx2_##x
+#define REGISTER __m256
+#define FMA(a, x, b) _mm256_fmadd_ps(_mm256_set1_ps(a), x, b)
 #include "products.inc"
 
 multiplier *multiplier_of(const char *kind)
 {
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
+        return NULL;
+    if (!strcmp(kind, "avx2"))
+        return avx2_multiply;
     if (!strcmp(kind, "avx512") && __builtin_cpu_supports("avx512f"))
         return avx512_multiply;
-    if (!strcmp(kind, "avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return avx2_multiply;
     return NULL;
 }
 
@@ -36,11 +44,15 @@ const char *best_kind(void)
 
 #elif defined(__aarch64__)
 
+#include <arm_neon.h>
+
 #define TARGET
 #define WIDTH 4
 #define ROWS 6
 #define PANELS 4
 #define NAME(x) neon_##x
+#define REGISTER float32x4_t
+#define FMA(a, x, b) vfmaq_n_f32(b, x, a)
 #include "products.inc"
 
 multiplier *multiplier_of(const char *kind)

@@ -68,5 +68,5 @@ EXPORT void rapa_update(const float *patches, const float *errors, const float *
             multiply(&(struct product){&one, 0, 0, of_errors, c_out, NULL, gradient + k * c_out, c_out, 1, c_out, block});
     }
     for (size_t i = 0; i < size; i++)
-        upcoming[i] = keep * kernel[i] - rate * gradient[i];
+        upcoming[i] = keep * kernel[i] - rate * gradient[i]; /* never fused, see setup.py: one meaning everywhere */
 }
