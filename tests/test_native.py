@@ -19,7 +19,7 @@ from rapa_dist.native import Native, native, tile_on
 from rapa_dist.native.tile import NativeTile
 from rapa_dist.tile import AnalogTile, Cells, Update
 
-pytestmark = pytest.mark.skipif(native().library is None, reason=str(native()))
+needs_library = pytest.mark.skipif(native().library is None, reason=str(native()))
 HERE = Path(__file__).parent
 SIZES = st.tuples(st.integers(0, 60), st.integers(1, 140), st.integers(1, 70), st.booleans(), st.integers(0, 9))
 """Rows, k, c_out, bias, seed: blocks of 12, 6 and 4 rows, vectors of 16 and 8, and what is left over of each."""
@@ -32,6 +32,8 @@ def choose(vectors):
 @pytest.fixture(params=["avx512", "avx2", "neon"])
 def vectors(request):
     """One kind of vectors after the other, as far as the processor has them."""
+    if native().library is None:
+        pytest.skip(str(native()))
     if choose(request.param.encode()) is None:
         pytest.skip(f"this processor has no {request.param}")
     yield request.param
@@ -69,6 +71,7 @@ def expected(size):
     return inputs @ kernel, errors @ kernel[:k].T, kernel * (1 - 0.1 * 0.02) - 2 * 0.1 * inputs.T @ errors
 
 
+@needs_library
 @settings(deadline=None)
 @given(size=SIZES)
 def test_cycles_are_those_of_double_precision(size):
@@ -172,6 +175,7 @@ def test_it_can_be_switched_off(look_again, monkeypatch):
     assert type(tile_on(Cells.volatile((3, 2)))) is AnalogTile
 
 
+@needs_library
 def test_a_library_made_from_other_files_is_not_used(look_again, monkeypatch):
     monkeypatch.setattr(rapa_dist.native, "_digest", lambda folder: "other")
     assert native() == Native(None, "the library was built from other files; install rapa-dist again")
