@@ -57,10 +57,11 @@ class Cells:
     or the new one.
     """
 
-    __slots__ = ("buffers", "kernels", "words")
+    __slots__ = ("buffers", "kernel_shape", "kernels", "memory", "words")
 
     def __init__(self, buffer: mmap.mmap | memoryview, kernel_shape: tuple[int, int]) -> None:
         """Lay the cells over `buffer` (at least `Cells.size(kernel_shape)` bytes, page-aligned)."""
+        self.memory, self.kernel_shape = buffer, kernel_shape
         self.words = memoryview(buffer)[:_PAGE].cast("Q")  # plain integers: quicker than NumPy's
         rows, columns = kernel_shape
         floats = _padded_floats(kernel_shape)

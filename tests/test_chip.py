@@ -12,7 +12,8 @@ from rows import Rows
 
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import chip as chip_module
-from rapa_dist.fabric.arena import Place
+from rapa_dist.fabric.arena import Arena, Place
+from rapa_dist.fabric.board import Board
 from rapa_dist.fabric.chip import Chip, shared_bytes
 from rapa_dist.fabric.command import Command
 from rapa_dist.fabric.doorbell import Cycle, Ring, Status, TileDoorbell
@@ -58,7 +59,7 @@ class TileThread:
 
     def _serve(self):
         site = self._site
-        arena, board, tile = site.open_arena(), site.open_board(), tile_on(site.open_cells())
+        arena, board, tile = Arena(site.map_arena()), Board(site.map_board()), tile_on(site.open_cells())
         words = tile.cells.words
         self.bell.answer(0, Status.HELLO)
         self._up.set()

@@ -3,6 +3,7 @@
 import ctypes
 import ctypes.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import rapa_dist.native
+from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.native import Native, native, tile_on
 from rapa_dist.native.tile import NativeTile
-from rapa_dist.tile import AnalogTile, Cells, Update
+from rapa_dist.tile import AnalogTile, Cells, State, Update, Word
 
 needs_library = pytest.mark.skipif(native().library is None, reason=str(native()))
 HERE = Path(__file__).parent
@@ -143,19 +145,46 @@ def test_infinity_and_nan_stay_what_they_are(vectors):
     assert np.isnan(outputs[1]).all()
 
 
-def test_sanitizers_find_nothing(tmp_path):
-    """Addresses and undefined behaviour, and every warning of the compiler an error."""
+def compiled(program, *flags):
+    """Return a program of tests/native, compiled together with the library, every warning an error."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
-    sources = [HERE / "native" / "sizes.c", *sorted(Path(rapa_dist.native.__file__).parent.glob("*.c"))]
-    flags = ["-std=gnu11", "-O1", "-g", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
-    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", '-DRAPA_SOURCES="test"']
-    program = tmp_path / "sizes"
+    folder = Path(rapa_dist.native.__file__).parent
+    sources = [HERE / "native" / f"{program.name}.c", *sorted(folder.glob("*.c"))]
+    flags = ["-std=gnu11", "-g", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", *flags]
+    flags += [f"-I{folder}", '-DRAPA_SOURCES="test"']
     subprocess.run([compiler, *flags, "-o", program, *sources], check=True, timeout=120)
+    return program
+
+
+def test_sanitizers_find_nothing(tmp_path):
+    """Addresses and undefined behaviour."""
+    program = compiled(tmp_path / "sizes", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     done = subprocess.run([program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("00 cycles\n")
+
+
+def test_a_cycle_that_is_killed_at_any_instruction_and_repeated_has_the_same_bits(tmp_path):
+    program = compiled(tmp_path / "stops", "-O3")
+    done = subprocess.run([program], capture_output=True, text=True, timeout=170, check=False)
+    if done.returncode == 77:
+        pytest.skip("no process may trace another here")
+    assert done.returncode == 0, done.stdout
+    moments, word = done.stdout.split()
+    assert word == "moments"
+    assert int(moments) > 500
+
+
+def test_python_and_c_call_the_words_of_a_tile_alike():
+    text = (Path(rapa_dist.native.__file__).parent / "cells.h").read_text()
+    for name, ours in (("word", Word), ("state", State), ("cycle", Cycle)):
+        listed = re.search(rf"enum {name} {{(.*?)}}", text, re.DOTALL)[1]
+        names = [each.partition("=") for each in re.sub(r"/\*.*?\*/", "", listed).split(",") if each.strip()]
+        theirs = {each.strip().removeprefix("DO_"): int(value or at) for at, (each, _, value) in enumerate(names)}
+        known = {key: value for key, value in vars(ours).items() if key.isupper() and key != "EMPTY"}
+        assert theirs == known
 
 
 # --- which one is used

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from mmap import mmap
 from pathlib import Path
 
 from rapa_dist.errors import ClusterError
@@ -48,13 +49,13 @@ class Site:
         shape = self.array.kernel_shape
         return Cells(map_existing(self.directory / cells_name(self.tile), Cells.size(shape)), shape)
 
-    def open_arena(self) -> Arena:
-        """Map the chip's arena."""
-        return Arena(map_existing(self.directory / _ARENA, arena_bytes(self.arena_floats)))
+    def map_arena(self) -> mmap:
+        """Map the memory of the chip's arena."""
+        return map_existing(self.directory / _ARENA, arena_bytes(self.arena_floats))
 
-    def open_board(self) -> Board:
-        """Map the chip's board."""
-        return Board(map_existing(self.directory / _BOARD, board.SIZE))
+    def map_board(self) -> mmap:
+        """Map the memory of the chip's board."""
+        return map_existing(self.directory / _BOARD, board.SIZE)
 
 
 def cells_name(tile: int) -> str:

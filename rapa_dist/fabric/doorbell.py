@@ -107,6 +107,10 @@ class TileDoorbell:
             if len(message) % _RING_SIZE == 0:
                 heard.extend(_make_ring(ring) for token, *ring in _unpack_rings(message) if token == self._token)
 
+    def fileno(self) -> int:
+        """Return its socket's file descriptor."""
+        return self._socket.fileno()
+
     def answer(self, number: int, status: int = Status.DONE) -> None:
         """Tell the coordinator; raises OSError when there is none any more."""
         self._answered = number

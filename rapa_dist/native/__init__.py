@@ -19,8 +19,6 @@ from rapa_dist.tile import AnalogTile, Cells
 SETTING = "RAPA_DIST_NATIVE"
 """Environment variable: "off", or the vectors to use: "avx512", "avx2", "neon"."""
 
-_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
-
 
 @dataclass(frozen=True, slots=True)
 class Native:
@@ -61,7 +59,7 @@ def native() -> Native:
     return found
 
 
-def tile_on(cells: Cells, *, bias: bool = True) -> AnalogTile:
+def tile_on(cells: Cells, *, bias: bool = True) -> AnalogTile | NativeTile:
     """Return the tile that computes on some cells: with the library, or without it."""
     library = native().library
     return AnalogTile(cells, bias=bias) if library is None else NativeTile(library, cells, bias=bias)
@@ -84,11 +82,6 @@ def _load(wanted: str) -> Native:
     vectors = library.rapa_choose(wanted.encode() or None)
     if vectors is None:
         return Native(None, "the processor lacks the vectors")
-    library.rapa_forward.argtypes = [*[_POINTER] * 4, *[_SIZE] * 3]
-    library.rapa_input_error.argtypes = [*[_POINTER] * 4, *[_SIZE] * 3]
-    library.rapa_update.argtypes = [*[_POINTER] * 5, *[_SIZE] * 3, ctypes.c_int, ctypes.c_float, ctypes.c_float]
-    for name in ("rapa_forward", "rapa_input_error", "rapa_update"):
-        getattr(library, name).restype = None
     return Native(library, vectors.decode(), sources)
 
 

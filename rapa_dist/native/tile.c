@@ -1,10 +1,13 @@
-/* The products and the update of a tile, called by rapa_dist/native/__init__.py through ctypes. */
+/* The cycles of a tile: what AnalogTile of rapa_dist/tile.py does, in the same order. Read there why in this order. */
+
+#include "tile.h"
 
 #include "products.h"
 
+#include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-#define EXPORT __attribute__((visibility("default")))
 #define BLOCK 48 /* rows of a part of a gradient: they stay in the first cache */
 
 static multiplier *multiply;
@@ -16,7 +19,7 @@ EXPORT const char *rapa_sources(void)
 }
 
 /* Choose a kind of vectors: "avx512", "avx2", "neon", or NULL for the best. Returns its name, NULL if there is none. */
-EXPORT const char *rapa_choose(const char *kind)
+const char *rapa_choose(const char *kind)
 {
     if (!kind)
         kind = best_kind();
@@ -27,20 +30,44 @@ EXPORT const char *rapa_choose(const char *kind)
     return kind;
 }
 
-/* M = I K + bias. patches (rows, k) I, kernel (k, c_out) K, bias (c_out) or NULL, outputs (rows, c_out) M. */
-EXPORT void rapa_forward(const float *patches, const float *kernel, const float *bias, float *outputs, size_t rows,
-                         size_t k, size_t c_out)
+/* Work on the cells of a kernel (k + bias, c_out); `bias`: 1 if its last row is the bias, else 0. NULL without memory. */
+struct tile *rapa_tile_new(void *cells, size_t k, size_t c_out, int bias)
 {
-    if (!bias)
-        memset(outputs, 0, rows * c_out * sizeof(float));
-    multiply(&(struct product){patches, k, 1, kernel, c_out, bias, outputs, c_out, rows, c_out, k});
+    struct tile *tile = malloc(sizeof *tile + k * c_out * sizeof(float));
+    if (tile)
+        *tile = (struct tile){cells, k, c_out, bias != 0};
+    return tile;
 }
 
-/* dI = D transposed(K). errors (rows, c_out) D, kernel (k, c_out) K, transposed (c_out, k) to work in, input_errors
- * (rows, k) dI, which may not overlap with the others. */
-EXPORT void rapa_input_error(const float *errors, const float *kernel, float *transposed, float *input_errors,
-                             size_t rows, size_t k, size_t c_out)
+void rapa_tile_free(struct tile *tile)
 {
+    free(tile);
+}
+
+static size_t kernel_floats(const struct tile *tile)
+{
+    return (tile->k + tile->bias) * tile->c_out;
+}
+
+/* A buffer's kernel, (k + bias, c_out); that of its gradient lies `beside` it. */
+static float *kernel_in(const struct tile *tile, size_t buffer, int beside)
+{
+    const size_t padded = (kernel_floats(tile) + 15) / 16 * 16;
+    return (float *)((char *)tile->words + PAGE) + (2 * buffer + beside) * padded;
+}
+
+static uint64_t thread_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return 1000000000u * (uint64_t)now.tv_sec + (uint64_t)now.tv_nsec;
+}
+
+/* dI = D transposed(K), over the patches. */
+static void pass_back(struct tile *tile, const float *kernel, const float *errors, float *input_errors, size_t rows)
+{
+    const size_t k = tile->k, c_out = tile->c_out;
+    float *transposed = tile->transposed;
     for (size_t first = 0; first < k; first += 16) { /* a cache line is written while it is there */
         const size_t last = first + 16 < k ? first + 16 : k;
         for (size_t c = 0; c < c_out; c++)
@@ -51,22 +78,84 @@ EXPORT void rapa_input_error(const float *errors, const float *kernel, float *tr
     multiply(&(struct product){errors, c_out, 1, transposed, k, NULL, input_errors, k, rows, k, c_out});
 }
 
-/* K' = keep * K - rate * transposed(I) D, and the bias, the last row of K, as if its input were 1.
- * patches (rows, k) I, errors (rows, c_out) D, kernel (k + bias, c_out) K, gradient and upcoming (k + bias, c_out)
- * overwritten, the second with K'. */
-EXPORT void rapa_update(const float *patches, const float *errors, const float *kernel, float *gradient, float *upcoming,
-                        size_t rows, size_t k, size_t c_out, int bias, float keep, float rate)
+/* K' = keep * K - rate * transposed(I) D, the bias as if its input were 1; K in buffer `source`, K' in `target`. */
+static void add_update(const struct tile *tile, size_t source, size_t target, const float *patches, const float *errors,
+                       size_t rows, float keep, float rate)
 {
     static const float one = 1;
-    const size_t size = (k + (bias != 0)) * c_out;
-    memset(gradient, 0, size * sizeof(float));
+    const size_t k = tile->k, c_out = tile->c_out, floats = kernel_floats(tile);
+    const float *kernel = kernel_in(tile, source, 0);
+    float *gradient = kernel_in(tile, source, 1), *upcoming = kernel_in(tile, target, 0);
+    memset(gradient, 0, floats * sizeof(float));
     for (size_t first = 0; first < rows; first += BLOCK) {
         const size_t block = rows - first < BLOCK ? rows - first : BLOCK;
         const float *of_errors = errors + first * c_out;
         multiply(&(struct product){patches + first * k, 1, k, of_errors, c_out, NULL, gradient, c_out, k, c_out, block});
-        if (bias)
+        if (tile->bias)
             multiply(&(struct product){&one, 0, 0, of_errors, c_out, NULL, gradient + k * c_out, c_out, 1, c_out, block});
     }
-    for (size_t i = 0; i < size; i++)
+    for (size_t i = 0; i < floats; i++)
         upcoming[i] = keep * kernel[i] - rate * gradient[i]; /* never fused, see setup.py: one meaning everywhere */
+}
+
+/* M = I K + bias. patches (rows, k) I, outputs (rows, c_out) M. */
+void rapa_tile_forward(struct tile *tile, const float *patches, float *outputs, size_t rows)
+{
+    const uint64_t started = thread_ns();
+    const size_t k = tile->k, c_out = tile->c_out;
+    uint64_t *words = tile->words;
+    const float *kernel = kernel_in(tile, words[COMMIT] & 3, 0);
+    if (!tile->bias)
+        memset(outputs, 0, rows * c_out * sizeof(float));
+    const float *bias = tile->bias ? kernel + k * c_out : NULL;
+    multiply(&(struct product){patches, k, 1, kernel, c_out, bias, outputs, c_out, rows, c_out, k});
+    words[ROWS_FORWARD] += rows;
+    words[BUSY_NS] += thread_ns() - started;
+}
+
+/* What `flags` ask for: the kernel to be (DO_UPDATE), the input error dI over the patches (DO_INPUT_ERROR), the kernel
+ * to be put in force (DO_COMMIT). patches (rows, k) I, errors (rows, c_out) D. */
+void rapa_tile_backward(struct tile *tile, float *patches, const float *errors, size_t rows, uint64_t cycle, int flags,
+                        double rate, double decay)
+{
+    const uint64_t started = thread_ns();
+    uint64_t *words = tile->words;
+    const uint64_t state = words[COMMIT], done = state >> 5, prepared = state & 16, active = state & 3;
+    uint64_t upcoming = state >> 2 & 3;
+    if (flags & DO_UPDATE) {
+        if (done == cycle && !prepared)
+            return; /* done before the process was killed; only the answer was lost */
+        if (done != cycle) {
+            const int first = upcoming == active;
+            if (first || rows) { /* without rows the kernel that earlier parts prepared stays as it is */
+                const uint64_t target = first ? (active + 1) % 3 : 3 - active - upcoming;
+                const float keep = first ? (float)(1 - rate * decay) : 1;
+                add_update(tile, upcoming, target, patches, errors, rows, keep, (float)rate);
+                upcoming = target;
+            }
+            store(&words[COMMIT], cycle << 5 | 16 | upcoming << 2 | active);
+        }
+    }
+    if (flags & DO_INPUT_ERROR) {
+        pass_back(tile, kernel_in(tile, active, 0), errors, patches, rows);
+        words[ROWS_BACKWARD] += rows;
+    }
+    if (flags & DO_UPDATE) {
+        const int commit = flags & DO_COMMIT;
+        store(&words[COMMIT], cycle << 5 | upcoming << 2 | (commit ? upcoming : active));
+        words[ROWS_UPDATE] += rows;
+        if (commit) {
+            words[UPDATES]++;
+            words[STEP]++;
+        }
+    }
+    words[BUSY_NS] += thread_ns() - started;
+}
+
+/* Forget what parts of an update have prepared: the kernel to be is the one in force again. */
+void rapa_tile_discard(struct tile *tile, uint64_t cycle)
+{
+    const uint64_t state = tile->words[COMMIT], active = state & 3;
+    if (state >> 5 != cycle)
+        store(&tile->words[COMMIT], cycle << 5 | active << 2 | active);
 }

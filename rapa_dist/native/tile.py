@@ -1,62 +1,162 @@
-"""A tile that multiplies with the library in C. In all else, and in what a kill leaves behind, it is `AnalogTile`."""
+"""A tile whose cycles are the library's: what `AnalogTile` does, in the same order, and its process's loop besides."""
+
+from __future__ import annotations
 
 import ctypes
+import os
+import weakref
+from typing import TYPE_CHECKING, NoReturn
 
-import numpy as np
+from rapa_dist.tile import Cells, Matrix, Update
 
-from rapa_dist.tile import AnalogTile, Cells, Matrix, Update
+if TYPE_CHECKING:
+    import mmap
+    from pathlib import Path
+
+_INPUT_ERROR, _UPDATE, _COMMIT = 2, 4, 8  # flags of `Cycle`
+_POINTER, _SIZE, _WORD, _INT, _DOUBLE = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_uint64,
+    ctypes.c_int,
+    ctypes.c_double,
+)
+_SIGNATURES = {
+    "rapa_tile_new": (_POINTER, [_POINTER, _SIZE, _SIZE, _INT]),
+    "rapa_tile_free": (None, [_POINTER]),
+    "rapa_tile_forward": (None, [*[_POINTER] * 3, _SIZE]),
+    "rapa_tile_backward": (None, [*[_POINTER] * 3, _SIZE, _WORD, _INT, _DOUBLE, _DOUBLE]),
+    "rapa_tile_discard": (None, [_POINTER, _WORD]),
+    "rapa_loop_new": (
+        _POINTER,
+        [_POINTER, _POINTER, _WORD, _POINTER, _WORD, ctypes.c_uint32, _INT, ctypes.c_char_p],
+    ),
+    "rapa_loop_free": (None, [_POINTER]),
+    "rapa_obey": (_INT, [_POINTER, ctypes.c_char_p, _SIZE]),
+    "rapa_serve": (_INT, [_POINTER]),
+}
 
 
-class NativeTile(AnalogTile):
-    """One kernel matrix K (k + 1, c_out), last row the bias."""
+class NativeTile:
+    """One kernel matrix K (k + 1, c_out), last row the bias, and the three cycles that touch it."""
 
-    __slots__ = (
-        "_back",
-        "_bias",
-        "_forward",
-        "_gradients_at",
-        "_kernels_at",
-        "_learn",
-        "_memory",
-        "_shape",
-        "_transposed_at",
-    )
+    __slots__ = ("__weakref__", "_c_out", "_k", "_library", "_tile", "cells")
 
     def __init__(self, library: ctypes.CDLL, cells: Cells, *, bias: bool = True) -> None:
-        """Work on a kernel matrix; `bias`: whether its last row is the bias."""
-        super().__init__(cells, bias=bias)
-        rows, c_out = cells.kernels.shape[1:]
-        k = rows - bias
-        self._shape, self._bias = (k, c_out), bias
-        self._forward, self._back, self._learn = library.rapa_forward, library.rapa_input_error, library.rapa_update
-        self._kernels_at = [kernel.ctypes.data for kernel in cells.kernels]
-        self._gradients_at = [of_buffer[1].ctypes.data for of_buffer in cells.buffers]
-        self._memory = np.empty((c_out, k), np.float32)
-        self._transposed_at = self._memory.ctypes.data
+        """Work on a kernel matrix; `bias`: whether its last row is the bias.
 
-    def _multiply(self, active: int, patches: Matrix, outputs: Matrix) -> None:
-        k, c_out = self._shape
-        kernel = self._kernels_at[active]
-        bias = kernel + 4 * k * c_out if self._bias else None
-        self._forward(patches.ctypes.data, kernel, bias, outputs.ctypes.data, len(patches), k, c_out)
+        Raises:
+            MemoryError: there is none.
+        """
+        declare(library)
+        rows, self._c_out = cells.kernel_shape
+        self.cells, self._library, self._k = cells, library, rows - bias
+        self._tile = library.rapa_tile_new(address_of(cells.memory), self._k, self._c_out, bias)
+        if not self._tile:
+            raise MemoryError
+        weakref.finalize(self, library.rapa_tile_free, self._tile).atexit = False  # its process may end at work
 
-    def _multiply_back(self, active: int, errors: Matrix, input_errors: Matrix) -> None:
-        kernel, rows = self._kernels_at[active], len(errors)
-        self._back(errors.ctypes.data, kernel, self._transposed_at, input_errors.ctypes.data, rows, *self._shape)
+    def forward(self, patches: Matrix, outputs: Matrix) -> None:
+        """Compute M = I K + bias, as `AnalogTile.forward`."""
+        rows = len(patches)
+        at_patches, at_outputs = _at(patches, rows, self._k), _at(outputs, rows, self._c_out)
+        self._library.rapa_tile_forward(self._tile, at_patches, at_outputs, rows)
 
-    def _add_update(
-        self, source: int, target: int, patches: Matrix, errors: Matrix, update: Update, first: bool
+    def backward(
+        self,
+        patches: Matrix,
+        errors: Matrix,
+        *,
+        cycle: int,
+        update: Update | None,
+        input_error: bool,
+        commit: bool = True,
     ) -> None:
-        rate = update.learning_rate
-        self._learn(
-            patches.ctypes.data,
-            errors.ctypes.data,
-            self._kernels_at[source],
-            self._gradients_at[source],
-            self._kernels_at[target],
-            len(errors),
-            *self._shape,
-            self._bias,
-            1 - rate * update.weight_decay if first else 1.0,
-            rate,
+        """Compute dI = D Kᵀ over the patches and update K, as `AnalogTile.backward`."""
+        rows, flags = len(errors), _INPUT_ERROR if input_error else 0
+        at_patches, at_errors = _at(patches, rows, self._k), _at(errors, rows, self._c_out)
+        if update is not None:
+            flags |= _UPDATE | (_COMMIT if commit else 0)
+        rate, decay = (update.learning_rate, update.weight_decay) if update else (0.0, 0.0)
+        self._library.rapa_tile_backward(self._tile, at_patches, at_errors, rows, cycle, flags, rate, decay)
+
+    def discard(self, cycle: int) -> None:
+        """Forget what parts of an update have prepared."""
+        self._library.rapa_tile_discard(self._tile, cycle)
+
+    def loop(self, arena: mmap.mmap, board: mmap.mmap, token: int, number: int, bell: int, answers: Path) -> NativeLoop:
+        """Return the loop of this tile's process.
+
+        Args:
+            arena: the chip's memory for rows.
+            board: where it says whose answer it sleeps for.
+            token: what rings and answers of the run carry.
+            number: the tile's in the machine.
+            bell: its socket, as a file descriptor.
+            answers: where the chip listens.
+        """
+        return NativeLoop(self._library, self, arena, board, (token, number, bell, os.fsencode(answers)))
+
+    @property
+    def handle(self) -> int:
+        """What the library knows the tile by."""
+        found: int = self._tile
+        return found
+
+
+class NativeLoop:
+    """What a tile's process does all day, in C: wait for a ring, compute, hold, answer."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        tile: NativeTile,
+        arena: mmap.mmap,
+        board: mmap.mmap,
+        end: tuple[int, int, int, bytes],
+    ) -> None:
+        self._library, self._kept = library, (tile, arena, board)
+        self._loop = library.rapa_loop_new(tile.handle, address_of(arena), len(arena) // 4, address_of(board), *end)
+        if not self._loop:
+            raise MemoryError
+        weakref.finalize(self, library.rapa_loop_free, self._loop).atexit = False
+
+    def serve(self) -> NoReturn:
+        """Serve for good.
+
+        Raises:
+            OSError: nobody listens to answers any more.
+        """
+        error = self._library.rapa_serve(self._loop)
+        raise OSError(error, os.strerror(error))
+
+    def obey(self, message: bytes) -> None:
+        """Obey the rings of one message, as if it had come by the socket.
+
+        Raises:
+            OSError: nobody listens to answers any more.
+        """
+        if error := self._library.rapa_obey(self._loop, message, len(message)):
+            raise OSError(error, os.strerror(error))
+
+
+def declare(library: ctypes.CDLL) -> None:
+    """Tell ctypes what the functions for tiles take and return."""
+    for name, (returns, takes) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = returns, takes
+
+
+def address_of(memory: mmap.mmap | memoryview) -> int:
+    """Return where writable memory lies."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def _at(matrix: Matrix, rows: int, columns: int) -> int:
+    """Return where a matrix lies, which the library takes to be whole rows of floats."""
+    if matrix.shape != (rows, columns) or matrix.dtype != "float32" or not matrix.flags.c_contiguous:
+        raise ValueError(
+            f"expected ({rows}, {columns}) float32 in one piece, not {matrix.shape} {matrix.dtype}"
+            f"{'' if matrix.flags.c_contiguous else ' with gaps'}"
         )
+    return matrix.ctypes.data

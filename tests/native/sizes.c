@@ -3,12 +3,9 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
-const char *rapa_choose(const char *kind);
-void rapa_forward(const float *, const float *, const float *, float *, size_t, size_t, size_t);
-void rapa_input_error(const float *, const float *, float *, float *, size_t, size_t, size_t);
-void rapa_update(const float *, const float *, const float *, float *, float *, size_t, size_t, size_t, int, float,
-                 float);
+#include "tile.h"
 
 static float *some(size_t floats)
 {
@@ -27,13 +24,16 @@ int main(void)
             continue;
         for (int i = 0; i < 600; i++, cycles++) {
             const size_t rows = rand() % 70, k = 1 + rand() % 150, c_out = 1 + rand() % 70, bias = rand() % 2;
+            const size_t kernel = ((k + bias) * c_out + 15) / 16 * 16;
             float *patches = some(rows * k), *errors = some(rows * c_out), *outputs = some(rows * c_out);
-            float *kernel = some((k + bias) * c_out), *gradient = some((k + bias) * c_out);
-            float *upcoming = some((k + bias) * c_out), *transposed = some(k * c_out);
-            rapa_forward(patches, kernel, bias ? kernel + k * c_out : NULL, outputs, rows, k, c_out);
-            rapa_update(patches, errors, kernel, gradient, upcoming, rows, k, c_out, (int)bias, 0.9f, 0.1f);
-            rapa_input_error(errors, kernel, transposed, patches, rows, k, c_out);
-            free(patches), free(errors), free(outputs), free(kernel), free(gradient), free(upcoming), free(transposed);
+            float *cells = some(PAGE / sizeof(float) + 6 * kernel);
+            memset(cells, 0, PAGE);
+            struct tile *tile = rapa_tile_new(cells, k, c_out, (int)bias);
+            rapa_tile_forward(tile, patches, outputs, rows);
+            rapa_tile_backward(tile, patches, errors, rows, 1, DO_UPDATE, 0.1, 0.01);
+            rapa_tile_backward(tile, patches, errors, rows, 2, DO_UPDATE | DO_COMMIT | DO_INPUT_ERROR, 0.1, 0.01);
+            rapa_tile_free(tile);
+            free(patches), free(errors), free(outputs), free(cells);
         }
     }
     printf("%d cycles\n", cycles);

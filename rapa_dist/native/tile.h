@@ -1,0 +1,24 @@
+/* A tile: a kernel matrix in its cells, and the cycles that touch it. */
+
+#ifndef RAPA_TILE_H
+#define RAPA_TILE_H
+
+#include "cells.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+struct tile {
+    uint64_t *words; /* the cells begin with them */
+    size_t k, c_out, bias;
+    float transposed[]; /* (c_out, k) to work in */
+};
+
+EXPORT const char *rapa_choose(const char *kind);
+EXPORT struct tile *rapa_tile_new(void *cells, size_t k, size_t c_out, int bias);
+EXPORT void rapa_tile_free(struct tile *tile);
+EXPORT void rapa_tile_forward(struct tile *tile, const float *patches, float *outputs, size_t rows);
+EXPORT void rapa_tile_backward(struct tile *tile, float *patches, const float *errors, size_t rows, uint64_t cycle,
+                               int flags, double rate, double decay);
+EXPORT void rapa_tile_discard(struct tile *tile, uint64_t cycle);
+
+#endif
