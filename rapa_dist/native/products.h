@@ -13,13 +13,16 @@
 struct product {
     const float *left;
     size_t left_row, left_step;
+    size_t ahead; /* floats from what is read of `left` to what is read next from far away, and fetched now; 0: nothing */
     const float *right;
-    size_t right_row;
+    size_t right_row, right_panel; /* floats to the next row, and to the next PANEL columns, which `right` ends with */
     const float *start;
     float *out;
     size_t out_row;
     size_t rows, columns, length;
 };
+
+enum { PANEL = 32 }; /* columns: whole blocks of every kind of vectors */
 
 typedef void multiplier(const struct product *);
 

@@ -33,9 +33,13 @@ const char *rapa_choose(const char *kind)
 /* Work on the cells of a kernel (k + bias, c_out); `bias`: 1 if its last row is the bias, else 0. NULL without memory. */
 struct tile *rapa_tile_new(void *cells, size_t k, size_t c_out, int bias)
 {
-    struct tile *tile = malloc(sizeof *tile + k * c_out * sizeof(float));
-    if (tile)
-        *tile = (struct tile){cells, k, c_out, bias != 0};
+    const size_t n_panels = (k + PANEL - 1) / PANEL, n_zeros = k > c_out ? k : c_out;
+    struct tile *tile = calloc(1, sizeof *tile + (n_panels * PANEL * c_out + n_zeros) * sizeof(float));
+    if (!tile)
+        return NULL;
+    tile->words = cells;
+    tile->k = k, tile->c_out = c_out, tile->bias = bias != 0;
+    tile->zeros = tile->panels + n_panels * PANEL * c_out;
     return tile;
 }
 
@@ -63,19 +67,65 @@ static uint64_t thread_ns(void)
     return 1000000000u * (uint64_t)now.tv_sec + (uint64_t)now.tv_nsec;
 }
 
-/* dI = D transposed(K), over the patches. */
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (int32_t __attribute__((vector_size(16)))){__VA_ARGS__})
+#endif
+
+/* Write transposed(K) in panels: K (k, c_out), and of each panel (c_out, PANEL) the columns that there are. */
+static void transpose(const float *kernel, size_t k, size_t c_out, float *panels)
+{
+    for (size_t first = 0; first < k; first += PANEL, panels += PANEL * c_out) {
+        const float *from = kernel + first * c_out;
+        const size_t columns = k - first < PANEL ? k - first : PANEL;
+        size_t i = 0;
+        for (; i + 4 <= columns; i += 4) {
+            size_t c = 0;
+            for (; c + 4 <= c_out; c += 4) {
+                const float *corner = from + i * c_out + c;
+                const four row0 = *(const four *)corner, row1 = *(const four *)(corner + c_out);
+                const four row2 = *(const four *)(corner + 2 * c_out), row3 = *(const four *)(corner + 3 * c_out);
+                const four low01 = SHUFFLE(row0, row1, 0, 4, 1, 5), high01 = SHUFFLE(row0, row1, 2, 6, 3, 7);
+                const four low23 = SHUFFLE(row2, row3, 0, 4, 1, 5), high23 = SHUFFLE(row2, row3, 2, 6, 3, 7);
+                float *to = panels + c * PANEL + i;
+                *(four *)to = SHUFFLE(low01, low23, 0, 1, 4, 5);
+                *(four *)(to + PANEL) = SHUFFLE(low01, low23, 2, 3, 6, 7);
+                *(four *)(to + 2 * PANEL) = SHUFFLE(high01, high23, 0, 1, 4, 5);
+                *(four *)(to + 3 * PANEL) = SHUFFLE(high01, high23, 2, 3, 6, 7);
+            }
+            for (; c < c_out; c++)
+                for (size_t j = i; j < i + 4; j++)
+                    panels[c * PANEL + j] = from[j * c_out + c];
+        }
+        for (; i < columns; i++)
+            for (size_t c = 0; c < c_out; c++)
+                panels[c * PANEL + i] = from[i * c_out + c];
+    }
+}
+
+/* dI = D transposed(K), over the patches. transposed(K) is made in panels: what is multiplied at a time lies in one
+ * piece. */
 static void pass_back(struct tile *tile, const float *kernel, const float *errors, float *input_errors, size_t rows)
 {
     const size_t k = tile->k, c_out = tile->c_out;
-    float *transposed = tile->transposed;
-    for (size_t first = 0; first < k; first += 16) { /* a cache line is written while it is there */
-        const size_t last = first + 16 < k ? first + 16 : k;
-        for (size_t c = 0; c < c_out; c++)
-            for (size_t i = first; i < last; i++)
-                transposed[c * k + i] = kernel[i * c_out + c];
-    }
-    memset(input_errors, 0, rows * k * sizeof(float));
-    multiply(&(struct product){errors, c_out, 1, transposed, k, NULL, input_errors, k, rows, k, c_out});
+    transpose(kernel, k, c_out, tile->panels);
+    multiply(&(struct product){
+        .left = errors,
+        .left_row = c_out,
+        .left_step = 1,
+        .right = tile->panels,
+        .right_row = PANEL,
+        .right_panel = PANEL * c_out,
+        .start = tile->zeros,
+        .out = input_errors,
+        .out_row = k,
+        .rows = rows,
+        .columns = k,
+        .length = c_out,
+    });
 }
 
 /* K' = keep * K - rate * transposed(I) D, the bias as if its input were 1; K in buffer `source`, K' in `target`. */
@@ -86,13 +136,31 @@ static void add_update(const struct tile *tile, size_t source, size_t target, co
     const size_t k = tile->k, c_out = tile->c_out, floats = kernel_floats(tile);
     const float *kernel = kernel_in(tile, source, 0);
     float *gradient = kernel_in(tile, source, 1), *upcoming = kernel_in(tile, target, 0);
-    memset(gradient, 0, floats * sizeof(float));
+    if (!rows)
+        memset(gradient, 0, floats * sizeof(float));
     for (size_t first = 0; first < rows; first += BLOCK) {
         const size_t block = rows - first < BLOCK ? rows - first : BLOCK;
         const float *of_errors = errors + first * c_out;
-        multiply(&(struct product){patches + first * k, 1, k, of_errors, c_out, NULL, gradient, c_out, k, c_out, block});
-        if (tile->bias)
-            multiply(&(struct product){&one, 0, 0, of_errors, c_out, NULL, gradient + k * c_out, c_out, 1, c_out, block});
+        struct product part = {
+            .left = patches + first * k,
+            .left_row = 1,
+            .left_step = k,
+            .ahead = 16, /* the next cache line of the same patch */
+            .right = of_errors,
+            .right_row = c_out,
+            .right_panel = PANEL,
+            .start = first ? NULL : tile->zeros,
+            .out = gradient,
+            .out_row = c_out,
+            .rows = k,
+            .columns = c_out,
+            .length = block,
+        };
+        multiply(&part);
+        if (tile->bias) {
+            part.left = &one, part.left_step = part.ahead = 0, part.rows = 1, part.out = gradient + k * c_out;
+            multiply(&part);
+        }
     }
     for (size_t i = 0; i < floats; i++)
         upcoming[i] = keep * kernel[i] - rate * gradient[i]; /* never fused, see setup.py: one meaning everywhere */
@@ -105,10 +173,20 @@ void rapa_tile_forward(struct tile *tile, const float *patches, float *outputs, 
     const size_t k = tile->k, c_out = tile->c_out;
     uint64_t *words = tile->words;
     const float *kernel = kernel_in(tile, words[COMMIT] & 3, 0);
-    if (!tile->bias)
-        memset(outputs, 0, rows * c_out * sizeof(float));
-    const float *bias = tile->bias ? kernel + k * c_out : NULL;
-    multiply(&(struct product){patches, k, 1, kernel, c_out, bias, outputs, c_out, rows, c_out, k});
+    multiply(&(struct product){
+        .left = patches,
+        .left_row = k,
+        .left_step = 1,
+        .right = kernel,
+        .right_row = c_out,
+        .right_panel = PANEL,
+        .start = tile->bias ? kernel + k * c_out : tile->zeros,
+        .out = outputs,
+        .out_row = c_out,
+        .rows = rows,
+        .columns = c_out,
+        .length = k,
+    });
     words[ROWS_FORWARD] += rows;
     words[BUSY_NS] += thread_ns() - started;
 }

@@ -10,7 +10,8 @@
 struct tile {
     uint64_t *words; /* the cells begin with them */
     size_t k, c_out, bias;
-    float transposed[]; /* (c_out, k) to work in */
+    const float *zeros; /* as many as a row of results has */
+    float panels[];     /* to transpose K into */
 };
 
 EXPORT const char *rapa_choose(const char *kind);
