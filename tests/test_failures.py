@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from factories import floats_of, tile_array
+from rings import ring
 
 from rapa_dist import files
 from rapa_dist.coordinator import checkpoint as checkpoints
@@ -114,7 +115,7 @@ def test_a_process_that_loops_is_killed_and_one_that_gets_on_is_not(chip, proces
 def test_a_tile_has_time_in_proportion_to_what_it_owes(chip):
     lookout, layer = lookout_of(chip, []), MACHINE.arrays[0]
     nothing = lookout.allowance_s(0)
-    chip.ring([(0, Ring(1, Cycle.FORWARD, 16, 0, 1024, hold_ns=3_000_000_000))])
+    ring(chip, [(0, Ring(1, Cycle.FORWARD, 16, 0, 1024, hold_ns=3_000_000_000))])
     assert lookout.allowance_s(0) == pytest.approx(nothing + 3, abs=0.01)
     assert lookout.allowance_s(1) == nothing
     both = Ring(1, Cycle.INPUT_ERROR | Cycle.UPDATE, 10**6, 0, 0)
@@ -178,7 +179,7 @@ def test_a_wait_tells_of_a_restart_when_it_is_over(chip):
     lookout_of(chip, told)
     words[Word.STARTS] = 2
     bell = TileDoorbell(chip.site(0).directory, 0, chip.site(0).token)
-    chip.ring([(0, Ring(1, Cycle.EMPTY, 0, 0, 0))])
+    ring(chip, [(0, Ring(1, Cycle.EMPTY, 0, 0, 0))])
     bell.answer(0, Status.HELLO)
     heard, hello = threading.Event(), chip.on_hello
 

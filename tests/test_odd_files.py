@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from factories import floats_of, tile_array
+from rings import ring
 
 from rapa_dist import files
 from rapa_dist.cli import main
@@ -454,10 +455,10 @@ def test_a_process_whose_mapped_file_is_cut_short_ends_with_a_sentence(tmp_path)
 def test_a_tile_that_died_of_a_file_cut_short_is_not_waited_for():
     chip = Chip(MACHINE, FLOATS)
     try:
-        chip.ring([(0, Ring(1, Cycle.FORWARD, 1, 0, 1024))])
+        ring(chip, [(0, Ring(1, Cycle.FORWARD, 1, 0, 1024))])
         os.truncate(chip.scratch.path / "board", 100)
         with pytest.raises(ClusterError, match=r"board in shared memory was cut short.*100 of 4,096 bytes"):
-            chip.site(0).open_board()
+            chip.site(0).map_board()
         os.truncate(chip.scratch.path / "arena", 5000)  # nobody touches the rest here
         os.truncate(chip.scratch.path / "board", 4096)
         with pytest.raises(ClusterError, match="arena in shared memory was cut short"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from factories import initial_digital
+from rings import ring_bell
 from rows import Rows
 
 from rapa_dist.assignment import assign_random
@@ -233,11 +234,11 @@ def test_a_tile_does_no_cycle_before_one_that_it_missed(ray_fabric):
     missed = Ring(first, Cycle.EMPTY, 0, 0, 0, after=done)
     early = Ring(first + 1, Cycle.EMPTY, 0, 0, 0, after=first)
     ray_fabric._number += 2
-    chip._bell.ring(0, early)
+    ring_bell(chip._bell, 0, early)
     time.sleep(0.3)
     assert words[Word.ANSWERED] == done
-    chip._bell.ring(0, missed)
-    chip._bell.ring(0, early)
+    ring_bell(chip._bell, 0, missed)
+    ring_bell(chip._bell, 0, early)
     deadline = time.monotonic() + 30
     while words[Word.ANSWERED] != first + 1:
         assert time.monotonic() < deadline

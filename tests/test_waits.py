@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 from factories import floats_of, tile_array
+from rings import ring
 
 from rapa_dist import preconditions
 from rapa_dist.doctor import CHECKS
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import address, patience
 from rapa_dist.fabric import chip as chip_module
+from rapa_dist.fabric.board import Board
 from rapa_dist.fabric.chip import Chip, cells_name
 from rapa_dist.fabric.cluster import Cluster, connect
 from rapa_dist.fabric.doorbell import Cycle, Ring, Status, TileDoorbell, answers_path
@@ -68,7 +70,7 @@ def stopped(chip):
 def serve(chip: Chip, tile: int, last: int) -> list[int]:
     """Do what a tile does with its rings, up to the one with the number `last`; return the numbers in their order."""
     site, words, done = chip.site(tile), chip.cells[tile].words, []
-    bell, board = TileDoorbell(site.directory, tile, site.token), site.open_board()
+    bell, board = TileDoorbell(site.directory, tile, site.token), Board(site.map_board())
     bell._socket.settimeout(10)
     bell.answer(0, Status.HELLO)
     while words[Word.ANSWERED] < last:
@@ -84,7 +86,7 @@ def serve(chip: Chip, tile: int, last: int) -> list[int]:
 
 def owe(chip: Chip, tile: int, count: int) -> None:
     for number in range(1, count + 1):
-        chip.ring([(tile, Ring(number, Cycle.EMPTY, 0, 0, 0, after=number - 1))])
+        ring(chip, [(tile, Ring(number, Cycle.EMPTY, 0, 0, 0, after=number - 1))])
 
 
 @pytest.mark.parametrize("together", [False, True])

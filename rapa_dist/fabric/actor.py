@@ -10,11 +10,11 @@ import ray
 from rapa_dist.fabric.arena import Arena
 from rapa_dist.fabric.blas import one_blas_thread
 from rapa_dist.fabric.board import Board
-from rapa_dist.fabric.chip import Site
 from rapa_dist.fabric.doorbell import Status, TileDoorbell, answers_path
 from rapa_dist.fabric.inspector import Inspector
 from rapa_dist.fabric.quiet import die_at_once, relax_others, sharp_sleep, stop_polling, wait_for_a_core
 from rapa_dist.fabric.running_code import RunningCode, check_against
+from rapa_dist.fabric.site import Site
 from rapa_dist.inspection import read_kernel
 from rapa_dist.native import tile_on
 from rapa_dist.native.tile import NativeTile

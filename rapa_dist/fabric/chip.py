@@ -6,61 +6,24 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from mmap import mmap
-from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import board
 from rapa_dist.fabric.arena import Arena, arena_bytes
 from rapa_dist.fabric.board import Board
 from rapa_dist.fabric.cut_short import Guard
-from rapa_dist.fabric.doorbell import Cycle, NodeDoorbell, Ring, Status, check_names
-from rapa_dist.fabric.scratch import Scratch, check_shared_memory, fresh_name, map_existing, shared_memory_root
-from rapa_dist.machine import Machine, TileArray, tile_name
+from rapa_dist.fabric.doorbell import MOST_RINGS, Cycle, Ring, Status, check_names
+from rapa_dist.fabric.ringing import RING, NodeDoorbell, Rings
+from rapa_dist.fabric.scratch import Scratch, check_shared_memory, fresh_name, shared_memory_root
+from rapa_dist.fabric.site import ARENA, BOARD, Site, cells_name
+from rapa_dist.machine import Machine, tile_name
 from rapa_dist.tile import Cells, Matrix, Word
 
-_ARENA = "arena"
-_BOARD = "board"
 PATIENCE_S = 0.5  # silence of a tile after which the chip looks whether its tiles are still there
 _ROOM_PATIENCE_S = 0.005  # after which rings are tried again that a tile had no room for
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """Everything a tile needs to find its place on a chip; sent to its actor once, when it is made."""
-
-    directory: Path
-    """The chip's private directory."""
-    token: int
-    """What rings and answers of this run carry."""
-    machine: Machine
-    arena_floats: int
-    """Size of the chip's arena."""
-    tile: int
-    """Number of the tile in `machine.tiles`."""
-
-    @property
-    def array(self) -> TileArray:
-        """The array that the tile belongs to."""
-        return self.machine.arrays[self.machine.tiles[self.tile][0]]
-
-    def open_cells(self) -> Cells:
-        """Map the tile's cells."""
-        shape = self.array.kernel_shape
-        return Cells(map_existing(self.directory / cells_name(self.tile), Cells.size(shape)), shape)
-
-    def map_arena(self) -> mmap:
-        """Map the memory of the chip's arena."""
-        return map_existing(self.directory / _ARENA, arena_bytes(self.arena_floats))
-
-    def map_board(self) -> mmap:
-        """Map the memory of the chip's board."""
-        return map_existing(self.directory / _BOARD, board.SIZE)
-
-
-def cells_name(tile: int) -> str:
-    """Return the name of the file that holds the cells of tile number `tile`."""
-    return f"cells-{tile}"
 
 
 def shared_bytes(machine: Machine, arena_floats: int, tiles: Iterable[int] | None = None) -> int:
@@ -101,24 +64,24 @@ class Chip:
         self._guard = Guard(self.scratch.what_is_cut, self.scratch.remove)
         try:
             self._token = secrets.randbits(64)
-            self.arena = Arena(self.scratch.map_file(_ARENA, arena_bytes(self.arena_floats)))
+            self.arena = Arena(self.scratch.map_file(ARENA, arena_bytes(self.arena_floats)))
             total = len(self.machine.tiles)
             self.adopt(range(total) if self.tiles is None else self.tiles)
-            self._board = Board(self.scratch.map_file(_BOARD, board.SIZE))
+            self._board = Board(self.scratch.map_file(BOARD, board.SIZE))
             self._bell = NodeDoorbell(self.scratch.path, total, self._token)
             self._bell.set_patience(PATIENCE_S)
         except BaseException:
             self._guard.close()
             self.scratch.remove()
             raise
-        self.last_ring = [0] * len(self.machine.tiles)
+        self.last_ring = np.zeros(len(self.machine.tiles), np.uint64)
         """By tile the number of its newest ring, for the `after` of the next one."""
         self.waiting_since = 0.0
         """time.monotonic() when `wait` was called last."""
         self._disturbed = False
-        self._under_way: dict[int, dict[int, Ring]] = defaultdict(dict)  # by number and tile, in their order
-        self._held: dict[int, list[Ring]] | None = None  # by tile, while rings are gathered into one message
-        self._unsent: dict[int, list[Ring]] = {}  # by tile, those that it had no room for yet
+        self._under_way: dict[int, Rings] = {}  # by number, in their order
+        self._held: list[Rings] | None = None  # while rings are gathered into one message
+        self._unsent: dict[int, list[NDArray[np.void]]] = {}  # by tile, those that it had no room for yet
 
     def adopt(self, tiles: Iterable[int]) -> None:
         """Make cells for further tiles of the machine; those that live here already keep theirs.
@@ -146,41 +109,64 @@ class Chip:
         """Write a kernel (k + 1, c_out), as after `step` steps, into the cells of a tile that is not at work."""
         self.cells[tile].program(kernel, step)
 
-    def ring(self, rings: Iterable[tuple[int, Ring]]) -> None:
-        """Start a cycle on some tiles, given as (tile, ring); one that is busy does it afterwards."""
-        under_way, held = self._under_way, self._held
-        for tile, ring in rings:
-            under_way[ring.number][tile] = ring
-            self.last_ring[tile] = ring.number
-            if held is None:
-                self._send(tile, (ring,))
-            else:
-                held[tile].append(ring)
+    def ring(self, rings: Rings) -> None:
+        """Start a cycle on some tiles; one that is busy does it afterwards."""
+        self._under_way[rings.number] = rings
+        self.last_ring[rings.tiles] = rings.number
+        if self._held is None:
+            self._send(rings.tiles, rings.messages)
+        else:
+            self._held.append(rings)
 
     @contextmanager
     def together(self) -> Iterator[None]:
         """Send what a tile is rung for inside as one message at the end: it wakes up once for all of it."""
-        held: dict[int, list[Ring]] = defaultdict(list)
+        held: list[Rings] = []
         self._held = held
         try:
             yield
         finally:  # also after an error: what was begun is under way
             self._held = None
-            for tile, rings in held.items():
-                self._send(tile, rings)
+            if len(held) == 1:
+                self._send(held[0].tiles, held[0].messages)
+            elif held:
+                self._send_together(held)
 
-    def _send(self, tile: int, rings: Sequence[Ring]) -> None:
-        """Ring a tile; what it has no room for waits for its turn, so that nobody else waits for this tile."""
-        if tile in self._unsent:
-            self._unsent[tile].extend(rings)
-        elif left := self._bell.ring(tile, *rings):
-            self._unsent[tile] = list(left)
+    def _send_together(self, held: Sequence[Rings]) -> None:
+        """Send rings of several cycles, those of one tile in one message, as far as it holds them."""
+        of_tile: dict[int, list[NDArray[np.void]]] = defaultdict(list)
+        for rings in held:
+            for place, tile in enumerate(rings.tiles.tolist()):
+                of_tile[tile].append(rings.messages[place])
+        most = max(map(len, of_tile.values()))
+        for first in range(0, most, MOST_RINGS):
+            by_length: dict[int, list[int]] = defaultdict(list)
+            for tile, messages in of_tile.items():
+                by_length[len(messages[first : first + MOST_RINGS])].append(tile)
+            for length, tiles in by_length.items():
+                if length:
+                    part = [of_tile[tile][first : first + MOST_RINGS] for tile in tiles]
+                    self._send(np.array(tiles, np.uint32), np.array(part, RING))
+
+    def _send(self, tiles: NDArray[np.uint32], messages: NDArray[np.void]) -> None:
+        """Ring tiles; what one has no room for waits for its turn, so that nobody else waits for this tile."""
+        left: NDArray[np.bool_] | None
+        if self._unsent:  # a tile hears them in their order
+            left = np.isin(tiles, list(self._unsent))
+            more = self._bell.ring(tiles[~left], messages[~left]) if not left.all() else None
+            if more is not None:
+                left[~left] = more
+        else:
+            left = self._bell.ring(tiles, messages)
+        if left is not None:
+            for place in np.nonzero(left)[0]:
+                self._unsent.setdefault(int(tiles[place]), []).append(messages[place : place + 1])
 
     def _send_again(self) -> None:
-        for tile, rings in list(self._unsent.items()):
-            if left := self._bell.ring(tile, *rings, wait=False):
-                self._unsent[tile] = list(left)
-            else:
+        for tile, messages in list(self._unsent.items()):
+            while messages and self._bell.ring(np.array([tile], np.uint32), messages[0], wait=False) is None:
+                messages.pop(0)
+            if not messages:
                 del self._unsent[tile]
         self._bell.set_patience(_ROOM_PATIENCE_S if self._unsent else PATIENCE_S)
 
@@ -196,9 +182,10 @@ class Chip:
         if self._unsent:
             self._send_again()
         for awaited in [number] if number is not None else list(self._under_way):
-            for tile in reversed(self._under_way.get(awaited, ())):  # those that were rung last are done last
-                self._wait_for(tile, awaited)
-            self._under_way.pop(awaited, None)
+            if (rings := self._under_way.get(awaited)) is not None:
+                for tile in reversed(rings.tiles.tolist()):  # those that were rung last are done last
+                    self._wait_for(tile, awaited)
+                del self._under_way[awaited]
         if self._disturbed:
             self._disturbed = False
             self.on_calm()
@@ -233,8 +220,10 @@ class Chip:
             self._disturbed = True
             self.on_hello(tile)
             self._unsent.pop(tile, None)
-            self._send(tile, self.owed(tile))
-        elif status == Status.FAILED and (ring := self._under_way.get(number, {}).get(tile)):
+            for owed in self.owed(tile):
+                again = Rings.of([(tile, owed)])
+                self._send(again.tiles, again.messages)
+        elif status == Status.FAILED and (rings := self._under_way.get(number)) and (ring := rings.to(tile)):
             cycle = "forward" if ring.cycle == Cycle.FORWARD else "backward"
             raise ClusterError(
                 f"{self.name_of(tile)} failed in its {cycle} cycle; the cause is in its log, below ray-logs in "
@@ -244,13 +233,14 @@ class Chip:
     def owed(self, tile: int) -> list[Ring]:
         """Return the rings of a tile that it has not answered yet."""
         answered = self.cells[tile].words[Word.ANSWERED]
-        return [rings[tile] for number, rings in self._under_way.items() if number > answered and tile in rings]
+        found = (rings.to(tile) for number, rings in self._under_way.items() if number > answered)
+        return [ring for ring in found if ring is not None]
 
     def _silent_tiles(self) -> list[int]:
         return [
             tile
             for number, rings in self._under_way.items()
-            for tile in rings
+            for tile in rings.tiles.tolist()
             if self.cells[tile].words[Word.ANSWERED] < number
         ]
 

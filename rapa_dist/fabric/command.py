@@ -1,11 +1,14 @@
 """One cycle of one tile array, in the one form in which it goes from the coordinator to the chips, and its rings."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rapa_dist.fabric.arena import Arena, Place
-from rapa_dist.fabric.doorbell import Cycle, Ring
+from rapa_dist.fabric.doorbell import Cycle
+from rapa_dist.fabric.ringing import RING, Rings
 from rapa_dist.tile import Matrix
 
 
@@ -45,28 +48,29 @@ class Command(NamedTuple):
         return arena.rows(self.place.outputs, self.rows, self.c_out)
 
     def rings(
-        self, rows: Iterable[tuple[int, tuple[int, int]]], last_ring: Sequence[int]
-    ) -> Iterator[tuple[int, Ring]]:
-        """Yield (tile, ring) for every tile.
+        self,
+        tiles: NDArray[np.uint32],
+        first: NDArray[np.int64],
+        last: NDArray[np.int64],
+        last_ring: NDArray[np.uint64],
+    ) -> Rings:
+        """Return the rings of some tiles.
 
         Args:
-            rows: (tile, (first row, one past the last row)), counted in the passage.
+            tiles: (n,) their numbers.
+            first: (n,) first row of each, counted in the passage.
+            last: (n,) one past its last row.
             last_ring: by tile the number of its newest ring.
         """
         number, _, cycle, (patches, outputs), _, k, c_out, learning_rate, weight_decay, row_ns = self
-        for tile, (first, last) in rows:
-            yield (
-                tile,
-                Ring(
-                    number,
-                    cycle,
-                    last - first,
-                    patches + first * k,
-                    outputs + first * c_out,
-                    learning_rate,
-                    weight_decay,
-                    int((last - first) * row_ns),
-                    time.monotonic_ns() if row_ns else 0,
-                    last_ring[tile],
-                ),
-            )
+        rows = last - first
+        messages = np.empty(len(tiles), RING)
+        rung_ns = time.monotonic_ns() if row_ns else 0
+        messages[:] = (0, number, cycle, 0, 0, 0, learning_rate, weight_decay, 0, rung_ns, 0)
+        messages["rows"] = rows
+        messages["patches"] = patches + first * k
+        messages["outputs"] = outputs + first * c_out
+        if row_ns:
+            messages["hold_ns"] = rows * row_ns
+        messages["after"] = last_ring[tiles]
+        return Rings(number, tiles, messages)

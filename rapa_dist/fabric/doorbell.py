@@ -11,20 +11,16 @@ stopped, is not waited for here: `ring` says what is left over, and the chip, wh
 import os
 import socket
 import struct
-import time
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from rapa_dist.errors import ClusterError
 
 _RING = struct.Struct("<QQIIQQddQQQ")
-_ANSWER = struct.Struct("<QQIi")
-_TIMEVAL = struct.Struct("@ll")
-_ROOM_S = 0.1  # that a tile, or the kernel's buffer for all of them, has to make room for a message
-_MOST_RINGS = 4  # in one message
-_LONGEST_MESSAGE = _MOST_RINGS * _RING.size + 1  # one byte more: what is longer shows
+ANSWER = struct.Struct("<QQIi")
+MOST_RINGS = 4  # in one message
+LONGEST_MESSAGE = MOST_RINGS * _RING.size + 1  # one byte more: what is longer shows
 _LONGEST_NAME = 107  # bytes that Linux allows in the name of a Unix socket
 
 
@@ -73,9 +69,6 @@ class Ring(NamedTuple):
     """Number of the tile's ring before this one; a tile that has not done that cycle missed it, and waits for it."""
 
 
-_unpack_rings, _make_ring, _RING_SIZE = _RING.iter_unpack, Ring._make, _RING.size  # looked up once
-
-
 class TileDoorbell:
     """The tile's end: waits for rings, answers them."""
 
@@ -103,9 +96,10 @@ class TileDoorbell:
                 ring = heard.popleft()
                 if ring.number > self._answered:
                     return ring
-            message = self._socket.recv(_LONGEST_MESSAGE)
-            if len(message) % _RING_SIZE == 0:
-                heard.extend(_make_ring(ring) for token, *ring in _unpack_rings(message) if token == self._token)
+            message = self._socket.recv(LONGEST_MESSAGE)
+            if len(message) % _RING.size == 0:
+                rings = _RING.iter_unpack(message)
+                heard.extend(Ring._make(ring) for token, *ring in rings if token == self._token)
 
     def fileno(self) -> int:
         """Return its socket's file descriptor."""
@@ -114,80 +108,7 @@ class TileDoorbell:
     def answer(self, number: int, status: int = Status.DONE) -> None:
         """Tell the coordinator; raises OSError when there is none any more."""
         self._answered = number
-        self._socket.sendto(_ANSWER.pack(self._token, number, self._tile, status), self._answer_to)
-
-
-class NodeDoorbell:
-    """The coordinator's end on a node: rings its tiles, hears what they have to tell."""
-
-    def __init__(self, directory: Path, n_tiles: int, token: int) -> None:
-        """Bind the socket on which all tiles of the node answer.
-
-        Raises:
-            ClusterError: the directory's name is too long for sockets in it.
-        """
-        self._token = token
-        check_names(directory, n_tiles)
-        self._paths = [str(bell_path(directory, tile)) for tile in range(n_tiles)]
-        path = answers_path(directory)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(str(path))
-        os.chmod(path, 0o600)
-        self._patience_s = 0.0
-        self._set_timeout(socket.SO_SNDTIMEO, _ROOM_S)
-
-    def set_patience(self, seconds: float) -> None:
-        """Have `hear` give up after so many seconds."""
-        if seconds != self._patience_s:
-            self._patience_s = seconds
-            self._set_timeout(socket.SO_RCVTIMEO, seconds)
-
-    def _set_timeout(self, option: int, seconds: float) -> None:
-        """Set a time-out of the kernel's, which needs no second system call, unlike settimeout()."""
-        whole = int(seconds)
-        self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(whole, int((seconds - whole) * 1e6)))
-
-    def ring(self, tile: int, *rings: Ring, wait: bool = True) -> Sequence[Ring]:
-        """Ring one tile, for one cycle or a few. A tile that is down misses it; it says HELLO when it is back.
-
-        Args:
-            tile: its number.
-            rings: in the order in which they are to be done.
-            wait: whether to wait a moment if the tile has no room for them.
-
-        Returns:
-            Those that it has no room for.
-        """
-        for first in range(0, len(rings), _MOST_RINGS):
-            message = b"".join([_RING.pack(self._token, *ring) for ring in rings[first : first + _MOST_RINGS]])
-            try:
-                self._socket.sendto(message, 0 if wait else socket.MSG_DONTWAIT, self._paths[tile])
-            except (ConnectionRefusedError, FileNotFoundError, ConnectionResetError):
-                pass  # suppress() would cost as much as the call
-            except BlockingIOError:
-                return rings[first:]
-        return ()
-
-    def hear(self) -> tuple[int, int, int] | None:
-        """Return (tile, number, status) of the next answer, or None when patience runs out."""
-        until = None
-        while True:
-            try:
-                message = self._socket.recv(_LONGEST_MESSAGE)
-            except BlockingIOError:
-                return None
-            if len(message) == _ANSWER.size:
-                token, number, tile, status = _ANSWER.unpack(message)
-                if token == self._token and tile < len(self._paths):
-                    return tile, number, status
-            now = time.monotonic()  # what says nothing does not prolong the patience
-            until = until or now + self._patience_s
-            if now >= until:
-                return None
-
-    def close(self) -> None:
-        """Close the socket; its file goes with the run's directory."""
-        self._socket.close()
+        self._socket.sendto(ANSWER.pack(self._token, number, self._tile, status), self._answer_to)
 
 
 def check_names(directory: Path, n_tiles: int) -> None:

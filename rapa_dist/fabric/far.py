@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, NoReturn
 
 from rapa_dist.errors import ClusterError, NodeLostError
 from rapa_dist.fabric.arena import Arena
-from rapa_dist.fabric.chip import Site
 from rapa_dist.fabric.cluster import NAMESPACE
 from rapa_dist.fabric.command import Command
 from rapa_dist.fabric.nodes import CUT_OFF_S, listens
@@ -16,6 +15,7 @@ from rapa_dist.fabric.placement import Room, runs
 from rapa_dist.fabric.registry import Registration
 from rapa_dist.fabric.remote import Answer, RemoteChip, clear_away, pieces, returned
 from rapa_dist.fabric.running_code import installed_code
+from rapa_dist.fabric.site import Site
 from rapa_dist.machine import Machine
 from rapa_dist.tile import Matrix
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,10 @@ class RayFabric(SharedRowsFabric):
         self.machine = machine
         self._tiles = choose(started, machine, self._node_of)
         self._local = self._places(self._here)
+        self._ours = [
+            (np.array([tile for _, tile in of], np.uint32), np.array([place for place, _ in of], np.int64))
+            for of in self._local
+        ]
         for far in self._far:
             far.use(self._places(far.node))
         self.program(kernels, step)
@@ -213,18 +217,17 @@ class RayFabric(SharedRowsFabric):
         """Ring every tile of an array."""
         self._number += 1
         rates = (update.learning_rate, update.weight_decay) if update else (0.0, 0.0)
-        edges = offsets.tolist()
         command = Command(
-            self._number, array.index, cycle, place, edges[-1], array.k, array.c_out, *rates, self.row_ns(cycle)
+            self._number, array.index, cycle, place, int(offsets[-1]), array.k, array.c_out, *rates, self.row_ns(cycle)
         )
-        if not self._far:
-            rows = zip(self._tiles[array.index], pairwise(edges), strict=True)
-            self._chip.ring(command.rings(rows, self._chip.last_ring))
-            return command.number
-        for far in self._far:
-            far.send(command, edges)
-        ours = ((tile, (edges[j], edges[j + 1])) for j, tile in self._local[array.index])
-        self._chip.ring(command.rings(ours, self._chip.last_ring))
+        if self._far:
+            edges = offsets.tolist()
+            for far in self._far:
+                far.send(command, edges)
+        tiles, places = self._ours[array.index]
+        if len(tiles):
+            first, last = (offsets[:-1], offsets[1:]) if not self._far else (offsets[places], offsets[places + 1])
+            self._chip.ring(command.rings(tiles, first, last, self._chip.last_ring))
         return command.number
 
     def row_ns(self, cycle: int) -> float:

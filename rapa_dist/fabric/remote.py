@@ -11,13 +11,16 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
-from rapa_dist.fabric.chip import Chip, Site
+import numpy as np
+
+from rapa_dist.fabric.chip import Chip
 from rapa_dist.fabric.command import Command
 from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.lookout import Lookout, Restart
 from rapa_dist.fabric.registry import Registration
 from rapa_dist.fabric.running_code import RunningCode, check_against
 from rapa_dist.fabric.scratch import sweep
+from rapa_dist.fabric.site import Site
 from rapa_dist.inspection import read_tile
 from rapa_dist.machine import Machine
 from rapa_dist.tile import Matrix, Word
@@ -117,7 +120,8 @@ class RemoteChip:
         if command.rows:
             for target, piece in zip(pieces(patches if command.is_forward else outputs, runs), sent, strict=True):
                 target[:] = piece
-        chip.ring(command.rings(zip(tiles, rows, strict=True), chip.last_ring))
+        first, last = np.array(rows, np.int64).T
+        chip.ring(command.rings(np.array(tiles, np.uint32), first, last, chip.last_ring))
         chip.wait(command.number)
         busy = tuple(chip.cells[tile].words[Word.BUSY_NS] for tile in tiles)
         restarted = tuple(self._restarted)

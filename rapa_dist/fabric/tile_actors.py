@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 from rapa_dist.console import Advance
 from rapa_dist.errors import ClusterError
-from rapa_dist.fabric.chip import Site
 from rapa_dist.fabric.cluster import NAMESPACE
 from rapa_dist.fabric.placement import RESOURCE
 from rapa_dist.fabric.running_code import RunningCode, installed_code
+from rapa_dist.fabric.site import Site
 
 _START_TIMEOUT_S = 60.0  # for the next tile to come up, not for all of them
 _ASK_TIMEOUT_S = 5.0
