@@ -12,4 +12,4 @@ def ring(chip, rings):
 
 def ring_bell(bell, tile, *rings):
     """Ring one tile by its node's bell; return whether it had no room for it."""
-    return bell.ring(np.array([tile], np.uint32), np.array([[(0, *ring) for ring in rings]], RING)) is not None
+    return bell.ring(np.array([tile], np.uint32), [np.array([(0, *ring)], RING) for ring in rings]) is not None

@@ -16,7 +16,7 @@ from rapa_dist.fabric.arena import Arena, arena_bytes
 from rapa_dist.fabric.board import Board
 from rapa_dist.fabric.cut_short import Guard
 from rapa_dist.fabric.doorbell import MOST_RINGS, Cycle, Ring, Status, check_names
-from rapa_dist.fabric.ringing import RING, NodeDoorbell, Rings
+from rapa_dist.fabric.ringing import NodeDoorbell, Rings
 from rapa_dist.fabric.scratch import Scratch, check_shared_memory, fresh_name, shared_memory_root
 from rapa_dist.fabric.site import ARENA, BOARD, Site, cells_name
 from rapa_dist.machine import Machine, tile_name
@@ -81,7 +81,7 @@ class Chip:
         self._disturbed = False
         self._under_way: dict[int, Rings] = {}  # by number, in their order
         self._held: list[Rings] | None = None  # while rings are gathered into one message
-        self._unsent: dict[int, list[NDArray[np.void]]] = {}  # by tile, those that it had no room for yet
+        self._unsent: dict[int, list[Sequence[NDArray[np.void]]]] = {}  # by tile, those that it had no room for yet
 
     def adopt(self, tiles: Iterable[int]) -> None:
         """Make cells for further tiles of the machine; those that live here already keep theirs.
@@ -114,7 +114,7 @@ class Chip:
         self._under_way[rings.number] = rings
         self.last_ring[rings.tiles] = rings.number
         if self._held is None:
-            self._send(rings.tiles, rings.messages)
+            self._send(rings.tiles, [rings.messages])
         else:
             self._held.append(rings)
 
@@ -127,47 +127,48 @@ class Chip:
             yield
         finally:  # also after an error: what was begun is under way
             self._held = None
-            if len(held) == 1:
-                self._send(held[0].tiles, held[0].messages)
-            elif held:
+            if held:
                 self._send_together(held)
 
     def _send_together(self, held: Sequence[Rings]) -> None:
         """Send rings of several cycles, those of one tile in one message, as far as it holds them."""
+        tiles = held[0].tiles
+        if all(rings.tiles is tiles for rings in held):
+            for first in range(0, len(held), MOST_RINGS):
+                self._send(tiles, [rings.messages for rings in held[first : first + MOST_RINGS]])
+            return
         of_tile: dict[int, list[NDArray[np.void]]] = defaultdict(list)
         for rings in held:
             for place, tile in enumerate(rings.tiles.tolist()):
-                of_tile[tile].append(rings.messages[place])
-        most = max(map(len, of_tile.values()))
-        for first in range(0, most, MOST_RINGS):
-            by_length: dict[int, list[int]] = defaultdict(list)
-            for tile, messages in of_tile.items():
-                by_length[len(messages[first : first + MOST_RINGS])].append(tile)
-            for length, tiles in by_length.items():
-                if length:
-                    part = [of_tile[tile][first : first + MOST_RINGS] for tile in tiles]
-                    self._send(np.array(tiles, np.uint32), np.array(part, RING))
+                of_tile[tile].append(rings.messages[place : place + 1])
+        for tile, messages in of_tile.items():
+            for first in range(0, len(messages), MOST_RINGS):
+                self._send(np.array([tile], np.uint32), messages[first : first + MOST_RINGS])
 
-    def _send(self, tiles: NDArray[np.uint32], messages: NDArray[np.void]) -> None:
+    def _send(self, tiles: NDArray[np.uint32], messages: Sequence[NDArray[np.void]]) -> None:
         """Ring tiles; what one has no room for waits for its turn, so that nobody else waits for this tile."""
         left: NDArray[np.bool_] | None
         if self._unsent:  # a tile hears them in their order
             left = np.isin(tiles, list(self._unsent))
-            more = self._bell.ring(tiles[~left], messages[~left]) if not left.all() else None
-            if more is not None:
-                left[~left] = more
+            others = ~left
+            if others.any():
+                more = self._bell.ring(tiles[others], [rings[others] for rings in messages])
+                if more is not None:
+                    left[others] = more
         else:
             left = self._bell.ring(tiles, messages)
         if left is not None:
             for place in np.nonzero(left)[0]:
-                self._unsent.setdefault(int(tiles[place]), []).append(messages[place : place + 1])
+                message = [rings[place : place + 1] for rings in messages]
+                self._unsent.setdefault(int(tiles[place]), []).append(message)
 
     def _send_again(self) -> None:
-        for tile, messages in list(self._unsent.items()):
-            while messages and self._bell.ring(np.array([tile], np.uint32), messages[0], wait=False) is None:
+        for number, messages in list(self._unsent.items()):
+            tile = np.array([number], np.uint32)
+            while messages and self._bell.ring(tile, messages[0], wait=False) is None:
                 messages.pop(0)
             if not messages:
-                del self._unsent[tile]
+                del self._unsent[number]
         self._bell.set_patience(_ROOM_PATIENCE_S if self._unsent else PATIENCE_S)
 
     def wait(self, number: int | None = None) -> None:
@@ -222,7 +223,7 @@ class Chip:
             self._unsent.pop(tile, None)
             for owed in self.owed(tile):
                 again = Rings.of([(tile, owed)])
-                self._send(again.tiles, again.messages)
+                self._send(again.tiles, [again.messages])
         elif status == Status.FAILED and (rings := self._under_way.get(number)) and (ring := rings.to(tile)):
             cycle = "forward" if ring.cycle == Cycle.FORWARD else "backward"
             raise ClusterError(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from rapa_dist.fabric.arena import Arena, Place
 from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.ringing import RING, Rings
+from rapa_dist.native.rings import writer
 from rapa_dist.tile import Matrix
 
 
@@ -63,14 +64,18 @@ class Command(NamedTuple):
             last_ring: by tile the number of its newest ring.
         """
         number, _, cycle, (patches, outputs), _, k, c_out, learning_rate, weight_decay, row_ns = self
-        rows = last - first
         messages = np.empty(len(tiles), RING)
         rung_ns = time.monotonic_ns() if row_ns else 0
+        if (write := writer()) is not None:
+            at = messages.ctypes.data, tiles.ctypes.data, first.ctypes.data, last.ctypes.data
+            rates = learning_rate, weight_decay, row_ns
+            write(*at, len(tiles), last_ring.ctypes.data, number, cycle, patches, outputs, k, c_out, *rates, rung_ns)
+            return Rings(number, tiles, messages)
+        rows = last - first
         messages[:] = (0, number, cycle, 0, 0, 0, learning_rate, weight_decay, 0, rung_ns, 0)
         messages["rows"] = rows
         messages["patches"] = patches + first * k
         messages["outputs"] = outputs + first * c_out
-        if row_ns:
-            messages["hold_ns"] = rows * row_ns
+        messages["hold_ns"] = rows * row_ns
         messages["after"] = last_ring[tiles]
         return Rings(number, tiles, messages)

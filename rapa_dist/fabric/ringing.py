@@ -85,7 +85,7 @@ class NodeDoorbell:
         self._set_timeout(socket.SO_SNDTIMEO, _ROOM_S)
         library = native().library
         prefix = os.fsencode(bell_path(directory, 0))[:-1]
-        self._bells = Bells(library, self._socket.fileno(), n_tiles, prefix) if library else None
+        self._bells = Bells(library, self._socket.fileno(), token, n_tiles, prefix) if library else None
 
     def set_patience(self, seconds: float) -> None:
         """Have `hear` give up after so many seconds."""
@@ -99,25 +99,27 @@ class NodeDoorbell:
         self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(whole, int((seconds - whole) * 1e6)))
 
     def ring(
-        self, tiles: NDArray[np.uint32], messages: NDArray[np.void], *, wait: bool = True
+        self, tiles: NDArray[np.uint32], messages: Sequence[NDArray[np.void]], *, wait: bool = True
     ) -> NDArray[np.bool_] | None:
         """Ring tiles, each for one cycle or a few. A tile that is down misses it; it says HELLO when it is back.
 
         Args:
             tiles: (n,) their numbers, each once.
-            messages: (n,) or (n, up to MOST_RINGS) of `RING`, in the order in which they are to be done.
+            messages: up to MOST_RINGS arrays (n,) of `RING`, in the order in which they are to be done.
             wait: whether to wait a moment if a tile has no room for them.
 
         Returns:
             (n,) which have no room for them; None if all have.
         """
-        messages["token"] = self._token
         if self._bells is not None:
             return self._bells.ring(tiles, messages, wait=wait)
         left = np.zeros(len(tiles), bool)
+        for rings in messages:
+            rings["token"] = self._token
         for place, tile in enumerate(tiles):
+            message = b"".join([rings[place].tobytes() for rings in messages])
             try:
-                self._socket.sendto(messages[place].tobytes(), 0 if wait else socket.MSG_DONTWAIT, self._paths[tile])
+                self._socket.sendto(message, 0 if wait else socket.MSG_DONTWAIT, self._paths[tile])
             except (ConnectionRefusedError, FileNotFoundError, ConnectionResetError):
                 pass  # suppress() would cost as much as the call
             except BlockingIOError:

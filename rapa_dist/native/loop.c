@@ -4,6 +4,7 @@
  * process can wake up: between two cycles others have had its core, and whatever is touched here has to come from afar.
  */
 
+#include "rings.h"
 #include "tile.h"
 
 #include <errno.h>
@@ -13,16 +14,6 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <time.h>
-
-#define MOST_RINGS 4 /* in one message */
-
-struct ring {
-    uint64_t token, number;
-    uint32_t cycle, rows;
-    uint64_t patches, outputs; /* where the first of them is, in floats of the arena */
-    double rate, decay;
-    uint64_t hold_ns, rung_ns, after;
-};
 
 struct answer {
     uint64_t token, number;
