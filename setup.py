@@ -11,7 +11,9 @@ from setuptools import Extension, setup
 FOLDER = "rapa_dist/native"
 FILES = sorted(path for path in Path(FOLDER).iterdir() if path.suffix in (".c", ".h", ".inc"))
 SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in FILES)).hexdigest()[:16]
-FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
+FLAGS = ["-std=gnu11", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
+# one rounding everywhere; the other two change no result, and loops with roots and comparisons become vectors
+FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 
 setup(
     ext_modules=[
@@ -21,6 +23,7 @@ setup(
             depends=[*(str(path) for path in FILES), "setup.py"],
             define_macros=[("RAPA_SOURCES", f'"{SOURCES}"')],  # by which a library that is out of date is known
             extra_compile_args=FLAGS,
+            libraries=["m"],
             optional=True,
         )
     ]

@@ -6,6 +6,8 @@ patch that saw it; each pixel's pieces are added in one fixed order, so that the
 the assignment.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rapa_dist.assignment import Assignment
 from rapa_dist.geometry import Geometry
 
 _SUM = 0  # what PyTorch calls it where it does not ask for names
@@ -141,3 +144,53 @@ class Im2col:
         by_piece = input_errors.view(-1, self.c_in)
         summed = torch.embedding_bag(by_piece, pieces, first_pieces, False, _SUM)[0]  # (pixels, c_in)
         return summed.view(images, *geometry.size, self.c_in)
+
+    def scatter_by_tile(
+        self, input_errors: Tensor, assignment: Assignment, row_of_patch: Tensor, seen: Tensor | None = None
+    ) -> Tensor:
+        """Add input errors up as the library does: of each pixel each tile's pieces, and the tiles' sums in a tree.
+
+        The tree is that of `add_tree`: so the bits do not depend on who adds which part of it.
+
+        Args:
+            input_errors: (rows, k) dI in tile order; overwritten where pixels are masked.
+            assignment: which rows are whose.
+            row_of_patch: (n_patches,) int64 the row of every patch; `rows` for one that was dropped.
+            seen: as in `gather`.
+
+        Returns:
+            (images, h, w, c_in), the gradient of the loss with respect to the planes.
+        """
+        geometry, n_tiles = self.geometry, len(assignment.offsets) - 1
+        images = assignment.n_patches // geometry.n_patches
+        if n_tiles == 1:
+            return self.scatter(
+                input_errors, row_of_patch, images, dropped=assignment.rows < assignment.n_patches, seen=seen
+            )
+        if seen is not None:
+            input_errors.view(*seen.shape, self.c_in).mul_(seen.unsqueeze(2))
+        pixels = images * math.prod(geometry.size)
+        sums = torch.zeros(n_tiles, pixels, self.c_in)
+        tile_of_row = np.repeat(np.arange(n_tiles), np.diff(assignment.offsets))
+        tile_of_patch = torch.from_numpy(np.append(tile_of_row, 0)).index_select(0, row_of_patch)
+        of_piece, place, first = _Places.of(geometry, images, self._device).pieces
+        ends = torch.cat((first[1:], first.new_tensor([len(of_piece)])))
+        pixel = torch.repeat_interleave(torch.arange(pixels), ends - first)
+        there = row_of_patch.index_select(0, of_piece) < assignment.rows
+        by_piece, flat = input_errors.view(-1, self.c_in), sums.view(-1, self.c_in)
+        for at in range(geometry.places):  # through one place of the kernel a pixel is seen by one patch at most
+            those = (place == at) & there
+            patch = of_piece[those]
+            target = tile_of_patch.index_select(0, patch) * pixels + pixel[those]
+            piece = row_of_patch.index_select(0, patch) * geometry.places + at
+            flat[target] += by_piece.index_select(0, piece)
+        return add_tree(list(sums)).view(images, *geometry.size, self.c_in)
+
+
+def add_tree(sums: Sequence[Tensor]) -> Tensor:
+    """Add tiles' sums up pair by pair, the pairs' sums pair by pair, and so on; overwrites them."""
+    while len(sums) > 1:
+        for left, right in zip(sums[::2], sums[1::2], strict=False):
+            left += right
+        sums = sums[::2]
+    return sums[0]

@@ -16,7 +16,49 @@ from rapa_dist.fabric.im2col import Im2col
 from rapa_dist.fabric.passage import Passage
 from rapa_dist.geometry import Geometry
 from rapa_dist.machine import Machine, TileArray
+from rapa_dist.native.im2col import NativeIm2col
 from rapa_dist.tile import Update
+
+
+class InTileOrder:
+    """Moves planes of one size into the rows of tiles, and input errors back: in C, or without the library in torch."""
+
+    def __init__(self, geometry: Geometry, c_in: int) -> None:
+        self._geometry = geometry
+        self._in_c = NativeIm2col.of(geometry, c_in)
+        self._in_torch = Im2col(geometry, c_in)
+
+    def gather(self, planes: Tensor, assignment: Assignment, patches: Tensor) -> None:
+        """Write the patches (rows, k) of planes (images, h, w, c_in) in tile order (im2col)."""
+        if self._in_c is not None and planes.dtype == torch.float32:
+            planes = planes.contiguous()
+            self._in_c.gather(planes.data_ptr(), assignment, patches.data_ptr())
+            return
+        seen = seen_by(assignment, self._geometry)
+        self._in_torch.gather(planes, torch.from_numpy(assignment.order), patches, seen)
+
+    def rows_of_patches(self, assignment: Assignment) -> Tensor:
+        """Return (n_patches,) the row of every patch, and `rows` for one that is dropped."""
+        found = assignment.inverse() if self._in_c is None else self._in_c.rows_of_patches(assignment)
+        return torch.from_numpy(found)
+
+    def scatter(self, input_errors: Tensor, assignment: Assignment, row_of_patch: Tensor) -> Tensor:
+        """Add input errors (rows, k) up to those of the planes (col2im): each tile's, and these in a tree.
+
+        Args:
+            input_errors: (rows, k) dI in tile order; overwritten where pixels are masked.
+            assignment: which rows are whose.
+            row_of_patch: as `rows_of_patches` returns it.
+
+        Returns:
+            (images, h, w, c_in), the gradient of the loss with respect to the planes.
+        """
+        if self._in_c is not None:
+            back = self._in_c.scatter(input_errors.data_ptr(), assignment, row_of_patch.numpy())
+            return torch.from_numpy(back)
+        return self._in_torch.scatter_by_tile(
+            input_errors, assignment, row_of_patch, seen_by(assignment, self._geometry)
+        )
 
 
 class SharedRowsFabric(Fabric):
@@ -26,7 +68,7 @@ class SharedRowsFabric(Fabric):
         super().__init__(machine)
         self._floats = torch.from_numpy(arena.floats)
         self._lending = Lending(len(arena.floats))
-        self._im2col: dict[tuple[Geometry, int], Im2col] = {}
+        self._im2col: dict[tuple[Geometry, int], InTileOrder] = {}
 
     @abstractmethod
     def begin(
@@ -54,11 +96,11 @@ class SharedRowsFabric(Fabric):
         """Gather the patches of planes in a place of the arena."""
         return SharedRowsPassage(self, array, geometry, planes, assignment)
 
-    def im2col(self, geometry: Geometry, c_in: int) -> Im2col:
+    def im2col(self, geometry: Geometry, c_in: int) -> "InTileOrder":
         """Return what moves planes of this size to rows."""
         found = self._im2col.get((geometry, c_in))
         if found is None:
-            found = self._im2col[geometry, c_in] = Im2col(geometry, c_in)
+            found = self._im2col[geometry, c_in] = InTileOrder(geometry, c_in)
         return found
 
     @property
@@ -107,9 +149,7 @@ class SharedRowsPassage(Passage):
         self._outputs = fabric.rows(place.outputs, rows, array.c_out)
         self._im2col = fabric.im2col(geometry, planes.shape[3])
         self._order = torch.from_numpy(assignment.order)
-        self._seen = seen_by(assignment, geometry)
-        self._images = planes.shape[0]
-        self._im2col.gather(planes, self._order, self._patches, self._seen)
+        self._im2col.gather(planes, assignment, self._patches)
         self._row_of_patch: Tensor | None = None  # (n_patches,)
         self._begun = self._input_error = False
 
@@ -124,7 +164,7 @@ class SharedRowsPassage(Passage):
 
     def prepare(self) -> None:
         """Work out where every patch went, by which outputs and input errors find their way back."""
-        self._row_of_patch = torch.from_numpy(self._assignment.inverse())
+        self._row_of_patch = self._im2col.rows_of_patches(self._assignment)
 
     def outputs(self, first: int = 0, last: int | None = None) -> Tensor:
         """Wait, and return the outputs in the order of the pixels."""
@@ -156,10 +196,7 @@ class SharedRowsPassage(Passage):
         back = None
         if self._input_error:
             assert self._row_of_patch is not None
-            dropped = self._assignment.rows < self._assignment.n_patches
-            back = self._im2col.scatter(
-                self._patches, self._row_of_patch, self._images, dropped=dropped, seen=self._seen
-            )
+            back = self._im2col.scatter(self._patches, self._assignment, self._row_of_patch)
         self.release()
         return back
 

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from rapa_dist.config import MIXTURE_START
 from rapa_dist.machine import pooled
+from rapa_dist.native import stage as native_stage
 from rapa_dist.nn.minibatch import current
-from rapa_dist.nn.normalisation import normalise, normalise_backward
+from rapa_dist.nn.normalisation import ALPHA, BETA, normalise, normalise_backward
 from rapa_dist.nn.passing import apply
 from rapa_dist.nn.pooling import POOLINGS, relu_first
 from rapa_dist.streams import Purpose, stream
@@ -72,6 +73,11 @@ class _Staging(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, beta: Tensor | None, of_stage: tuple[Stage, Tensor | None]) -> Tensor:
         ctx.stage, draws = stage, _ = of_stage
         outputs = input.permute(0, 2, 3, 1)
+        if native_stage.does(outputs, stage.method):
+            size = pooled(outputs.shape[1]), pooled(outputs.shape[2])
+            kind = {"average": stage.method == "average", "relu_first": stage.relu_first}
+            normalised, ctx.saved = native_stage.forward(outputs, size, **kind, alpha=ALPHA, beta=BETA)
+            return normalised.permute(0, 3, 1, 2)
         planes = outputs.relu() if stage.relu_first else outputs
         smaller, for_pooling = stage.pooling.forward(planes, beta, draws)
         active = planes if stage.relu_first else smaller.relu_()
@@ -84,8 +90,10 @@ class _Staging(torch.autograd.Function):
         stage, saved, ctx.saved = ctx.stage, ctx.saved, None  # freed at once: who asks for memory next finds it warm
         if saved is None:
             raise RuntimeError("backward() goes through a stage for the second time. Call the model again before that.")
-        active, for_pooling, for_normalisation = saved
         errors = errors.permute(0, 2, 3, 1).contiguous()  # a flattened head sends others back
+        if isinstance(saved, native_stage.Left):
+            return native_stage.backward(saved, errors).permute(0, 3, 1, 2), None, None
+        active, for_pooling, for_normalisation = saved
         errors = normalise_backward(for_normalisation, errors)
         if not stage.relu_first:
             errors = _aten.threshold_backward(errors, active, 0)
