@@ -23,7 +23,7 @@ setup(
             depends=[*(str(path) for path in FILES), "setup.py"],
             define_macros=[("RAPA_SOURCES", f'"{SOURCES}"')],  # by which a library that is out of date is known
             extra_compile_args=FLAGS,
-            libraries=["m"],
+            libraries=["m", "pthread"],
             optional=True,
         )
     ]

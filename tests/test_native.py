@@ -154,7 +154,7 @@ def compiled(program, *flags):
     sources = [HERE / "native" / f"{program.name}.c", *sorted(folder.glob("*.c"))]
     flags = ["-std=gnu11", "-g", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", *flags]
     flags += [f"-I{folder}", '-DRAPA_SOURCES="test"']
-    subprocess.run([compiler, *flags, "-o", program, *sources, "-lm"], check=True, timeout=120)
+    subprocess.run([compiler, *flags, "-o", program, *sources, "-lm", "-pthread"], check=True, timeout=120)
     return program
 
 

@@ -1,5 +1,6 @@
 """Opening the machine of a run: the fabric that was asked for, with kernels in its tiles."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,11 +24,14 @@ from rapa_dist.fabric.running_code import installed_modules
 from rapa_dist.footprint import check_memory
 from rapa_dist.interrupts import uninterrupted
 from rapa_dist.machine import Machine
+from rapa_dist.native import use_threads
+
+_MOST_THREADS = 4
 
 
 @contextmanager
 def one_digital_thread() -> Iterator[None]:
-    """Compute the digital side on one thread.
+    """Compute the digital side on one thread, but for passes of the library where there are cores to spare.
 
     The sums of a matrix product depend on how many threads share them, and so would a run's bits; and
     threads of PyTorch's that wait for work keep the cores from the tiles. From here on the process also keeps
@@ -36,9 +40,11 @@ def one_digital_thread() -> Iterator[None]:
     keep_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    use_threads(min(_MOST_THREADS, len(os.sched_getaffinity(0)) // 2))  # the other half is the tiles'
     try:
         yield
     finally:
+        use_threads(1)
         torch.set_num_threads(before)
 
 

@@ -65,6 +65,14 @@ def tile_on(cells: Cells, *, bias: bool = True) -> AnalogTile | NativeTile:
     return AnalogTile(cells, bias=bias) if library is None else NativeTile(library, cells, bias=bias)
 
 
+def use_threads(count: int) -> None:
+    """Have the passes of the digital side done on so many threads, where the library does them; bits do not change."""
+    library = native().library
+    if library is not None:
+        library.rapa_threads.argtypes = [ctypes.c_size_t]
+        library.rapa_threads(count)
+
+
 def _load(wanted: str) -> Native:
     folder = Path(__file__).parent
     file = next((path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_library{suffix}").exists()), None)

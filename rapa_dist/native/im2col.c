@@ -1,5 +1,6 @@
 /* im2col and col2im in tile order: see rapa_dist/fabric/im2col.py. */
 
+#include "parallel.h"
 #include "tile.h"
 #include "vectors.h"
 
@@ -54,8 +55,16 @@ static inline void copy_run(const struct geometry *g, const float *plane, int64_
         return;
     }
     const float *line = plane + (size_t)(y * g->w) * channels;
-    if (g->dilation_x == 1 && x0 >= 0 && x0 + g->kw <= g->w) {
-        copy(to, line + (size_t)x0 * channels, run);
+    if (g->dilation_x == 1) {
+        if (x0 >= 0 && x0 + g->kw <= g->w) {
+            copy(to, line + (size_t)x0 * channels, run);
+            return;
+        }
+        const int64_t begin = x0 < 0 ? (x0 < -g->kw ? g->kw : -x0) : 0, left = g->w - x0;
+        const int64_t end = left < begin ? begin : left < g->kw ? left : g->kw;
+        zero(to, (size_t)begin * channels);
+        copy(to + (size_t)begin * channels, line + (size_t)(x0 + begin) * channels, (size_t)(end - begin) * channels);
+        zero(to + (size_t)end * channels, (size_t)(g->kw - end) * channels);
         return;
     }
     for (int64_t kx = 0; kx < g->kw; kx++, to += channels) {
@@ -67,26 +76,45 @@ static inline void copy_run(const struct geometry *g, const float *plane, int64_
     }
 }
 
+struct gathering {
+    const struct geometry *g;
+    const float *planes;
+    const int64_t *order;
+    size_t rows;
+    const uint8_t *mask;
+    float *patches;
+};
+
+static void gather(void *what, size_t part, size_t parts)
+{
+    const struct gathering *job = what;
+    const struct geometry *g = job->g;
+    const size_t channels = (size_t)g->channels, run = (size_t)g->kw * channels;
+    const size_t plane = (size_t)(g->h * g->w) * channels, places = (size_t)(g->kh * g->kw);
+    const uint32_t n_patches = (uint32_t)(g->out_h * g->out_w);
+    const struct divisor per_image = {n_patches, 1.0 / n_patches}, per_line = {(uint32_t)g->out_w, 1.0 / (double)g->out_w};
+    const size_t first = begin_of(job->rows, part, parts), last = begin_of(job->rows, part + 1, parts);
+    float *patches = job->patches + first * places * channels;
+    for (size_t r = first; r < last; r++, patches += places * channels) {
+        uint32_t pixel, x;
+        const uint32_t image = divide((uint32_t)job->order[r], per_image, &pixel), y = divide(pixel, per_line, &x);
+        const int64_t y0 = y * g->down - g->top, x0 = x * g->across - g->left;
+        for (int64_t ky = 0; ky < g->kh; ky++)
+            copy_run(g, job->planes + image * plane, y0 + ky * g->dilation_y, x0, patches + (size_t)ky * run);
+        if (job->mask)
+            for (size_t place = 0; place < places; place++)
+                if (!job->mask[pixel * places + place])
+                    zero(patches + place * channels, channels);
+    }
+}
+
 /* Write patches (rows, kh · kw · channels): row r is patch order[r]. mask (n_p, kh · kw): 0 where a patch sees zero
  * instead of the pixel; NULL: it sees all. */
 EXPORT void rapa_gather(const struct geometry *g, const float *planes, const int64_t *order, size_t rows,
                         const uint8_t *mask, float *patches)
 {
-    const size_t channels = (size_t)g->channels, run = (size_t)g->kw * channels;
-    const size_t plane = (size_t)(g->h * g->w) * channels, places = (size_t)(g->kh * g->kw);
-    const uint32_t n_patches = (uint32_t)(g->out_h * g->out_w);
-    const struct divisor per_image = {n_patches, 1.0 / n_patches}, per_line = {(uint32_t)g->out_w, 1.0 / (double)g->out_w};
-    for (size_t r = 0; r < rows; r++, patches += places * channels) {
-        uint32_t pixel, x;
-        const uint32_t image = divide((uint32_t)order[r], per_image, &pixel), y = divide(pixel, per_line, &x);
-        const int64_t y0 = y * g->down - g->top, x0 = x * g->across - g->left;
-        for (int64_t ky = 0; ky < g->kh; ky++)
-            copy_run(g, planes + image * plane, y0 + ky * g->dilation_y, x0, patches + (size_t)ky * run);
-        if (mask)
-            for (size_t place = 0; place < places; place++)
-                if (!mask[pixel * places + place])
-                    zero(patches + place * channels, channels);
-    }
+    struct gathering job = {g, planes, order, rows, mask, patches};
+    in_parts(gather, &job, rows / 256); /* few rows are not worth to wake somebody */
 }
 
 /* By patch its row, or `rows` if it has none; row r is patch order[r]. */
@@ -230,6 +258,37 @@ static void plain_scatter(const struct geometry *g, const struct rows *rows, con
     scatter(g, rows, row_of_patch, images, n_tiles, pieces, sums, planes);
 }
 
+struct scattering_job {
+    const struct geometry *g;
+    struct rows rows;
+    const int64_t *row_of_patch;
+    size_t images, n_tiles, room;
+    char *rooms; /* (threads, room) */
+    float *planes;
+};
+
+/* Bytes in whole cache lines, with one to spare, so that no two threads write to the same. */
+static size_t lines(size_t bytes)
+{
+    return (bytes / 128 + 2) * 128;
+}
+
+static void scatter_some(void *what, size_t part, size_t parts)
+{
+    const struct scattering_job *job = what;
+    const struct geometry *g = job->g;
+    const size_t places = (size_t)(g->kh * g->kw), channels = (size_t)g->channels;
+    const size_t first = begin_of(job->images, part, parts), last = begin_of(job->images, part + 1, parts);
+    char *room = job->rooms + part * job->room;
+    const float **from = (const float **)room;
+    float *sums = (float *)(room + lines(2 * places * sizeof *from));
+    uint32_t *tile = (uint32_t *)((char *)sums + lines(job->n_tiles * channels * sizeof *sums));
+    struct pieces pieces[2] = {{0, from, tile}, {0, from + places, tile + places}};
+    scattering *run = IS_WIDE ? wide_scatter : plain_scatter;
+    run(g, &job->rows, job->row_of_patch + first * (size_t)(g->out_h * g->out_w), last - first, job->n_tiles, pieces,
+        sums, job->planes + first * (size_t)(g->h * g->w) * channels);
+}
+
 /* Add input errors (rows, kh · kw · channels), in tile order, up to those of planes (images, h, w, channels).
  *
  * row_of_patch: (images · n_p); a row that is none of theirs, such as `rows`, is left out. offsets: (n_tiles + 1) the
@@ -240,20 +299,20 @@ EXPORT int rapa_scatter(const struct geometry *g, const float *input_errors, con
                         const int64_t *offsets, size_t n_tiles, size_t images, const uint8_t *mask, float *planes)
 {
     const size_t channels = (size_t)g->channels, places = (size_t)(g->kh * g->kw);
-    const size_t count = (size_t)(offsets[n_tiles] - offsets[0]);
-    const float **from = malloc(2 * places * sizeof *from);
-    uint32_t *tile = malloc((2 * places + count) * sizeof *tile), *tile_of = tile + 2 * places;
-    float *sums = malloc(n_tiles * channels * sizeof *sums);
-    const int whole = from && tile && sums;
+    const size_t count = (size_t)(offsets[n_tiles] - offsets[0]), most = images < MOST_PARTS ? images : MOST_PARTS;
+    const size_t room = lines(2 * places * sizeof(float *)) + lines(n_tiles * channels * sizeof(float)) +
+                        lines(2 * places * sizeof(uint32_t));
+    char *rooms = malloc(most * room);
+    uint32_t *tile_of = malloc((count + 1) * sizeof *tile_of);
+    const int whole = rooms && tile_of;
     if (whole) {
         for (size_t t = 0; t < n_tiles; t++)
             for (int64_t row = offsets[t]; row < offsets[t + 1]; row++)
                 tile_of[row - offsets[0]] = (uint32_t)t;
         const struct rows rows = {input_errors, tile_of, offsets[0], (int64_t)count, mask};
-        struct pieces pieces[2] = {{0, from, tile}, {0, from + places, tile + places}};
-        scattering *run = IS_WIDE ? wide_scatter : plain_scatter;
-        run(g, &rows, row_of_patch, images, n_tiles, pieces, sums, planes);
+        struct scattering_job job = {g, rows, row_of_patch, images, n_tiles, room, rooms, planes};
+        in_parts(scatter_some, &job, most);
     }
-    free(from), free(tile), free(sums);
+    free(rooms), free(tile_of);
     return !whole;
 }

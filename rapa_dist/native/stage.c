@@ -3,10 +3,12 @@
  *
  * Only operations that round alike everywhere: the bits depend neither on the processor nor on the compiler. */
 
+#include "parallel.h"
 #include "tile.h"
 #include "vectors.h"
 
 #include <math.h>
+#include <stdlib.h>
 
 enum { SIDE = 3, STRIDE = 2 }; /* of a window */
 
@@ -39,7 +41,7 @@ INLINE eight relu(const eight values)
 
 INLINE eight root(const eight values)
 {
-    eight found;
+    eight found = {0};
     for (int i = 0; i < EIGHT; i++)
         found[i] = sqrtf(values[i]);
     return found;
@@ -243,46 +245,82 @@ static size_t kind_of(const struct stage *s)
     return s->average ? s->relu_first ? 2 : 1 : 0;
 }
 
+/* What the passes take: each as rapa_stage_forward and rapa_stage_backward have it. */
+struct job {
+    const struct stage *s;
+    const float *planes;
+    float *smaller;
+    uint8_t *places;
+    float *scale, *factor, *normalised;
+    const float *errors;
+    float *room, *back;
+};
+
+static void some_forward(void *what, size_t part, size_t parts)
+{
+    const struct job *job = what;
+    const struct stage *s = job->s;
+    const size_t plane = (size_t)(s->h * s->w * s->channels), size = (size_t)(s->pooled_h * s->pooled_w * s->channels);
+    const size_t images = (size_t)s->images, last = begin_of(images, part + 1, parts);
+    pass *one = forward_passes[IS_WIDE != 0][kind_of(s)];
+    for (size_t i = begin_of(images, part, parts); i < last; i++) {
+        const struct image image = {
+            .plane = job->planes + i * plane,
+            .smaller = job->smaller + i * size,
+            .scale = job->scale + i * size,
+            .factor = job->factor + i * size,
+            .normalised = job->normalised + i * size,
+            .places = s->average ? NULL : job->places + i * size,
+        };
+        one(s, &image);
+    }
+}
+
+static void some_backward(void *what, size_t part, size_t parts)
+{
+    const struct job *job = what;
+    const struct stage *s = job->s;
+    const size_t plane = (size_t)(s->h * s->w * s->channels), size = (size_t)(s->pooled_h * s->pooled_w * s->channels);
+    const size_t images = (size_t)s->images, last = begin_of(images, part + 1, parts);
+    float *room = job->room + 2 * part * size;
+    pass *one = backward_passes[IS_WIDE != 0][kind_of(s)];
+    for (size_t i = begin_of(images, part, parts); i < last; i++) {
+        const struct image image = {
+            .plane = job->planes + i * plane,
+            .smaller = job->smaller + i * size,
+            .scale = job->scale + i * size,
+            .factor = job->factor + i * size,
+            .places = s->average ? NULL : job->places + i * size,
+            .errors = job->errors + i * size,
+            .direct = room,
+            .ratio = room + size,
+            .back = job->back + i * plane,
+        };
+        one(s, &image);
+    }
+}
+
 /* planes (images, h, w, channels). All others are overwritten, each (images, pooled_h, pooled_w, channels): the smaller
  * planes, where the largest values were (not where averages are taken), scale and factor of the normalisation, and the
  * result. */
 EXPORT void rapa_stage_forward(const struct stage *s, const float *planes, float *smaller, uint8_t *places, float *scale,
                                float *factor, float *normalised)
 {
-    const int64_t plane = s->h * s->w * s->channels, size = s->pooled_h * s->pooled_w * s->channels;
-    pass *forward_pass = forward_passes[IS_WIDE != 0][kind_of(s)];
-    for (int64_t i = 0; i < s->images; i++) {
-        const struct image image = {
-            .plane = planes + i * plane,
-            .smaller = smaller + i * size,
-            .scale = scale + i * size,
-            .factor = factor + i * size,
-            .normalised = normalised + i * size,
-            .places = s->average ? NULL : places + i * size,
-        };
-        forward_pass(s, &image);
-    }
+    struct job job = {s, planes, smaller, places, scale, factor, normalised, NULL, NULL, NULL};
+    in_parts(some_forward, &job, (size_t)s->images);
 }
 
-/* The errors of the planes, back, from those of the result, and what the forward pass left; `room`, for the smaller
- * planes of two images, is overwritten. */
-EXPORT void rapa_stage_backward(const struct stage *s, const float *planes, float *smaller, uint8_t *places, float *scale,
-                                float *factor, const float *errors, float *room, float *back)
+/* The errors of the planes, back, from those of the result, and what the forward pass left.
+ * Returns 0, or 1 without memory. */
+EXPORT int rapa_stage_backward(const struct stage *s, const float *planes, float *smaller, uint8_t *places, float *scale,
+                               float *factor, const float *errors, float *back)
 {
-    const int64_t plane = s->h * s->w * s->channels, size = s->pooled_h * s->pooled_w * s->channels;
-    pass *backward_pass = backward_passes[IS_WIDE != 0][kind_of(s)];
-    for (int64_t i = 0; i < s->images; i++) {
-        const struct image image = {
-            .plane = planes + i * plane,
-            .smaller = smaller + i * size,
-            .scale = scale + i * size,
-            .factor = factor + i * size,
-            .places = s->average ? NULL : places + i * size,
-            .errors = errors + i * size,
-            .direct = room,
-            .ratio = room + size,
-            .back = back + i * plane,
-        };
-        backward_pass(s, &image);
-    }
+    const size_t most = s->images < MOST_PARTS ? (size_t)s->images : MOST_PARTS;
+    float *room = malloc(most * 2 * (size_t)(s->pooled_h * s->pooled_w * s->channels) * sizeof *room);
+    if (!room)
+        return 1;
+    struct job job = {s, planes, smaller, places, scale, factor, NULL, errors, room, back};
+    in_parts(some_backward, &job, most);
+    free(room);
+    return 0;
 }

@@ -42,8 +42,8 @@ def _functions() -> tuple[Any, Any] | None:
     if library is None:
         return None
     forward, backward = library.rapa_stage_forward, library.rapa_stage_backward
-    forward.restype = backward.restype = None
-    forward.argtypes, backward.argtypes = [_POINTER] * 7, [_POINTER] * 9
+    forward.restype = None
+    forward.argtypes, backward.argtypes = [_POINTER] * 7, [_POINTER] * 8
     return forward, backward
 
 
@@ -104,8 +104,8 @@ def backward(left: Left, errors: Tensor) -> Tensor:
     functions = _functions()
     assert functions is not None
     sizes, planes, smaller, places, scale, factor = left
-    back, room = torch.empty_like(planes), torch.empty(2, *smaller.shape[1:])
-    functions[1](
+    back = torch.empty_like(planes)
+    failed = functions[1](
         sizes[1],
         planes.data_ptr(),
         smaller.data_ptr(),
@@ -113,7 +113,8 @@ def backward(left: Left, errors: Tensor) -> Tensor:
         scale.data_ptr(),
         factor.data_ptr(),
         errors.data_ptr(),
-        room.data_ptr(),
         back.data_ptr(),
     )
+    if failed:
+        raise MemoryError
     return back

@@ -12,6 +12,8 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 
+from rapa_dist.native import native
+
 
 class _Abandoned(BaseException):
     """Ends a part because another one failed."""
@@ -32,6 +34,18 @@ class _Gate:
 
     def pass_through(self) -> None:
         os.read(self._exit, 1)
+
+    def swap(self, other: "_Gate") -> None:
+        """Open another gate, and pass through this one.
+
+        In one call of the library: between two, both threads would ask for Python's lock.
+        """
+        library = native().library
+        if library is None:
+            other.open()
+            self.pass_through()
+        else:
+            library.rapa_swap(other._entrance, self._exit)
 
     def __del__(self) -> None:
         os.close(self._entrance)
@@ -66,13 +80,12 @@ class _Baton:
 
     def work(self, me: int) -> None:
         """Do the parts of this thread, run by run."""
-        while True:
-            self.gates[me].pass_through()
-            if self.closed:
-                return
+        gate = self.gates[me]
+        gate.pass_through()
+        while not self.closed:
             self.attempt(me)
             following = self.following(me)
-            self.gates[0 if following is None else following].open()
+            gate.swap(self.gates[0 if following is None else following])
 
     def close(self) -> None:
         """End the threads."""
@@ -96,8 +109,7 @@ class Turns:
         following = baton.following(me)
         if following is None:
             return
-        baton.gates[following].open()
-        baton.gates[me].pass_through()
+        baton.gates[me].swap(baton.gates[following])
         if baton.failure is not None:
             raise _Abandoned
 
@@ -112,8 +124,7 @@ class Turns:
         baton.attempt(0)
         following = baton.following(0)
         if following is not None:
-            baton.gates[following].open()
-            baton.gates[0].pass_through()  # the last one to end opens it
+            baton.gates[0].swap(baton.gates[following])  # the last one to end opens it
         failure, baton.parts, baton.failure = baton.failure, (), None
         if failure is not None:
             raise failure

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from rapa_dist.config import POOLING_NAMES
+from rapa_dist.native import native, use_threads
+from rapa_dist.native import stage as native_stage
 from rapa_dist.nn.minibatch import MiniBatch, Part, at_work
 from rapa_dist.nn.normalisation import normalise, normalise_backward
 from rapa_dist.nn.pooling import POOLINGS
@@ -212,6 +214,44 @@ def test_a_stage_is_relu_pooling_and_normalisation_and_autograd_goes_back_throug
         assert_close(stage.beta.grad.double(), beta.grad, rtol=1e-4, atol=1e-3)
     assert torch.equal(outputs, kept)
     assert torch.equal(errors, kept_errors)
+
+
+@pytest.mark.skipif(native().library is None, reason=str(native()))
+@pytest.mark.parametrize("channels", [1, 8, 20, 32, 45])
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("method", ["max", "average"])
+@pytest.mark.parametrize("kind", ["any", "ties", "NaN"])
+def test_the_library_makes_of_any_planes_what_torch_does(method, layer, channels, kind, monkeypatch):
+    planes = planes_of((9, 8), channels=channels, scale=3)
+    if kind == "ties":
+        planes = planes.round()
+    if kind == "NaN":
+        planes[0, 3, 3], planes[1, 8, 7] = torch.nan, torch.nan
+    found = []
+    for in_c in (True, False):
+        if not in_c:
+            monkeypatch.setattr(native_stage, "does", lambda planes, method: False)
+        outputs = planes.permute(0, 3, 1, 2).clone(memory_format=torch.channels_last).requires_grad_()
+        smaller = Stage(method, layer, channels)(outputs)
+        smaller.backward(like(smaller.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        found.append((smaller.detach(), outputs.grad))
+    for ours, theirs in zip(*found, strict=True):
+        assert_close(ours, theirs, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 16])
+def test_bits_of_a_stage_do_not_depend_on_the_number_of_threads(threads):
+    found = []
+    try:
+        for count in (1, threads):
+            use_threads(count)
+            outputs = planes_of((16, 16), images=10).permute(0, 3, 1, 2).requires_grad_()
+            smaller = a_stage("max")(outputs)
+            smaller.backward(smaller.detach())
+            found.append((smaller.detach(), outputs.grad))
+    finally:
+        use_threads(1)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def drawn(layer=0, seed=0, step=5, sizes=(4,), part=0):
