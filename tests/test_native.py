@@ -145,29 +145,56 @@ def test_infinity_and_nan_stay_what_they_are(vectors):
     assert np.isnan(outputs[1]).all()
 
 
-def compiled(program, *flags):
-    """Return a program of tests/native, compiled together with the library, every warning an error."""
+FOLDER = Path(rapa_dist.native.__file__).parent
+COMMON = ["-std=gnu11", "-g", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", f"-I{FOLDER}"]
+SANITIZERS = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+def compile_library(folder, flags):
+    """Return the library's object files, every warning an error."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
-    folder = Path(rapa_dist.native.__file__).parent
-    sources = [HERE / "native" / f"{program.name}.c", *sorted(folder.glob("*.c"))]
-    flags = ["-std=gnu11", "-g", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", *flags]
-    flags += [f"-I{folder}", '-DRAPA_SOURCES="test"']
-    subprocess.run([compiler, *flags, "-o", program, *sources, "-lm", "-pthread"], check=True, timeout=120)
+    flags = [*COMMON, *flags, '-DRAPA_SOURCES="test"']
+    subprocess.run([compiler, *flags, "-c", *sorted(FOLDER.glob("*.c"))], cwd=folder, check=True, timeout=120)
+    return sorted(folder.glob("*.o"))
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory):
+    """The library with sanitizers, of addresses and of undefined behaviour."""
+    return compile_library(tmp_path_factory.mktemp("sanitized"), SANITIZERS)
+
+
+def linked(program, objects, *flags):
+    """Return a program of tests/native, compiled, with the library in it."""
+    source = HERE / "native" / f"{program.name}.c"
+    command = ["cc", *COMMON, *flags, "-o", program, source, *objects, "-lm", "-pthread"]
+    subprocess.run(command, check=True, timeout=120)
     return program
 
 
-def test_sanitizers_find_nothing(tmp_path):
-    """Addresses and undefined behaviour."""
-    program = compiled(tmp_path / "sizes", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+@pytest.mark.parametrize("name", ["sizes", "planes"])
+def test_sanitizers_find_nothing_whatever_the_size(tmp_path, sanitized, name):
+    program = linked(tmp_path / name, sanitized, *SANITIZERS)
     done = subprocess.run([program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("00 cycles\n")
+    assert done.stdout.endswith("00 cycles\n" if name == "sizes" else "00 passages\n")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_message_makes_a_tile_write_where_it_may_not(tmp_path, sanitized, seed):
+    program = linked(tmp_path / "messages", sanitized, *SANITIZERS)
+    command = [program, "50000", str(seed)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    obeyed, rows = map(int, re.fullmatch(r"(\d+) of 50000 messages obeyed, (\d+) rows done\n", done.stdout).groups())
+    assert obeyed > 20_000
+    assert rows > 100_000
 
 
 def test_a_cycle_that_is_killed_at_any_instruction_and_repeated_has_the_same_bits(tmp_path):
-    program = compiled(tmp_path / "stops", "-O3")
+    program = linked(tmp_path / "stops", compile_library(tmp_path, ["-O3"]), "-O3")
     done = subprocess.run([program], capture_output=True, text=True, timeout=170, check=False)
     if done.returncode == 77:
         pytest.skip("no process may trace another here")
