@@ -27,7 +27,7 @@ is_whole() {
 
 # The path belongs to it: a virtual environment can't be moved.
 fingerprint() {
-    cat -- "$root"/{pyproject.toml,requirements.lock,setup.py,scripts/setup.sh,rapa_dist/native/*.{c,h,inc}} - <<<"$root" | sha256sum
+    cat -- "$root"/{pyproject.toml,requirements.lock,setup.py,scripts/setup.sh,scripts/build_backend.py,rapa_dist/native/*.{c,h,inc}} - <<<"$root" | sha256sum
 }
 
 install_all() {
@@ -57,6 +57,9 @@ install_all() {
     # First and by itself: where only a CPU build is offered, nothing that comes later replaces it.
     stage "installing torch" pip_install "$(grep '^torch==' "$root/requirements.lock")"
     stage "installing setuptools" pip_install setuptools
+    local compiler
+    compiler=$("$venv/bin/python" -P "$root/scripts/build_backend.py")
+    [[ -z $compiler ]] || stage "installing a C compiler" pip_install "$compiler"
     stage "installing rapa-dist" pip_install --no-build-isolation --editable "${root}[$extras]"
     rm -rf -- "$venv/set-up.tmp"
     mv -- "$venv/set-up.unfinished" "$venv/set-up.root"

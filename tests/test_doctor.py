@@ -257,9 +257,11 @@ def test_a_processor_type_that_is_forced_on_openblas_is_a_warning(monkeypatch):
 
 def test_tiles_that_multiply_with_numpy_are_a_warning_unless_they_were_told_to(monkeypatch):
     monkeypatch.delenv("RAPA_DIST_NATIVE", raising=False)
-    monkeypatch.setattr(software, "native", lambda: Native(None, "the library was not built"))
+    monkeypatch.setattr(software, "native", lambda: Native(None, "the library was not built", can_be_built=True))
     check = software.check_products()
     assert (check.status, check.value) == ("warning", "NumPy (the library was not built)")
     assert "apt-get install gcc" in check.fix
+    monkeypatch.setattr(software, "native", lambda: Native(None, "the processor has no avx2"))
+    assert "apt-get" not in software.check_products().fix
     monkeypatch.setenv("RAPA_DIST_NATIVE", "off")
     assert software.check_products().status == "ok"

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import rapa_dist.native
+from rapa_dist.errors import UsageError
 from rapa_dist.fabric.doorbell import Cycle
-from rapa_dist.native import Native, native, tile_on
+from rapa_dist.native import Native, digest, native, tile_on
 from rapa_dist.native.tile import NativeTile
 from rapa_dist.tile import AnalogTile, Cells, State, Update, Word
 
@@ -233,8 +234,49 @@ def test_it_can_be_switched_off(look_again, monkeypatch):
 
 @needs_library
 def test_a_library_made_from_other_files_is_not_used(look_again, monkeypatch):
-    monkeypatch.setattr(rapa_dist.native, "_digest", lambda folder: "other")
-    assert native() == Native(None, "the library was built from other files; install rapa-dist again")
+    monkeypatch.setattr(rapa_dist.native, "digest", lambda folder: "other")
+    assert native() == Native(None, "the library was built from other files", can_be_built=True)
+
+
+def test_names_and_lengths_of_files_are_in_the_digest_and_editors_files_are_not(tmp_path):
+    (tmp_path / "a.c").write_text("int a;")
+    (tmp_path / "b.c").write_text("int b;")
+    before = digest(tmp_path)
+    (tmp_path / ".#a.c").symlink_to("nobody@nowhere")
+    (tmp_path / "notes.txt").write_text("notes")
+    assert digest(tmp_path) == before
+    (tmp_path / "a.c").write_text("int a;int")
+    (tmp_path / "b.c").write_text(" b;")
+    assert digest(tmp_path) != before
+
+
+def test_a_file_that_is_no_library_is_not_used(look_again, monkeypatch, tmp_path):
+    monkeypatch.setattr(rapa_dist.native, "__file__", str(tmp_path / "__init__.py"))
+    assert native() == Native(None, "the library was not built", can_be_built=True)
+    native.cache_clear()
+    (tmp_path / "_library.so").write_text("no library")
+    assert native().vectors.startswith("the library can't be loaded: ")
+    native.cache_clear()
+    foreign = ctypes.util.find_library("m")
+    monkeypatch.setattr(ctypes, "CDLL", lambda path, load=ctypes.CDLL: load(foreign))
+    assert "rapa_choose" in native().vectors
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("sse", "RAPA_DIST_NATIVE is “sse”; expected off, avx512, avx2, neon, or nothing for the best there is."),
+        ("\udcff", "RAPA_DIST_NATIVE is “"),
+        ("neon", "RAPA_DIST_NATIVE is neon, but the processor has no neon. Unset it, or set it to off for NumPy."),
+    ],
+)
+def test_a_wrong_choice_is_refused(look_again, monkeypatch, value, said):
+    if value == "neon" and (native().library is None or choose(b"neon") is not None):
+        pytest.skip("neon is there, or no library")
+    native.cache_clear()
+    monkeypatch.setenv("RAPA_DIST_NATIVE", value)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        native()
 
 
 def test_a_wrong_choice_is_refused_before_work_starts():
@@ -242,4 +284,4 @@ def test_a_wrong_choice_is_refused_before_work_starts():
     env = os.environ | {"RAPA_DIST_NATIVE": "sse"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2, done.stderr
-    assert "RAPA_DIST_NATIVE is off, avx512, avx2 or neon" in done.stderr
+    assert "RAPA_DIST_NATIVE is “sse”; expected off, avx512, avx2, neon" in done.stderr

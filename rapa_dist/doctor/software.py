@@ -77,10 +77,13 @@ def check_products() -> Check:
     quantities = {"native": found.library is not None, "detail": found.vectors}
     if found.library is not None or os.environ.get(SETTING) == "off":
         return Check("products", "ok", str(found), quantities=quantities)
-    fix = (
-        "Tiles compute all the same, but slower, and with other bits than where the library is. It takes a C compiler "
-        "(Debian, Ubuntu: apt-get install gcc libc6-dev). Then delete .venv and run scripts/rapa-dist in the clone."
-    )
+    fix = "Tiles compute all the same, but slower, and with other bits than where the library is."
+    if found.can_be_built:
+        fix += (
+            " It is compiled when rapa-dist is installed, with the machine's C compiler (Debian, Ubuntu: apt-get install gcc "
+            "libc6-dev) or else one from PyPI; why that failed is in .venv/set-up.log. Then delete .venv and run "
+            "scripts/rapa-dist in the clone."
+        )
     return Check("products", "warning", str(found), fix, quantities)
 
 

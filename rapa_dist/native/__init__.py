@@ -16,6 +16,8 @@ from rapa_dist.errors import UsageError
 from rapa_dist.native.tile import NativeTile
 from rapa_dist.tile import AnalogTile, Cells
 
+KINDS = "avx512", "avx2", "neon"
+"""Vectors that the library has products for."""
 SETTING = "RAPA_DIST_NATIVE"
 """Environment variable: "off", or the vectors to use: "avx512", "avx2", "neon"."""
 
@@ -30,6 +32,8 @@ class Native:
     """ "avx512", "avx2" or "neon"; without the library why there is none."""
     sources: str = ""
     """A digest of what the library was made from."""
+    can_be_built: bool = False
+    """Whether to install rapa-dist again would help, where there is none."""
 
     def __str__(self) -> str:
         """Return what a person is told."""
@@ -51,11 +55,13 @@ def native() -> Native:
     wanted = os.environ.get(SETTING, "")
     if wanted == "off":
         return Native(None, f"{SETTING}=off")
+    if wanted not in ("", *KINDS):
+        raise UsageError(
+            f"{SETTING} is “{wanted}”; expected off, {', '.join(KINDS)}, or nothing for the best there is."
+        )
     found = _load(wanted)
     if wanted and found.library is None:
-        raise UsageError(
-            f"{SETTING} is off, avx512, avx2 or neon, as the processor has them; not “{wanted}”: {found.vectors}."
-        )
+        raise UsageError(f"{SETTING} is {wanted}, but {found.vectors}. Unset it, or set it to off for NumPy.")
     return found
 
 
@@ -77,23 +83,27 @@ def _load(wanted: str) -> Native:
     folder = Path(__file__).parent
     file = next((path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_library{suffix}").exists()), None)
     if file is None:
-        return Native(None, "the library was not built")
+        return Native(None, "the library was not built", can_be_built=True)
     try:
         library = ctypes.CDLL(str(file))
-    except OSError as error:
-        return Native(None, f"the library can't be loaded: {error}")
-    library.rapa_choose.restype = library.rapa_sources.restype = ctypes.c_char_p
+        library.rapa_choose.restype = library.rapa_sources.restype = ctypes.c_char_p
+        sources = library.rapa_sources().decode()
+    except (OSError, AttributeError) as error:
+        return Native(None, f"the library can't be loaded: {error}", can_be_built=True)
+    if not sources.startswith(digest(folder)):
+        return Native(None, "the library was built from other files", can_be_built=True)
     library.rapa_choose.argtypes = [ctypes.c_char_p]
-    sources = library.rapa_sources().decode()
-    if sources != _digest(folder):
-        return Native(None, "the library was built from other files; install rapa-dist again")
     vectors = library.rapa_choose(wanted.encode() or None)
     if vectors is None:
-        return Native(None, "the processor lacks the vectors")
+        return Native(None, f"the processor has no {wanted or ' or '.join(KINDS)}")
     return Native(library, vectors.decode(), sources)
 
 
-def _digest(folder: Path) -> str:
+def digest(folder: Path) -> str:
     """Return what setup.py gave to the library that it built from the files of a folder."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".c", ".h", ".inc"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    found = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".c", ".h", ".inc") and not path.name.startswith("."):
+            contents = path.read_bytes()
+            found.update(f"{path.name} {len(contents)}\n".encode() + contents)
+    return found.hexdigest()[:16]

@@ -1,5 +1,7 @@
 #include "products.h"
 
+#include "processor.h"
+
 #include <string.h>
 
 #define CHUNK 128
@@ -28,11 +30,9 @@
 
 multiplier *multiplier_of(const char *kind)
 {
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
-        return NULL;
-    if (!strcmp(kind, "avx2"))
+    if (!strcmp(kind, "avx2") && has_avx2())
         return avx2_multiply;
-    if (!strcmp(kind, "avx512") && __builtin_cpu_supports("avx512f"))
+    if (!strcmp(kind, "avx512") && has_avx512())
         return avx512_multiply;
     return NULL;
 }

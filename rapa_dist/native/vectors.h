@@ -3,6 +3,8 @@
 #ifndef RAPA_VECTORS_H
 #define RAPA_VECTORS_H
 
+#include "processor.h"
+
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -11,7 +13,7 @@
 
 #if defined(__x86_64__)
 #define WIDE __attribute__((target("avx2")))
-#define IS_WIDE __builtin_cpu_supports("avx2")
+#define IS_WIDE has_avx2()
 #else
 #define WIDE
 #define IS_WIDE 1
