@@ -9,15 +9,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from rapa_dist.cells import Cells, State, Word
 from rapa_dist.errors import UsageError
 from rapa_dist.fields import POSITIVE, TEXT, check, whole
 from rapa_dist.hardware import CycleTimes
 from rapa_dist.machine import TileArray, tile_name
-from rapa_dist.tile import Cells, Matrix, State, Word
+
+if TYPE_CHECKING:
+    from rapa_dist.tile import Matrix
 
 RESTARTING = "restarting"
 _FLOAT = 4  # bytes
@@ -297,13 +298,19 @@ def read_tile(cells: Cells, array: TileArray, tile: int, node: str = "") -> Tile
         utilisation=busy_s / elapsed_s if elapsed_s else 0.0,
         bytes_in=_FLOAT * (rows_forward * k + max(rows_update, rows_backward) * c_out),
         bytes_out=_FLOAT * (rows_forward * c_out + rows_backward * k),
-        kernel_norm=float(np.linalg.norm(read_kernel(cells))),
+        kernel_norm=_norm(read_kernel(cells)),
         last_step=int(words[Word.STEP]),
         resident_bytes=resident,
     )
 
 
-def read_kernel(cells: Cells) -> Matrix:
+def _norm(kernel: "Matrix") -> float:
+    import numpy as np
+
+    return float(np.linalg.norm(kernel))
+
+
+def read_kernel(cells: Cells) -> "Matrix":
     """Return a copy of the kernel, (k + 1, c_out), as after some whole number of updates."""
     words = cells.words
     while True:

@@ -107,7 +107,7 @@ def test_a_run_is_refused_before_its_first_step_where_tiles_run_other_code(monke
     try:
         other = other_code()  # as if the tiles' was another: they themselves see it first
         monkeypatch.setattr(tile_actors, "installed_code", lambda: other)
-        with pytest.raises(ClusterError, match=r"A tile does not start: .*These differ: rapa_dist\.tile\."):
+        with pytest.raises(ClusterError, match=r"A tile does not start: .*These differ: rapa_dist\.cells\."):
             RayFabric(machine, 10**6, initial_kernels(machine, 0), run="some-run", cluster=three)
     finally:
         three.close()
@@ -116,7 +116,7 @@ def test_a_run_is_refused_before_its_first_step_where_tiles_run_other_code(monke
 def other_code() -> RunningCode:
     """Return what a process runs that has another tile.py."""
     mine = installed_code()
-    return replace(mine, modules=dict(mine.modules) | {"rapa_dist.tile": "other"}, host="far", folder="/other")
+    return replace(mine, modules=dict(mine.modules) | {"rapa_dist.cells": "other"}, host="far", folder="/other")
 
 
 class TestRunningCode:
@@ -130,7 +130,7 @@ class TestRunningCode:
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
-            ({"modules": {"rapa_dist.tile": "other"}}, "These differ: rapa_dist.tile."),
+            ({"modules": {"rapa_dist.cells": "other"}}, "These differ: rapa_dist.cells."),
             ({"modules": {"rapa_dist.unknown": "0"}}, "These differ: rapa_dist.unknown."),
             ({"others": {"NumPy": "1.0"}}, "NumPy (1.0 there, "),
             ({"others": {"Ray": "2.0"}}, "Ray (2.0 there, "),
@@ -151,7 +151,7 @@ class TestRunningCode:
             lambda: RemoteChip("node").start(None, 1, 1, other_code()),
             lambda: do_as_here(other_code(), "train", [], None, "serial", "cpu"),
         ):
-            with pytest.raises(ClusterError, match=r"rapa_dist\.tile"):
+            with pytest.raises(ClusterError, match=r"rapa_dist\.cells"):
                 begin()
 
     def test_a_tile_of_a_version_that_does_not_look_is_refused(self, monkeypatch):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from rapa_dist.cells import Word
 from rapa_dist.chaos.campaign import differences, summary
 from rapa_dist.chaos.disturbance import Deed
 from rapa_dist.chaos.mischief import COORDINATOR_KILL, KINDS, SAVING, STARTING, TRAINING, check_kinds, draw
@@ -19,7 +20,6 @@ from rapa_dist.chaos.remains import remains
 from rapa_dist.chaos.subject import Subject
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.errors import UsageError
-from rapa_dist.tile import Word
 
 COMMAND = [sys.executable, "-m", "rapa_dist"]
 SMALL = ["--channels", "8,8,4", "--limit-train", "200", "--limit-test", "20", "--epochs", "2", "--tiles", "2,1,1"]

@@ -11,6 +11,7 @@ from factories import IMAGES, floats_of, tile_array
 from rings import ring
 from rows import Rows
 
+from rapa_dist.cells import Cells, Word
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import chip as chip_module
 from rapa_dist.fabric.arena import Arena, Place
@@ -22,7 +23,7 @@ from rapa_dist.fabric.scratch import shared_memory_root
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.machine import Machine, tile_name
 from rapa_dist.native import tile_on
-from rapa_dist.tile import AnalogTile, Cells, Update, Word
+from rapa_dist.tile import AnalogTile, Update
 
 MACHINE = Machine((tile_array(), tile_array(1, side=2, c_in=3, c_out=2, n_tiles=1)))
 FLOATS = floats_of(MACHINE)

@@ -17,6 +17,7 @@ from factories import floats_of, tile_array
 from rings import ring
 
 from rapa_dist import files
+from rapa_dist.cells import Word
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator import saving
 from rapa_dist.coordinator.recoveries import Recoveries
@@ -30,7 +31,6 @@ from rapa_dist.fabric.processes import end, look
 from rapa_dist.fabric.registry import registrations
 from rapa_dist.fabric.scratch import Scratch, check_shared_memory, map_existing, shared_memory_root, sweep
 from rapa_dist.machine import Machine
-from rapa_dist.tile import Word
 
 MACHINE = Machine((tile_array(n_tiles=2),))
 FLOATS = floats_of(MACHINE)

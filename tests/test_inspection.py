@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from rapa_dist.cells import Cells, State, Word
 from rapa_dist.errors import UsageError
 from rapa_dist.inspection import (
     SORT_KEYS,
@@ -20,7 +21,7 @@ from rapa_dist.inspection import (
     sort_tiles,
 )
 from rapa_dist.machine import TileArray
-from rapa_dist.tile import AnalogTile, Cells, State, Update, Word
+from rapa_dist.tile import AnalogTile, Update
 
 K, C_OUT, ROWS = 12, 5, 9
 ARRAY = TileArray(index=1, name="conv1", k=K, c_out=C_OUT, n_tiles=4)

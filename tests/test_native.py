@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import rapa_dist.native
+from rapa_dist.cells import Cells, State, Word
 from rapa_dist.errors import UsageError
 from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.native import Native, digest, native, tile_on
 from rapa_dist.native.tile import NativeTile
-from rapa_dist.tile import AnalogTile, Cells, State, Update, Word
+from rapa_dist.tile import AnalogTile, Update
 
 needs_library = pytest.mark.skipif(native().library is None, reason=str(native()))
 HERE = Path(__file__).parent

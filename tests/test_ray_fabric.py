@@ -15,6 +15,7 @@ from rings import ring_bell
 from rows import Rows
 
 from rapa_dist.assignment import assign_random
+from rapa_dist.cells import Word
 from rapa_dist.config import resolve
 from rapa_dist.coordinator.learner import learner
 from rapa_dist.demand import training_floats
@@ -35,7 +36,7 @@ from rapa_dist.initial import initial_kernels
 from rapa_dist.machine import Machine
 from rapa_dist.nn.schedule import Step
 from rapa_dist.streams import Purpose, stream
-from rapa_dist.tile import Update, Word
+from rapa_dist.tile import Update
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 

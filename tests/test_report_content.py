@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from factories import initial_digital
 from PIL import Image
 
+from rapa_dist.cells import Cells
 from rapa_dist.cli import main
 from rapa_dist.config import resolve
 from rapa_dist.coordinator import checkpoint as checkpoints
@@ -25,7 +26,6 @@ from rapa_dist.report.content import gather
 from rapa_dist.report.filters import filter_norms, filter_row, tile_similarity
 from rapa_dist.report.page import render
 from rapa_dist.similarity import similarity
-from rapa_dist.tile import Cells
 
 CONFIG = resolve(
     tiles=(4, 2, 1),

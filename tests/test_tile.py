@@ -7,10 +7,11 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import rapa_dist.tile
+from rapa_dist.cells import Cells, Word
 from rapa_dist.fabric.blas import one_blas_thread
 from rapa_dist.native import native
 from rapa_dist.native.tile import NativeTile
-from rapa_dist.tile import AnalogTile, Cells, Update, Word
+from rapa_dist.tile import AnalogTile, Update
 
 K, C_OUT, ROWS = 12, 5, 9
 SHAPE = (K + 1, C_OUT)

@@ -17,6 +17,7 @@ from factories import floats_of, tile_array
 from rings import ring
 
 from rapa_dist import preconditions
+from rapa_dist.cells import Word
 from rapa_dist.doctor import CHECKS
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import address, patience
@@ -31,7 +32,6 @@ from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.fabric.tile_actors import TileActors
 from rapa_dist.initial import initial_kernels
 from rapa_dist.machine import Machine
-from rapa_dist.tile import Word
 
 MACHINE = Machine((tile_array(n_tiles=2),))
 FLOATS = floats_of(MACHINE)

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from rapa_dist.cells import Word
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric.registry import registrations
 from rapa_dist.fabric.scratch import map_existing
-from rapa_dist.tile import Word
 
 _LOOK_S = 0.001
 _PATIENCE_S = 180.0  # for a run to get on

@@ -80,9 +80,9 @@ def check_products() -> Check:
     fix = "Tiles compute all the same, but slower, and with other bits than where the library is."
     if found.can_be_built:
         fix += (
-            " It is compiled when rapa-dist is installed, with the machine's C compiler (Debian, Ubuntu: apt-get install "
-            "gcc libc6-dev) or else one from PyPI; why that failed is in .venv/set-up.log. Then delete .venv and run "
-            "scripts/rapa-dist in the clone."
+            " It is compiled when rapa-dist is installed, with the machine's C compiler (Debian, Ubuntu: apt-get "
+            "install gcc libc6-dev) or else one from PyPI; why that failed is in .venv/set-up.log. Then delete .venv, "
+            "and run scripts/rapa-dist in the clone."
         )
     return Check("products", "warning", str(found), fix, quantities)
 

@@ -1,14 +1,16 @@
 """A tile in a process of its own: the Ray actor. It never imports torch, and Ray never carries its rows."""
 
+from __future__ import annotations
+
 import os
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
+from rapa_dist.cells import State, Word
 from rapa_dist.fabric.arena import Arena
-from rapa_dist.fabric.blas import one_blas_thread
 from rapa_dist.fabric.board import Board
 from rapa_dist.fabric.doorbell import Status, TileDoorbell, answers_path
 from rapa_dist.fabric.inspector import Inspector
@@ -16,9 +18,11 @@ from rapa_dist.fabric.quiet import die_at_once, relax_others, sharp_sleep, stop_
 from rapa_dist.fabric.running_code import RunningCode, check_against
 from rapa_dist.fabric.site import Site
 from rapa_dist.inspection import read_kernel
-from rapa_dist.native import tile_on
+from rapa_dist.native import native, tile_on
 from rapa_dist.native.tile import NativeTile
-from rapa_dist.tile import Matrix, State, Word
+
+if TYPE_CHECKING:
+    from rapa_dist.tile import Matrix
 
 
 class Tile:
@@ -29,11 +33,16 @@ class Tile:
     """
 
     def __init__(self, site: Site, coordinator: RunningCode) -> None:
+        if native().library is None:
+            from rapa_dist.fabric import serving  # noqa: F401  what computes has to be there when the code is checked
+            from rapa_dist.fabric.blas import one_blas_thread
+
+            one_blas_thread()
         self._code = check_against(coordinator)
-        one_blas_thread()
         die_at_once()
         self._site = site
         self._cells, self._arena, self._board = site.open_cells(), site.map_arena(), site.map_board()
+        self._tile = tile_on(self._cells, bias=site.array.bias)
         self._inspector = Inspector(site, ray.get_runtime_context().get_node_id())
         words = self._cells.words
         words[Word.THREAD], words[Word.PID], words[Word.STATE] = 0, os.getpid(), State.IDLE
@@ -42,9 +51,8 @@ class Tile:
         threading.Thread(target=self._serve, name="doorbell", daemon=True).start()
 
     def _serve(self) -> None:
-        site, array = self._site, self._site.array
+        site, tile = self._site, self._tile
         self._cells.words[Word.THREAD] = threading.get_native_id()
-        tile = tile_on(self._cells, bias=array.bias)
         bell = TileDoorbell(site.directory, site.tile, site.token)
         stop_polling()
         relax_others()
@@ -54,9 +62,9 @@ class Tile:
         if isinstance(tile, NativeTile):
             answers = answers_path(site.directory)
             tile.loop(self._arena, self._board, site.token, site.tile, bell.fileno(), answers).serve()
-        from rapa_dist.fabric.serving import serve  # NumPy's loop, and NumPy
+        from rapa_dist.fabric.serving import serve
 
-        serve(tile, array, site.tile, Arena(self._arena), Board(self._board), bell)
+        serve(tile, site.array, site.tile, Arena(self._arena), Board(self._board), bell)
 
     @ray.method(concurrency_group="inspect")
     def ready(self) -> RunningCode:

@@ -6,14 +6,17 @@ when its patches are gathered, and returns it when its errors have come back: an
 under way.
 """
 
+from __future__ import annotations
+
 import mmap
 from bisect import insort
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, NamedTuple
 
 from rapa_dist.errors import UsageError
+
+if TYPE_CHECKING:  # whoever only maps the memory does without it
+    import numpy as np
+    from numpy.typing import NDArray
 
 _PAGE = 1024  # floats
 
@@ -41,6 +44,8 @@ class Arena:
     """A buffer as rows of floats."""
 
     def __init__(self, buffer: mmap.mmap) -> None:
+        import numpy as np
+
         self.floats: NDArray[np.float32] = np.frombuffer(buffer, np.float32)
 
     def rows(self, at: int, rows: int, columns: int) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from rapa_dist.cells import Cells, Word
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric import board
 from rapa_dist.fabric.arena import Arena, arena_bytes
@@ -20,7 +21,7 @@ from rapa_dist.fabric.ringing import NodeDoorbell, Rings
 from rapa_dist.fabric.scratch import Scratch, check_shared_memory, fresh_name, shared_memory_root
 from rapa_dist.fabric.site import ARENA, BOARD, Site, cells_name
 from rapa_dist.machine import Machine, tile_name
-from rapa_dist.tile import Cells, Matrix, Word
+from rapa_dist.tile import Matrix
 
 PATIENCE_S = 0.5  # silence of a tile after which the chip looks whether its tiles are still there
 _ROOM_PATIENCE_S = 0.005  # after which rings are tried again that a tile had no room for

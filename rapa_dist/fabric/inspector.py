@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from rapa_dist.cells import Cells
 from rapa_dist.fabric.scratch import map_existing
 from rapa_dist.fabric.site import Site, cells_name
 from rapa_dist.inspection import TileStats, read_tile
-from rapa_dist.tile import Cells
 
 
 class Inspector:

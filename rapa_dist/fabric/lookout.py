@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rapa_dist.cells import Word
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric.chip import Chip
 from rapa_dist.fabric.doorbell import Cycle, Ring
@@ -19,7 +20,6 @@ from rapa_dist.fabric.processes import Look, end, look
 from rapa_dist.fabric.site import cells_name
 from rapa_dist.fabric.tile_actors import death_of, how_it_ended
 from rapa_dist.machine import TileArray
-from rapa_dist.tile import Word
 
 RESTARTS = 10
 """How often a tile may die without getting on in between, by default."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rapa_dist.cells import Word
 from rapa_dist.console import Advance
 from rapa_dist.errors import CapacityError, NodeLostError
 from rapa_dist.fabric.arena import Arena, Place
@@ -33,7 +34,7 @@ from rapa_dist.hardware import Pace
 from rapa_dist.inspection import TileStats, read_tile
 from rapa_dist.interrupts import uninterrupted
 from rapa_dist.machine import Machine, TileArray
-from rapa_dist.tile import Matrix, Update, Word
+from rapa_dist.tile import Matrix, Update
 
 _HEAD_AFTER_S = 1.5  # of silence
 _RETRY_S = 0.1

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rapa_dist.cells import Word
 from rapa_dist.fabric.chip import Chip
 from rapa_dist.fabric.command import Command
 from rapa_dist.fabric.doorbell import Cycle
@@ -23,7 +24,7 @@ from rapa_dist.fabric.scratch import sweep
 from rapa_dist.fabric.site import Site
 from rapa_dist.inspection import read_tile
 from rapa_dist.machine import Machine
-from rapa_dist.tile import Matrix, Word
+from rapa_dist.tile import Matrix
 
 Rows = Sequence[tuple[int, int]]
 """Rows, as (first, one past the last)."""

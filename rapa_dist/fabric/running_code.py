@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from threadpoolctl import ThreadpoolController
 
 import rapa_dist
@@ -103,7 +102,11 @@ def check_against(coordinator: RunningCode) -> RunningCode:
 def _code(modules: Mapping[str, str], packages: Iterable[str]) -> RunningCode:
     import ray  # it has been before; nothing here may be the first to do so
 
-    others = {"Python": platform.python_version(), "NumPy": np.__version__, "Ray": ray.__version__}
+    others = {
+        "Python": platform.python_version(),
+        "NumPy": version_of("numpy") or "not installed",
+        "Ray": ray.__version__,
+    }
     others["tiles' products"] = native().meaning
     others |= {name: version_of(name) or "not installed" for name in packages}
     libraries = ThreadpoolController().select(user_api="blas").info()

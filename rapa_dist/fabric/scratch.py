@@ -19,10 +19,10 @@ import weakref
 from pathlib import Path
 
 from rapa_dist import folders
+from rapa_dist.cells import Word
 from rapa_dist.errors import ClusterError
 from rapa_dist.fabric.processes import end, end_users_of
 from rapa_dist.interrupts import uninterrupted
-from rapa_dist.tile import Word
 
 PREFIX = "rapa-dist-"
 LOCK = "lock"

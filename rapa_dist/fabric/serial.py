@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from rapa_dist.cells import Cells, Word
 from rapa_dist.fabric.arena import Arena, Place, arena_bytes
 from rapa_dist.fabric.base import Kernels
 from rapa_dist.fabric.blas import one_blas_thread
@@ -16,7 +17,7 @@ from rapa_dist.fabric.shared_rows import SharedRowsFabric
 from rapa_dist.inspection import TileStats, read_tile
 from rapa_dist.machine import Machine, TileArray
 from rapa_dist.native import tile_on
-from rapa_dist.tile import Cells, Matrix, Update, Word
+from rapa_dist.tile import Matrix, Update
 
 
 class SerialFabric(SharedRowsFabric):

@@ -4,11 +4,12 @@ import time
 import traceback
 from typing import NoReturn
 
+from rapa_dist.cells import State, Word
 from rapa_dist.fabric.arena import Arena
 from rapa_dist.fabric.board import Board
 from rapa_dist.fabric.doorbell import Cycle, Ring, Status, TileDoorbell
 from rapa_dist.machine import TileArray
-from rapa_dist.tile import AnalogTile, State, Update, Word
+from rapa_dist.tile import AnalogTile, Update
 
 _BACKWARD = Cycle.INPUT_ERROR | Cycle.UPDATE | Cycle.COMMIT
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
 
+from rapa_dist.cells import Cells
 from rapa_dist.fabric import board
 from rapa_dist.fabric.arena import arena_bytes
 from rapa_dist.fabric.scratch import map_existing
 from rapa_dist.machine import Machine, TileArray
-from rapa_dist.tile import Cells
 
 ARENA, BOARD = "arena", "board"  # names of files
 

@@ -11,10 +11,14 @@ import os
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from rapa_dist.cells import Cells
 from rapa_dist.errors import UsageError
 from rapa_dist.native.tile import NativeTile
-from rapa_dist.tile import AnalogTile, Cells
+
+if TYPE_CHECKING:
+    from rapa_dist.tile import AnalogTile
 
 KINDS = "avx512", "avx2", "neon"
 """Vectors that the library has products for."""
@@ -65,10 +69,14 @@ def native() -> Native:
     return found
 
 
-def tile_on(cells: Cells, *, bias: bool = True) -> AnalogTile | NativeTile:
+def tile_on(cells: Cells, *, bias: bool = True) -> "AnalogTile | NativeTile":
     """Return the tile that computes on some cells: with the library, or without it."""
     library = native().library
-    return AnalogTile(cells, bias=bias) if library is None else NativeTile(library, cells, bias=bias)
+    if library is not None:
+        return NativeTile(library, cells, bias=bias)
+    from rapa_dist.tile import AnalogTile  # and NumPy, which takes a tile's process longer than all the rest
+
+    return AnalogTile(cells, bias=bias)
 
 
 def use_threads(count: int) -> None:

@@ -7,11 +7,12 @@ import os
 import weakref
 from typing import TYPE_CHECKING, NoReturn
 
-from rapa_dist.tile import Cells, Matrix, Update
-
 if TYPE_CHECKING:
     import mmap
     from pathlib import Path
+
+    from rapa_dist.cells import Cells
+    from rapa_dist.tile import Matrix, Update
 
 _INPUT_ERROR, _UPDATE, _COMMIT = 2, 4, 8  # flags of `Cycle`
 _POINTER, _SIZE, _WORD, _INT, _DOUBLE = (
