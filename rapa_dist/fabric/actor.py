@@ -14,7 +14,14 @@ from rapa_dist.fabric.arena import Arena
 from rapa_dist.fabric.board import Board
 from rapa_dist.fabric.doorbell import Status, TileDoorbell, answers_path
 from rapa_dist.fabric.inspector import Inspector
-from rapa_dist.fabric.quiet import die_at_once, relax_others, sharp_sleep, stop_polling, wait_for_a_core
+from rapa_dist.fabric.quiet import (
+    die_at_once,
+    give_memory_back,
+    relax_others,
+    sharp_sleep,
+    stop_polling,
+    wait_for_a_core,
+)
 from rapa_dist.fabric.running_code import RunningCode, check_against
 from rapa_dist.fabric.site import Site
 from rapa_dist.inspection import read_kernel
@@ -58,6 +65,7 @@ class Tile:
         relax_others()
         wait_for_a_core()
         sharp_sleep()
+        give_memory_back()
         bell.answer(0, Status.HELLO)
         if isinstance(tile, NativeTile):
             answers = answers_path(site.directory)

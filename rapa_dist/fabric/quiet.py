@@ -5,6 +5,7 @@ Everything here is a matter of speed alone: where the system offers something el
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import struct
@@ -34,6 +35,14 @@ def keep_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt") and libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT):  # of the GNU C library
         libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def give_memory_back() -> None:
+    """Hand what this process needed to start, and needs no more, back to the system."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # of the GNU C library
+        libc.malloc_trim(0)
 
 
 def sharp_sleep() -> None:

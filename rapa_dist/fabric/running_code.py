@@ -15,8 +15,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from threadpoolctl import ThreadpoolController
-
 import rapa_dist
 from rapa_dist.errors import ClusterError
 from rapa_dist.installed import version_of
@@ -85,6 +83,8 @@ def installed_modules() -> Mapping[str, str]:
 @functools.cache
 def installed_code() -> RunningCode:
     """Return all that this process may come to run. A coordinator's is what other processes are held against."""
+    import numpy  # noqa: F401  a tile without the library has it, and is held against this
+
     return _code(installed_modules(), _PACKAGES)
 
 
@@ -102,20 +102,21 @@ def check_against(coordinator: RunningCode) -> RunningCode:
 def _code(modules: Mapping[str, str], packages: Iterable[str]) -> RunningCode:
     import ray  # it has been before; nothing here may be the first to do so
 
-    others = {
-        "Python": platform.python_version(),
-        "NumPy": version_of("numpy") or "not installed",
-        "Ray": ray.__version__,
-    }
+    others = {"Python": platform.python_version(), "Ray": ray.__version__}
     others["tiles' products"] = native().meaning
     others |= {name: version_of(name) or "not installed" for name in packages}
-    libraries = ThreadpoolController().select(user_api="blas").info()
+    blas = []
+    if (numpy := sys.modules.get("numpy")) is not None:  # a tile whose cycles the library does has none
+        from threadpoolctl import ThreadpoolController
+
+        others["NumPy"] = numpy.__version__
+        blas = ThreadpoolController().select(user_api="blas").info()
     return RunningCode(
         host=socket.gethostname(),
         folder=str(_FOLDER),
         modules=modules,
         others=others | {name: os.environ.get(name, "not set") for name in _SETTINGS},
-        blas=frozenset(f"{library['internal_api']} {library['version']}" for library in libraries),
+        blas=frozenset(f"{library['internal_api']} {library['version']}" for library in blas),
     )
 
 
