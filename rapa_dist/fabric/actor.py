@@ -13,7 +13,6 @@ from rapa_dist.cells import State, Word
 from rapa_dist.fabric.arena import Arena
 from rapa_dist.fabric.board import Board
 from rapa_dist.fabric.doorbell import Status, TileDoorbell, answers_path
-from rapa_dist.fabric.inspector import Inspector
 from rapa_dist.fabric.quiet import (
     die_at_once,
     give_memory_back,
@@ -24,11 +23,11 @@ from rapa_dist.fabric.quiet import (
 )
 from rapa_dist.fabric.running_code import RunningCode, check_against
 from rapa_dist.fabric.site import Site
-from rapa_dist.inspection import read_kernel
 from rapa_dist.native import native, tile_on
 from rapa_dist.native.tile import NativeTile
 
 if TYPE_CHECKING:
+    from rapa_dist.fabric.inspector import Inspector
     from rapa_dist.tile import Matrix
 
 
@@ -50,7 +49,7 @@ class Tile:
         self._site = site
         self._cells, self._arena, self._board = site.open_cells(), site.map_arena(), site.map_board()
         self._tile = tile_on(self._cells, bias=site.array.bias)
-        self._inspector = Inspector(site, ray.get_runtime_context().get_node_id())
+        self._inspector: Inspector | None = None
         words = self._cells.words
         words[Word.THREAD], words[Word.PID], words[Word.STATE] = 0, os.getpid(), State.IDLE
         words[Word.SINCE_NS] = words[Word.SINCE_NS] or time.monotonic_ns()  # a restart goes on counting
@@ -82,14 +81,23 @@ class Tile:
     @ray.method(concurrency_group="inspect")
     def stats(self) -> dict[str, Any]:
         """Return what the tile is and has done so far (`TileStats`); answers while the tile works."""
-        return self._inspector.own().as_dict()
+        return self._looking_in().own().as_dict()
 
     @ray.method(concurrency_group="inspect")
     def chip_stats(self) -> list[dict[str, Any]]:
         """Return the stats of all tiles that share this one's node: one call to a node shows them all."""
-        return [stats.as_dict() for stats in self._inspector.chip()]
+        return [stats.as_dict() for stats in self._looking_in().chip()]
+
+    def _looking_in(self) -> Inspector:
+        from rapa_dist.fabric.inspector import Inspector  # only once somebody asks: it takes memory
+
+        if self._inspector is None:
+            self._inspector = Inspector(self._site, ray.get_runtime_context().get_node_id())
+        return self._inspector
 
     @ray.method(concurrency_group="inspect")
     def weights(self) -> Matrix:
         """Return a copy of the kernel matrix, (k + 1, c_out), as after some whole number of updates."""
+        from rapa_dist.inspection import read_kernel
+
         return read_kernel(self._cells)
