@@ -19,10 +19,12 @@ from rapa_dist.fabric.board import Board
 from rapa_dist.fabric.chip import Chip, shared_bytes
 from rapa_dist.fabric.command import Command
 from rapa_dist.fabric.doorbell import Cycle, Ring, Status, TileDoorbell
+from rapa_dist.fabric.ringing import RING
 from rapa_dist.fabric.scratch import shared_memory_root
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.machine import Machine, tile_name
 from rapa_dist.native import tile_on
+from rapa_dist.native.rings import writer
 from rapa_dist.tile import AnalogTile, Update
 
 MACHINE = Machine((tile_array(), tile_array(1, side=2, c_in=3, c_out=2, n_tiles=1)))
@@ -153,6 +155,28 @@ def test_more_cycles_than_a_message_holds_may_be_begun_together(chip, tiles, cou
     chip.wait()
     assert [ring.number for ring in threads[0].rings] == list(range(1, count + 1))
     assert [ring.number for ring in threads[1].rings] == list(range(1, count + 1, 2))
+
+
+def test_rings_are_the_same_with_the_library_and_without(monkeypatch):
+    edges = np.array([5, 9, 9, 20, 31], np.int64)
+    tiles, last_ring = np.array([3, 0, 2, 6], np.uint32), np.arange(10, 18, dtype=np.uint64)
+    command = Command(7, 0, Cycle.UPDATE, Place(1000, 2000), 26, 25, 3, 0.1, 1e-4, 12.5)
+    written = command.rings(tiles, edges[:-1], edges[1:], last_ring).messages
+    monkeypatch.setattr("rapa_dist.fabric.command.writer", lambda: None)
+    expected = command.rings(tiles, edges[:-1], edges[1:], last_ring).messages
+    for field in set(RING.names) - {"token", "rung_ns"}:
+        assert written[field].tolist() == expected[field].tolist(), field
+    assert written["rows"].tolist() == [4, 0, 11, 11]
+    assert written["after"].tolist() == [13, 10, 12, 16]
+
+
+@pytest.mark.skipif(writer() is None, reason="without the library any do")
+def test_rows_that_do_not_lie_in_one_piece_are_refused():
+    first, last = np.array([(0, 4), (4, 8)]).T
+    with pytest.raises(ValueError, match=r"have to lie in one piece, not \(16,\) and \(16,\) bytes apart"):
+        Command(7, 0, Cycle.FORWARD, Place(0, 0), 8, 25, 3).rings(
+            np.arange(2, dtype=np.uint32), first, last, np.zeros(2, np.uint64)
+        )
 
 
 def test_waiting_for_nobody_ends_at_once(chip):

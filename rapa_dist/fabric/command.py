@@ -6,11 +6,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rapa_dist.assignment import Assignment
 from rapa_dist.fabric.arena import Arena, Place
 from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.ringing import RING, Rings
+from rapa_dist.geometry import Geometry
 from rapa_dist.native.rings import writer
 from rapa_dist.tile import Matrix
+
+
+class Way(NamedTuple):
+    """How planes become rows: what chips of other nodes need to gather theirs, and to add up what goes back."""
+
+    geometry: Geometry
+    planes: NDArray[np.float32]
+    """(images, h, w, c_in), in one piece."""
+    assignment: Assignment
 
 
 class Command(NamedTuple):
@@ -59,7 +70,7 @@ class Command(NamedTuple):
 
         Args:
             tiles: (n,) their numbers.
-            first: (n,) first row of each, counted in the passage.
+            first: (n,) first row of each, counted in the passage; in one piece, like all the others.
             last: (n,) one past its last row.
             last_ring: by tile the number of its newest ring.
         """
@@ -67,6 +78,8 @@ class Command(NamedTuple):
         messages = np.empty(len(tiles), RING)
         rung_ns = time.monotonic_ns() if row_ns else 0
         if (write := writer()) is not None:
+            if first.strides != (8,) or last.strides != (8,):
+                raise ValueError(f"rows have to lie in one piece, not {first.strides} and {last.strides} bytes apart")
             at = messages.ctypes.data, tiles.ctypes.data, first.ctypes.data, last.ctypes.data
             rates = learning_rate, weight_decay, row_ns
             write(*at, len(tiles), last_ring.ctypes.data, number, cycle, patches, outputs, k, c_out, *rates, rung_ns)

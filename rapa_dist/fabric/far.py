@@ -6,16 +6,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
+
 from rapa_dist.errors import ClusterError, NodeLostError
-from rapa_dist.fabric.arena import Arena
+from rapa_dist.fabric.arena import Arena, Place
 from rapa_dist.fabric.cluster import NAMESPACE
-from rapa_dist.fabric.command import Command
+from rapa_dist.fabric.command import Command, Way
+from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.nodes import CUT_OFF_S, listens
 from rapa_dist.fabric.placement import Room, runs
 from rapa_dist.fabric.registry import Registration
-from rapa_dist.fabric.remote import Answer, RemoteChip, clear_away, pieces, returned
+from rapa_dist.fabric.remote import Answer, Plan, RemoteChip, as_rows, clear_away, pieces
 from rapa_dist.fabric.running_code import installed_code
 from rapa_dist.fabric.site import Site
+from rapa_dist.fabric.tree import Part, parts_of
 from rapa_dist.machine import Machine
 from rapa_dist.tile import Matrix
 
@@ -43,7 +47,9 @@ class _UnderWay(NamedTuple):
     """What Ray returned: of an `Answer`, and of the pieces that come with it."""
     tiles: tuple[int, ...]
     targets: list[Matrix]
-    """Where in the arena the pieces belong."""
+    """Where the pieces belong."""
+    parts: dict[Part, Matrix]
+    """By part of the tree, the planes that pieces are put together to."""
     sent_ns: int
 
 
@@ -58,7 +64,7 @@ class FarChip:
             run: the run's name.
             machine: the whole machine.
             arena_floats: what passages need at the same time.
-            arena: the coordinator's, from which rows are sent, and into which they are received.
+            arena: the coordinator's, from which errors are sent, and into which outputs are received.
             restarts: how often a tile may be restarted without getting on in between.
         """
         import ray
@@ -69,6 +75,8 @@ class FarChip:
         """By tile, as of its last answer."""
         self._shares: list[_Share] = []
         self._under_way: dict[int, _UnderWay] = {}
+        self._planes: dict[Place, tuple[tuple[int, ...], int]] = {}
+        """By place of a passage, the shape of its planes, and how many tiles its layer has."""
         self._folder: Path | None = None
         as_actor: Any = ray.remote(concurrency_groups={_CLOSING: 1})  # type: ignore[call-overload]
         self._actor = (
@@ -130,29 +138,48 @@ class FarChip:
         """
         return self._get(reference)
 
-    def send(self, command: Command, edges: Sequence[int]) -> None:
-        """Send a cycle, with the rows that it needs; tile j of the layer has the rows edges[j] … edges[j + 1] − 1."""
+    def send(self, command: Command, edges: Sequence[int], way: Way | None = None) -> None:
+        """Send a cycle, with the planes or errors that it needs.
+
+        Args:
+            command: the cycle.
+            edges: tile j of the layer has the rows edges[j] … edges[j + 1] − 1.
+            way: in a forward cycle the planes, and which patches of theirs go where.
+        """
         share = self._shares[command.array]
         if not share.tiles:
             return
         sent_ns = time.monotonic_ns()
-        rows = [(edges[place], edges[place + 1]) for place in share.positions]
         blocks = [(edges[first], edges[last]) for first, last in share.runs]
-        patches, outputs = command.patches(self._arena), command.outputs(self._arena)
-        sent: list[Matrix] = []
-        if command.rows:
-            sent = pieces(patches if command.is_forward else outputs, blocks)
-        targets = returned(command, patches, outputs, blocks)
+        outputs = command.outputs(self._arena)
+        sent: list[Any] = []
+        plan, targets, parts = None, [], {}
+        if command.is_forward and command.rows:
+            assert way is not None
+            plan = Plan.of(way, share.runs)
+            self._planes[command.place] = way.planes.shape, len(edges) - 1
+            order = way.assignment.order.astype(np.int32)[:, None]
+            sent = pieces(as_rows(way.planes)) + pieces(order, blocks)
+            targets = pieces(outputs, blocks)
+        elif command.rows:
+            sent = pieces(outputs, blocks)
+            if command.cycle & Cycle.INPUT_ERROR:
+                shape, n_tiles = self._planes[command.place]
+                held = (part for run in share.runs for part in parts_of(*run, n_tiles))
+                parts = {part: np.empty(shape, np.float32) for part in held}
+                targets = [piece for planes in parts.values() for piece in pieces(as_rows(planes))]
+        rows = [(edges[place], edges[place + 1]) for place in share.positions]
         method = self._actor.cycle.options(num_returns=1 + len(targets))
-        references = method.remote(command, share.tiles, rows, blocks, *sent)
+        references = method.remote(command, share.tiles, rows, plan, *sent)
         references = references if targets else [references]
-        self._under_way[command.number] = _UnderWay(references, share.tiles, targets, sent_ns)
+        self._under_way[command.number] = _UnderWay(references, share.tiles, targets, parts, sent_ns)
 
-    def finish(self, number: int) -> tuple[int, Answer] | None:
-        """Wait for a cycle, and put the rows that come back into the arena.
+    def finish(self, number: int) -> tuple[int, Answer, dict[Part, Matrix]] | None:
+        """Wait for a cycle, and put the outputs that come back into the arena.
 
         Returns:
-            The nanoseconds from sending to having it all, and the answer; None if it has none of the layer's tiles.
+            The nanoseconds from sending to having it all, the answer, and by part of the tree what was added up of the
+            input errors; None if it has none of the layer's tiles.
 
         Raises:
             NodeLostError: the node is gone.
@@ -165,7 +192,7 @@ class FarChip:
         for target, piece in zip(under_way.targets, rows, strict=True):
             target[:] = piece
         self.busy_ns.update(zip(under_way.tiles, answer.busy_ns, strict=True))
-        return time.monotonic_ns() - under_way.sent_ns, answer
+        return time.monotonic_ns() - under_way.sent_ns, answer, under_way.parts
 
     def settle(self) -> None:
         """Wait for whatever is under way, and forget it."""

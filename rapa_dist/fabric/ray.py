@@ -19,17 +19,18 @@ from rapa_dist.fabric.arena import Arena, Place
 from rapa_dist.fabric.base import Kernels
 from rapa_dist.fabric.chip import Chip
 from rapa_dist.fabric.cluster import Cluster
-from rapa_dist.fabric.command import Command
+from rapa_dist.fabric.command import Command, Way
 from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.ending import end_tiles
 from rapa_dist.fabric.far import FarChip
 from rapa_dist.fabric.lookout import RESTARTS, Lookout, Restart
 from rapa_dist.fabric.nodes import node_here, placed, room_here
 from rapa_dist.fabric.patience import ADVICE, LIMIT_S, bounded
-from rapa_dist.fabric.placement import Room, choose
+from rapa_dist.fabric.placement import Room, choose, runs
 from rapa_dist.fabric.registry import Registration
 from rapa_dist.fabric.shared_rows import SharedRowsFabric
 from rapa_dist.fabric.tile_actors import TileActors, named
+from rapa_dist.fabric.tree import Part
 from rapa_dist.hardware import Pace
 from rapa_dist.inspection import TileStats, read_tile
 from rapa_dist.interrupts import uninterrupted
@@ -93,6 +94,7 @@ class RayFabric(SharedRowsFabric):
         self._restarts = restarts
         self._registration: Registration | None = None
         self._far: list[FarChip] = []
+        self._added_up: dict[int, dict[Part, Matrix]] = {}  # by cycle, until it is asked for
         self._leaving: list[Any] = []
         self._here = node_here()
         rooms = [room_here(len(machine.tiles))] if rooms is None else rooms
@@ -213,7 +215,13 @@ class RayFabric(SharedRowsFabric):
             self.finish(self.begin_empty(array))
 
     def begin(
-        self, array: TileArray, cycle: int, place: Place, offsets: NDArray[np.int64], update: Update | None = None
+        self,
+        array: TileArray,
+        cycle: int,
+        place: Place,
+        offsets: NDArray[np.int64],
+        update: Update | None = None,
+        way: Way | None = None,
     ) -> int:
         """Ring every tile of an array."""
         self._number += 1
@@ -224,12 +232,20 @@ class RayFabric(SharedRowsFabric):
         if self._far:
             edges = offsets.tolist()
             for far in self._far:
-                far.send(command, edges)
+                far.send(command, edges, way)
         tiles, places = self._ours[array.index]
         if len(tiles):
             first, last = (offsets[:-1], offsets[1:]) if not self._far else (offsets[places], offsets[places + 1])
             self._chip.ring(command.rings(tiles, first, last, self._chip.last_ring))
         return command.number
+
+    def here(self, array: TileArray) -> list[tuple[int, int]]:
+        """Return the tiles of an array that live on this node, as runs of their places in it."""
+        return runs([place for place, _ in self._local[array.index]]) if self._far else super().here(array)
+
+    def from_elsewhere(self, cycle: int) -> dict[Part, Matrix]:
+        """Return, by part of the tree, what other nodes have added up of the input errors of a cycle; once."""
+        return self._added_up.pop(cycle, {})
 
     def row_ns(self, cycle: int) -> float:
         """Return for how long an array would be busy with a row, slowed down."""
@@ -265,7 +281,9 @@ class RayFabric(SharedRowsFabric):
         for far in self._far:
             done = far.finish(cycle)
             if done is not None:
-                elapsed_ns, answer = done
+                elapsed_ns, answer, parts = done
+                if parts:
+                    self._added_up.setdefault(cycle, {}).update(parts)
                 self.network_ns = max(self.network_ns, elapsed_ns - answer.chip_ns)
                 for restart in answer.restarted:
                     self._on_restart(restart)
@@ -340,6 +358,7 @@ class RayFabric(SharedRowsFabric):
             deadline += _FREE_PATIENCE_S
         self._forget(lost.node)
         self.lend_anew()
+        self._added_up.clear()
         for far in self._far:
             far.settle()
         self._chip.wait()

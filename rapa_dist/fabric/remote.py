@@ -1,29 +1,37 @@
 """The chip of another node: an actor that owns that node's arena, doorbells and cells.
 
-Its arena has the very rows of the coordinator's, so nothing has to be translated: one message brings a block of
-rows, the tiles compute where it was put, and the answer takes their rows back. It never imports torch.
+The network carries planes, not rows: one message brings the planes and which of their patches are routed here; they are
+gathered here, in an arena that has the very rows of the coordinator's. Outputs and errors go as rows, and back go input
+errors, added up part by part of a tree (`tree`). It imports torch only where there is no library.
 """
 
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from rapa_dist.assignment import Assignment
 from rapa_dist.cells import Word
+from rapa_dist.fabric.arena import Place
 from rapa_dist.fabric.chip import Chip
-from rapa_dist.fabric.command import Command
+from rapa_dist.fabric.command import Command, Way
 from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.lookout import Lookout, Restart
 from rapa_dist.fabric.registry import Registration
 from rapa_dist.fabric.running_code import RunningCode, check_against
 from rapa_dist.fabric.scratch import sweep
 from rapa_dist.fabric.site import Site
+from rapa_dist.fabric.tree import Part, parts_of
+from rapa_dist.geometry import Geometry
 from rapa_dist.inspection import read_tile
 from rapa_dist.machine import Machine
+from rapa_dist.native.im2col import NativeIm2col
 from rapa_dist.tile import Matrix
 
 Rows = Sequence[tuple[int, int]]
@@ -51,6 +59,7 @@ class RemoteChip:
         self._node = node
         self._actors: dict[int, Any] = {}
         self._restarted: list[Restart] = []
+        self._passages: dict[Place, RemotePassage] = {}  # by place, until another one has it
         self._files = Lock()  # while some are made or removed
         self._at_close = ExitStack()
         self._closed = False
@@ -102,32 +111,38 @@ class RemoteChip:
             found.append(read_tile(cells, machine.arrays[layer], tile, self._node).as_dict())
         return found
 
-    def cycle(self, command: Command, tiles: Sequence[int], rows: Rows, runs: Rows, *sent: Matrix) -> Any:
+    def cycle(self, command: Command, tiles: Sequence[int], rows: Rows, plan: "Plan | None", *sent: Matrix) -> Any:
         """Have tiles do a cycle and return when they are done.
 
         Args:
             command: which.
             tiles: who, by number.
             rows: the rows of each of them.
-            runs: the same rows, those that follow each other in one.
-            sent: patches, or in a backward cycle errors, of all these rows, in pieces.
+            plan: in a forward cycle how planes become their rows.
+            sent: in pieces, the planes and which patches are the rows; in a backward cycle the errors of the rows.
 
         Returns:
-            An `Answer`, followed by the outputs or input errors in pieces, if there are any.
+            An `Answer`, followed in pieces by the outputs, or by what input errors add up to, part by part of the tree.
         """
         started = time.monotonic_ns()
         chip = self._chip
         patches, outputs = command.patches(chip.arena), command.outputs(chip.arena)
-        if command.rows:
-            for target, piece in zip(pieces(patches if command.is_forward else outputs, runs), sent, strict=True):
+        if plan is not None:
+            self._passages[command.place] = RemotePassage(plan, sent, patches)
+        elif command.rows:
+            for target, piece in zip(self._passages[command.place].pieces_of(outputs), sent, strict=True):
                 target[:] = piece
-        first, last = np.array(rows, np.int64).T
+        first, last = np.array(rows, np.int64).T.copy()
         chip.ring(command.rings(np.array(tiles, np.uint32), first, last, chip.last_ring))
         chip.wait(command.number)
+        back: list[Matrix] = []
+        if command.rows and command.is_forward:
+            back = self._passages[command.place].pieces_of(outputs)
+        elif command.rows and command.cycle & Cycle.INPUT_ERROR:
+            back = self._passages[command.place].add_up(patches)
         busy = tuple(chip.cells[tile].words[Word.BUSY_NS] for tile in tiles)
         restarted = tuple(self._restarted)
         self._restarted.clear()
-        back = returned(command, patches, outputs, runs)
         answer = Answer(time.monotonic_ns() - started, busy, restarted)
         return (answer, *back) if back else answer
 
@@ -151,20 +166,125 @@ def clear_away(folder: Path) -> None:
         time.sleep(_PAUSE_S)
 
 
-def returned(command: Command, patches: Matrix, outputs: Matrix, runs: Rows) -> list[Matrix]:
-    """Return views of what a cycle brings back, in pieces: outputs, input errors or nothing."""
-    if command.is_forward:
-        return pieces(outputs, runs)
-    return pieces(patches, runs) if command.cycle & Cycle.INPUT_ERROR else []
+class Plan(NamedTuple):
+    """How planes become the rows of a chip's tiles: `Way` without the planes, and without what others are routed."""
+
+    geometry: Geometry
+    shape: tuple[int, ...]
+    """Of the planes, (images, h, w, c_in)."""
+    offsets: NDArray[np.int64]
+    """(n_t + 1,) of the assignment."""
+    n_patches: int
+    mask: NDArray[np.bool_] | None
+    runs: Rows
+    """The chip's tiles, as runs of their places in the layer."""
+
+    @classmethod
+    def of(cls, way: Way, runs: Rows) -> "Plan":
+        """Return the plan of a chip that has some runs of tiles."""
+        assignment = way.assignment
+        return cls(way.geometry, way.planes.shape, assignment.offsets, assignment.n_patches, assignment.mask, runs)
 
 
-def pieces(region: Matrix, runs: Rows) -> list[Matrix]:
-    """Return views of some runs of rows, in pieces that Ray sends along with a call.
+class RemotePassage:
+    """Planes on their way through the tiles of one chip."""
+
+    def __init__(self, plan: Plan, sent: Sequence[Matrix], patches: Matrix) -> None:
+        """Gather the patches of the chip's tiles (im2col).
+
+        Args:
+            plan: how.
+            sent: planes and orders, in pieces.
+            patches: (rows, k) of the whole passage; only the chip's rows are written.
+        """
+        self._plan, offsets = plan, plan.offsets
+        self._blocks = [(int(offsets[first]), int(offsets[last])) for first, last in plan.runs]
+        planes = np.empty(plan.shape, np.float32)
+        order, row_of_patch = np.empty(offsets[-1], np.int64), np.full(plan.n_patches, -1)
+        targets = pieces(as_rows(planes)) + pieces(order[:, None], self._blocks, itemsize=np.dtype(np.int32).itemsize)
+        for target, piece in zip(targets, sent, strict=True):
+            target[:] = piece
+        self._assignment = Assignment(order, offsets, plan.n_patches, plan.mask)
+        self._im2col = _im2col(plan.geometry, plan.shape[3])
+        for first, last in self._blocks:
+            row_of_patch[order[first:last]] = np.arange(first, last)
+            self._im2col.gather(planes, self._assignment, patches, first, last)
+        self._row_of_patch = row_of_patch
+
+    def pieces_of(self, rows: Matrix) -> list[Matrix]:
+        """Return views of the chip's rows among all of the passage, in pieces."""
+        return pieces(rows, self._blocks)
+
+    def add_up(self, input_errors: Matrix) -> list[Matrix]:
+        """Return what the chip's tiles add to the errors of the planes, part by part of the tree, in pieces."""
+        n_tiles, found = len(self._plan.offsets) - 1, []
+        for run in self._plan.runs:
+            for part in parts_of(*run, n_tiles):
+                planes = self._im2col.scatter(input_errors, self._assignment, self._row_of_patch, part)
+                found += pieces(as_rows(planes))
+        return found
+
+
+def as_rows(planes: NDArray[np.float32]) -> Matrix:
+    """Return planes (images, h, w, c) as (pixels, c)."""
+    return planes.reshape(-1, planes.shape[-1])
+
+
+def pieces(region: NDArray[Any], runs: Rows | None = None, itemsize: int | None = None) -> list[Any]:
+    """Return views of some runs of rows, or of all, in pieces that Ray sends along with a call.
 
     Ray carries what is larger than 100 kB by way of its object stores, which takes 8 ms where a call takes one. Both
-    ends cut alike, so that the pieces of one are those of the other.
+    ends cut alike, so that the pieces of one are those of the other; `itemsize` says how wide values are on the way.
     """
-    row_bytes = region.shape[1] * region.itemsize
+    runs = [(0, len(region))] if runs is None else runs
+    row_bytes = region.shape[1] * (itemsize or region.itemsize)
     n_bytes = row_bytes * sum(last - first for first, last in runs)
     step = max(1, _PIECE_BYTES // row_bytes) if n_bytes <= _MOST_IN_PIECES else len(region)
     return [region[at : min(at + step, last)] for first, last in runs for at in range(first, last, step)]
+
+
+class _InTorch:
+    """What `NativeIm2col` does, where there is no library: this process then needs torch."""
+
+    def __init__(self, geometry: Geometry, c_in: int) -> None:
+        import torch
+
+        from rapa_dist.fabric.shared_rows import InTileOrder
+
+        self._in_tile_order, self._tensor = InTileOrder(geometry, c_in), torch.from_numpy
+
+    def gather(
+        self, planes: NDArray[np.float32], assignment: Assignment, patches: Matrix, first: int, last: int
+    ) -> None:
+        self._in_tile_order.gather(self._tensor(planes), assignment, self._tensor(patches), first, last)
+
+    def scatter(
+        self, input_errors: Matrix, assignment: Assignment, row_of_patch: NDArray[np.int64], part: Part
+    ) -> Matrix:
+        rows = self._tensor(row_of_patch)
+        found: Matrix = self._in_tile_order.scatter(self._tensor(input_errors), assignment, rows, part).numpy()
+        return found
+
+
+class _InC:
+    """What moves planes to rows and back, in C."""
+
+    def __init__(self, im2col: NativeIm2col) -> None:
+        self._im2col = im2col
+
+    def gather(
+        self, planes: NDArray[np.float32], assignment: Assignment, patches: Matrix, first: int, last: int
+    ) -> None:
+        self._im2col.gather(planes.ctypes.data, assignment, patches[first:].ctypes.data, first, last)
+
+    def scatter(
+        self, input_errors: Matrix, assignment: Assignment, row_of_patch: NDArray[np.int64], part: Part
+    ) -> Matrix:
+        at = input_errors[int(assignment.offsets[part[0]]) :].ctypes.data
+        return self._im2col.scatter(at, assignment, row_of_patch, part)
+
+
+@lru_cache(maxsize=256)
+def _im2col(geometry: Geometry, c_in: int) -> "_InC | _InTorch":
+    in_c = NativeIm2col.of(geometry, c_in)
+    return _InTorch(geometry, c_in) if in_c is None else _InC(in_c)

@@ -12,6 +12,7 @@ from rapa_dist.cells import Cells, Word
 from rapa_dist.fabric.arena import Arena, Place, arena_bytes
 from rapa_dist.fabric.base import Kernels
 from rapa_dist.fabric.blas import one_blas_thread
+from rapa_dist.fabric.command import Way
 from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.shared_rows import SharedRowsFabric
 from rapa_dist.inspection import TileStats, read_tile
@@ -48,7 +49,13 @@ class SerialFabric(SharedRowsFabric):
         self._blas = one_blas_thread()
 
     def begin(
-        self, array: TileArray, cycle: int, place: Place, offsets: NDArray[np.int64], update: Update | None = None
+        self,
+        array: TileArray,
+        cycle: int,
+        place: Place,
+        offsets: NDArray[np.int64],
+        update: Update | None = None,
+        way: Way | None = None,
     ) -> int:
         """Run the cycle of every tile in turn."""
         self._cycle += 1

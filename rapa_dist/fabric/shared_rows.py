@@ -11,13 +11,15 @@ from torch import Tensor
 from rapa_dist.assignment import Assignment
 from rapa_dist.fabric.arena import Arena, Lending, Place
 from rapa_dist.fabric.base import Fabric
+from rapa_dist.fabric.command import Way
 from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.im2col import Im2col
 from rapa_dist.fabric.passage import Passage
+from rapa_dist.fabric.tree import Part, add_up, parts_of
 from rapa_dist.geometry import Geometry
 from rapa_dist.machine import Machine, TileArray
 from rapa_dist.native.im2col import NativeIm2col
-from rapa_dist.tile import Update
+from rapa_dist.tile import Matrix, Update
 
 
 class InTileOrder:
@@ -28,36 +30,54 @@ class InTileOrder:
         self._in_c = NativeIm2col.of(geometry, c_in)
         self._in_torch = Im2col(geometry, c_in)
 
-    def gather(self, planes: Tensor, assignment: Assignment, patches: Tensor) -> None:
-        """Write the patches (rows, k) of planes (images, h, w, c_in) in tile order (im2col)."""
+    def gather(self, planes: Tensor, assignment: Assignment, patches: Tensor, first: int, last: int) -> None:
+        """Write patches in tile order (im2col).
+
+        Args:
+            planes: (images, h, w, c_in).
+            assignment: which patch is which row.
+            patches: (rows, k), of which the rows first … last − 1 are overwritten.
+            first: first row.
+            last: one past the last row.
+        """
         if self._in_c is not None and planes.dtype == torch.float32:
             planes = planes.contiguous()
-            self._in_c.gather(planes.data_ptr(), assignment, patches.data_ptr())
+            self._in_c.gather(planes.data_ptr(), assignment, patches[first:].data_ptr(), first, last)
             return
-        seen = seen_by(assignment, self._geometry)
-        self._in_torch.gather(planes, torch.from_numpy(assignment.order), patches, seen)
+        order, seen = torch.from_numpy(assignment.order[first:last]), seen_by(assignment, self._geometry, first, last)
+        self._in_torch.gather(planes, order, patches[first:last], seen)
 
     def rows_of_patches(self, assignment: Assignment) -> Tensor:
         """Return (n_patches,) the row of every patch, and `rows` for one that is dropped."""
         found = assignment.inverse() if self._in_c is None else self._in_c.rows_of_patches(assignment)
         return torch.from_numpy(found)
 
-    def scatter(self, input_errors: Tensor, assignment: Assignment, row_of_patch: Tensor) -> Tensor:
+    def scatter(
+        self, input_errors: Tensor, assignment: Assignment, row_of_patch: Tensor, part: Part | None = None
+    ) -> Tensor:
         """Add input errors (rows, k) up to those of the planes (col2im): each tile's, and these in a tree.
 
         Args:
             input_errors: (rows, k) dI in tile order; overwritten where pixels are masked.
             assignment: which rows are whose.
             row_of_patch: as `rows_of_patches` returns it.
+            part: the part of the tree to be added up; None: all of it.
 
         Returns:
-            (images, h, w, c_in), the gradient of the loss with respect to the planes.
+            (images, h, w, c_in), their part of the gradient of the loss with respect to the planes.
         """
+        first, last = part or (0, len(assignment.offsets) - 1)
+        rows = slice(*assignment.offsets[[first, last]].tolist())
         if self._in_c is not None:
-            back = self._in_c.scatter(input_errors.data_ptr(), assignment, row_of_patch.numpy())
+            back = self._in_c.scatter(input_errors[rows].data_ptr(), assignment, row_of_patch.numpy(), (first, last))
             return torch.from_numpy(back)
+        seen = seen_by(assignment, self._geometry, rows.start, rows.stop)
+        own = Assignment(
+            assignment.order[rows], assignment.offsets[first : last + 1] - rows.start, assignment.n_patches
+        )
+        theirs = (row_of_patch < rows.start) | (row_of_patch >= rows.stop)
         return self._in_torch.scatter_by_tile(
-            input_errors, assignment, row_of_patch, seen_by(assignment, self._geometry)
+            input_errors[rows], own, (row_of_patch - rows.start).masked_fill_(theirs, own.rows), seen
         )
 
 
@@ -72,7 +92,13 @@ class SharedRowsFabric(Fabric):
 
     @abstractmethod
     def begin(
-        self, array: TileArray, cycle: int, place: Place, offsets: NDArray[np.int64], update: Update | None = None
+        self,
+        array: TileArray,
+        cycle: int,
+        place: Place,
+        offsets: NDArray[np.int64],
+        update: Update | None = None,
+        way: Way | None = None,
     ) -> int:
         """Have every tile of an array do a cycle on its rows offsets[j] … offsets[j + 1] − 1 of a place.
 
@@ -82,6 +108,7 @@ class SharedRowsFabric(Fabric):
             place: where the rows are.
             offsets: (n_t + 1,) which rows are whose.
             update: λ and decay of a cycle with UPDATE.
+            way: in a forward cycle how tiles on other nodes come by their patches.
 
         Returns:
             A number to `finish` the cycle with. Until then its rows belong to the tiles. Several cycles may be under
@@ -91,6 +118,14 @@ class SharedRowsFabric(Fabric):
     @abstractmethod
     def finish(self, cycle: int) -> None:
         """Return when a cycle that was begun is done by all tiles."""
+
+    def here(self, array: TileArray) -> list[tuple[int, int]]:
+        """Return the tiles of an array that read this arena, as runs of their places in it."""
+        return [(0, array.n_tiles)]
+
+    def from_elsewhere(self, cycle: int) -> dict[Part, Matrix]:
+        """Return, by part of the tree, what other nodes have added up of the input errors of a cycle; once."""
+        return {}
 
     def passage(self, array: TileArray, geometry: Geometry, planes: Tensor, assignment: Assignment) -> Passage:
         """Gather the patches of planes in a place of the arena."""
@@ -149,7 +184,12 @@ class SharedRowsPassage(Passage):
         self._outputs = fabric.rows(place.outputs, rows, array.c_out)
         self._im2col = fabric.im2col(geometry, planes.shape[3])
         self._order = torch.from_numpy(assignment.order)
-        self._im2col.gather(planes, assignment, self._patches)
+        self._here, self._way = fabric.here(array), None
+        if fabric.spread:
+            planes = planes.contiguous()
+            self._way = Way(geometry, planes.detach().numpy(), assignment)
+        for first, last in self._here:
+            self._im2col.gather(planes, assignment, self._patches, *assignment.offsets[[first, last]].tolist())
         self._row_of_patch: Tensor | None = None  # (n_patches,)
         self._begun = self._input_error = False
 
@@ -158,7 +198,9 @@ class SharedRowsPassage(Passage):
         if not self._begun:
             assert self._place is not None
             self._begun = True
-            self._cycle = self._fabric.begin(self._array, Cycle.FORWARD, self._place, self._assignment.offsets)
+            offsets = self._assignment.offsets
+            self._cycle = self._fabric.begin(self._array, Cycle.FORWARD, self._place, offsets, way=self._way)
+            self._way = None
         if self._row_of_patch is None:
             self.prepare()
 
@@ -192,13 +234,25 @@ class SharedRowsPassage(Passage):
 
     def input_errors(self) -> Tensor | None:
         """Wait, and add the input errors up to those of the planes."""
+        cycle = self._cycle
         self._finish()
         back = None
         if self._input_error:
             assert self._row_of_patch is not None
-            back = self._im2col.scatter(self._patches, self._assignment, self._row_of_patch)
+            assert cycle is not None
+            back = self._add_up(cycle, self._row_of_patch)
         self.release()
         return back
+
+    def _add_up(self, cycle: int, row_of_patch: Tensor) -> Tensor:
+        n_tiles, assignment = self._array.n_tiles, self._assignment
+        if self._here == [(0, n_tiles)]:
+            return self._im2col.scatter(self._patches, assignment, row_of_patch)
+        parts = self._fabric.from_elsewhere(cycle)
+        for run in self._here:
+            for part in parts_of(*run, n_tiles):
+                parts[part] = self._im2col.scatter(self._patches, assignment, row_of_patch, part).numpy()
+        return torch.from_numpy(add_up(parts, n_tiles))
 
     def _finish(self) -> None:
         cycle, self._cycle = self._cycle, None
@@ -219,9 +273,9 @@ class SharedRowsPassage(Passage):
             self.release()
 
 
-def seen_by(assignment: Assignment, geometry: Geometry) -> Tensor | None:
+def seen_by(assignment: Assignment, geometry: Geometry, first: int = 0, last: int | None = None) -> Tensor | None:
     """Return (rows, kh · kw) False where the patch of a row must see zero instead of the pixel; None: all see all."""
     if assignment.mask is None:
         return None
-    pixels = torch.from_numpy(assignment.order % geometry.n_patches)
+    pixels = torch.from_numpy(assignment.order[first:last] % geometry.n_patches)
     return torch.from_numpy(assignment.mask).index_select(0, pixels)

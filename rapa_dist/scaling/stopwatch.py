@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapa_dist.fabric.arena import Place
+from rapa_dist.fabric.command import Way
 from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.ray import RayFabric
 from rapa_dist.fabric.shared_rows import SharedRowsFabric
+from rapa_dist.fabric.tree import Part
 from rapa_dist.inspection import TileStats
 from rapa_dist.machine import TileArray
 from rapa_dist.tile import Matrix, Update
@@ -71,14 +73,20 @@ class Stopwatch(SharedRowsFabric):
         return cycles
 
     def begin(
-        self, array: TileArray, cycle: int, place: Place, offsets: NDArray[np.int64], update: Update | None = None
+        self,
+        array: TileArray,
+        cycle: int,
+        place: Place,
+        offsets: NDArray[np.int64],
+        update: Update | None = None,
+        way: Way | None = None,
     ) -> int:
         """Run a cycle, and time it."""
         if self._stop():
             raise KeyboardInterrupt
         before = self._fabric.busy_ns(array.index)
         started = now_ns()
-        number = self._fabric.begin(array, cycle, place, offsets, update)
+        number = self._fabric.begin(array, cycle, place, offsets, update, way)
         self._fabric.finish(number)
         wall_ns = now_ns() - started
         busy = [now - then for now, then in zip(self._fabric.busy_ns(array.index), before, strict=True)]
@@ -95,6 +103,19 @@ class Stopwatch(SharedRowsFabric):
             )
         )
         return number
+
+    @property
+    def spread(self) -> bool:
+        """Whether tiles live on other nodes than the coordinator's."""
+        return self._fabric.spread
+
+    def here(self, array: TileArray) -> list[tuple[int, int]]:
+        """Return the tiles of an array that read this arena."""
+        return self._fabric.here(array)
+
+    def from_elsewhere(self, cycle: int) -> dict[Part, Matrix]:
+        """Return what other nodes have added up."""
+        return self._fabric.from_elsewhere(cycle)
 
     def finish(self, cycle: int) -> None:
         """Do nothing: a cycle is done when `begin` returns."""
