@@ -27,7 +27,8 @@ is_whole() {
 
 # The path belongs to it: a virtual environment can't be moved.
 fingerprint() {
-    cat -- "$root"/{pyproject.toml,requirements.lock,setup.py,scripts/setup.sh,scripts/build_backend.py,rapa_dist/native/*.{c,h,inc}} - <<<"$root" | sha256sum
+    cat -- "$root"/{pyproject.toml,requirements.lock,setup.py,scripts/{setup.sh,build_backend.py}} \
+        "$root"/rapa_dist/native/{build.py,*.{c,h,inc}} - <<<"$root" | sha256sum
 }
 
 install_all() {
@@ -57,15 +58,22 @@ install_all() {
     # First and by itself: where only a CPU build is offered, nothing that comes later replaces it.
     stage "installing torch" pip_install "$(grep '^torch==' "$root/requirements.lock")"
     stage "installing setuptools" pip_install setuptools
-    local compiler
-    compiler=$("$venv/bin/python" -P "$root/scripts/build_backend.py")
-    [[ -z $compiler ]] || stage "installing a C compiler" pip_install "$compiler"
     stage "installing rapa-dist" pip_install --no-build-isolation --editable "${root}[$extras]"
+    [[ -e $root/rapa_dist/native/_library.failed ]] && build_with_zig
     rm -rf -- "$venv/set-up.tmp"
     mv -- "$venv/set-up.unfinished" "$venv/set-up.root"
     printf '%s\n' "$wanted" >"$venv/set-up.run"
     [[ $1 == run ]] || printf '%s\n' "$wanted" >"$venv/set-up.test"
     trap - INT TERM
+}
+
+# For a machine without a C compiler, or with one that fails: Zig's from PyPI, kept no longer than this takes.
+build_with_zig() {
+    local zig=$venv/set-up.tmp/zig
+    if ! attempt "installing a C compiler, for now" pip_install --target "$zig" ziglang ||
+        ! attempt "building the library" env PYTHONPATH="$zig" "$venv/bin/python" -P "$root/rapa_dist/native/build.py"; then
+        say "  tiles will multiply with NumPy, slower; \`rapa-dist doctor\` says what to do."
+    fi
 }
 
 # Whether what is in .venv can be built upon: nothing half done, not copied from elsewhere, with a pip that runs.
@@ -106,8 +114,16 @@ pip_install() {
         --progress-bar off --constraint "$root/requirements.lock" "$@"
 }
 
-# stage TEXT COMMAND…: runs the command, its output in the log, one line with the time for the user.
+# stage TEXT COMMAND…: an attempt without which nothing can go on.
 stage() {
+    attempt "$@" && return
+    tail -n 20 -- "$log" >&2
+    die "the set-up failed; the lines above are the end of $log." \
+        "Mend what they name and call the same command again."
+}
+
+# attempt TEXT COMMAND…: runs the command, its output in the log, one line with the time for the user.
+attempt() {
     local text="  $1 …" start=$SECONDS
     shift
     printf '%s' "$text" >&2
@@ -122,9 +138,7 @@ stage() {
     fi
     if ! wait "$job"; then
         say " failed after $((SECONDS - start)) s"
-        tail -n 20 -- "$log" >&2
-        die "the set-up failed; the lines above are the end of $log." \
-            "Mend what they name and call the same command again."
+        return 1
     fi
     say " $((SECONDS - start)) s"
 }

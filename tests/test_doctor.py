@@ -12,7 +12,7 @@ from rapa_dist.check import Check, size
 from rapa_dist.data import FoundDataSet
 from rapa_dist.data.vision import VisionStatus
 from rapa_dist.doctor import cluster, data, host, software
-from rapa_dist.native import Native
+from rapa_dist.native import Lack, Native
 
 GB = 10**9
 
@@ -256,12 +256,9 @@ def test_a_processor_type_that_is_forced_on_openblas_is_a_warning(monkeypatch):
 
 
 def test_tiles_that_multiply_with_numpy_are_a_warning_unless_they_were_told_to(monkeypatch):
-    monkeypatch.delenv("RAPA_DIST_NATIVE", raising=False)
-    monkeypatch.setattr(software, "native", lambda: Native(None, "the library was not built", can_be_built=True))
+    monkeypatch.setattr(software, "native", lambda: Native(None, "the library was not built", Lack.NOT_BUILT))
     check = software.check_products()
     assert (check.status, check.value) == ("warning", "NumPy (the library was not built)")
-    assert "apt-get install gcc" in check.fix
-    monkeypatch.setattr(software, "native", lambda: Native(None, "the processor has no avx2"))
-    assert "apt-get" not in software.check_products().fix
-    monkeypatch.setenv("RAPA_DIST_NATIVE", "off")
+    assert "slower" in check.fix
+    monkeypatch.setattr(software, "native", lambda: Native(None, "RAPA_DIST_NATIVE=off", Lack.SWITCHED_OFF))
     assert software.check_products().status == "ok"

@@ -3,6 +3,7 @@
 import ctypes
 import ctypes.util
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ import rapa_dist.native
 from rapa_dist.cells import Cells, State, Word
 from rapa_dist.errors import UsageError
 from rapa_dist.fabric.doorbell import Cycle
-from rapa_dist.native import Native, digest, native, tile_on
+from rapa_dist.native import KINDS, build, native, tile_on
 from rapa_dist.native.tile import NativeTile
 from rapa_dist.tile import AnalogTile, Update
 
@@ -233,51 +234,45 @@ def test_it_can_be_switched_off(look_again, monkeypatch):
     assert type(tile_on(Cells.volatile((3, 2)))) is AnalogTile
 
 
-@needs_library
-def test_a_library_made_from_other_files_is_not_used(look_again, monkeypatch):
-    monkeypatch.setattr(rapa_dist.native, "digest", lambda folder: "other")
-    assert native() == Native(None, "the library was built from other files", can_be_built=True)
-
-
-def test_names_and_lengths_of_files_are_in_the_digest_and_editors_files_are_not(tmp_path):
-    (tmp_path / "a.c").write_text("int a;")
-    (tmp_path / "b.c").write_text("int b;")
-    before = digest(tmp_path)
-    (tmp_path / ".#a.c").symlink_to("nobody@nowhere")
-    (tmp_path / "notes.txt").write_text("notes")
-    assert digest(tmp_path) == before
-    (tmp_path / "a.c").write_text("int a;int")
-    (tmp_path / "b.c").write_text(" b;")
-    assert digest(tmp_path) != before
-
-
-def test_a_file_that_is_no_library_is_not_used(look_again, monkeypatch, tmp_path):
-    monkeypatch.setattr(rapa_dist.native, "__file__", str(tmp_path / "__init__.py"))
-    assert native() == Native(None, "the library was not built", can_be_built=True)
-    native.cache_clear()
-    (tmp_path / "_library.so").write_text("no library")
-    assert native().vectors.startswith("the library can't be loaded: ")
-    native.cache_clear()
-    foreign = ctypes.util.find_library("m")
-    monkeypatch.setattr(ctypes, "CDLL", lambda path, load=ctypes.CDLL: load(foreign))
-    assert "rapa_choose" in native().vectors
-
-
 @pytest.mark.parametrize(
     ("value", "said"),
     [
         ("sse", "RAPA_DIST_NATIVE is “sse”; expected off, avx512, avx2, neon, or nothing for the best there is."),
-        ("\udcff", "RAPA_DIST_NATIVE is “"),
-        ("neon", "RAPA_DIST_NATIVE is neon, but the processor has no neon. Unset it, or set it to off for NumPy."),
+        ("\udcff", r"RAPA_DIST_NATIVE is “\udcff”; expected"),  # as Python reads a byte that is no UTF-8
     ],
 )
-def test_a_wrong_choice_is_refused(look_again, monkeypatch, value, said):
-    if value == "neon" and (native().library is None or choose(b"neon") is not None):
-        pytest.skip("neon is there, or no library")
-    native.cache_clear()
+def test_an_unknown_word_is_refused(look_again, monkeypatch, value, said):
     monkeypatch.setenv("RAPA_DIST_NATIVE", value)
-    with pytest.raises(UsageError, match=re.escape(said)):
+    with pytest.raises(UsageError, match=re.escape(said)) as raised:
         native()
+    str(raised.value).encode()  # can be printed
+
+
+def test_vectors_without_a_library_are_refused_with_the_reason(look_again, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAPA_DIST_NATIVE", "avx2")
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    with pytest.raises(UsageError, match=r"=avx2 needs the library, but the library was not built\. Unset it"):
+        native()
+
+
+@needs_library
+def test_vectors_that_the_processor_lacks_are_refused_with_those_that_it_has(look_again, monkeypatch):
+    there = [kind for kind in KINDS if choose(kind.encode())]
+    lacking = next(kind for kind in KINDS if kind not in there)
+    native.cache_clear()
+    monkeypatch.setenv("RAPA_DIST_NATIVE", lacking)
+    with pytest.raises(UsageError, match=rf"={lacking}, but this processor has only {' and '.join(there)}\."):
+        native()
+
+
+@needs_library
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="no such list of flags")
+def test_the_processor_has_the_vectors_that_the_kernel_lists():
+    flags = re.search(r"^flags\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split()
+    found = {kind: choose(kind.encode()) is not None for kind in KINDS}
+    choose(None)
+    avx2 = {"avx2", "fma"} <= set(flags)
+    assert found == {"avx512": avx2 and "avx512f" in flags, "avx2": avx2, "neon": False}
 
 
 def test_a_wrong_choice_is_refused_before_work_starts():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NATIVE = ("products.c", "products.h", "products.inc")
+NATIVE = ("build.py", "products.c", "products.h", "products.inc")
 SCRIPTS = ["scripts/setup.sh", "scripts/rapa-dist", "scripts/test", ".ci/run"]
 
 PYTHON = """#!/usr/bin/env bash
@@ -28,10 +28,15 @@ case "$1 $2" in
         exec sleep 30
     fi
     if [[ $* == *"${FAKE_FAILING:-nothing}"* ]]; then echo "no such wheel" >&2; exit 1; fi
+    failed=${0%/.venv/bin/python}/rapa_dist/native/_library.failed
+    [[ $* == *--editable* && ${FAKE_WITHOUT_COMPILER:-} ]] && touch "$failed"
     for name in rapa-dist pytest; do
         printf '#!/bin/sh\\necho "%s in $PWD: $*"\\nexit 7\\n' "$name" >"${0%/*}/$name" && chmod +x "${0%/*}/$name"
     done
     echo "chatter of pip" ;;
+*/build.py*)
+    [[ ${FAKE_FAILING:-} == build.py ]] && exit 1
+    [[ $PYTHONPATH == */.venv/set-up.tmp/zig ]] && rm "${1%/*}/_library.failed" ;;
 esac
 """
 
@@ -43,9 +48,10 @@ class Clone:
         self.root = folder / "a clone"
         self.calls_file = folder / "calls"
         (self.root / "scripts").mkdir(parents=True)
-        for name in (*SCRIPTS[:3], "pyproject.toml", "requirements.lock", "setup.py"):
+        for name in (*SCRIPTS[:3], "scripts/build_backend.py", "pyproject.toml", "requirements.lock", "setup.py"):
             shutil.copy(ROOT / name, self.root / name)
-        shutil.copytree(ROOT / "rapa_dist" / "native", self.root / "rapa_dist" / "native")
+        built = shutil.ignore_patterns("_library*", "__pycache__")
+        shutil.copytree(ROOT / "rapa_dist" / "native", self.root / "rapa_dist" / "native", ignore=built)
         self.bin = folder / "bin"
         self.bin.mkdir()
         self.add_python("python3.11")
@@ -170,8 +176,31 @@ def test_where_no_browser_can_be_had_the_tests_run_nevertheless(clone):
     assert "browser.log" in failed.err
 
 
+def test_without_a_compiler_one_is_installed_for_as_long_as_the_set_up_takes(clone):
+    first = clone.run("rapa-dist", FAKE_WITHOUT_COMPILER="1")
+    assert first.returncode == 7
+    assert "installing a C compiler, for now … " in first.err
+    assert "building the library … " in first.err
+    assert "NumPy" not in first.err
+    assert clone.installed[-1] == f"--target {clone.root}/.venv/set-up.tmp/zig ziglang"
+    assert "build.py" in clone.calls_file.read_text()
+    assert not (clone.root / ".venv/set-up.tmp").exists()
+    assert not clone.run("rapa-dist").err
+
+
+@pytest.mark.parametrize("failing", ["ziglang", "build.py"])
+def test_where_no_library_can_be_built_the_set_up_ends_well(clone, failing):
+    first = clone.run("rapa-dist", FAKE_WITHOUT_COMPILER="1", FAKE_FAILING=failing)
+    assert first.returncode == 7
+    assert "failed after" in first.err
+    assert "multiply with NumPy" in first.err
+    assert not clone.run("rapa-dist").err
+
+
 @pytest.mark.parametrize(
-    "name", ["pyproject.toml", "requirements.lock", "setup.py", *(f"rapa_dist/native/{file}" for file in NATIVE)]
+    "name",
+    ["pyproject.toml", "requirements.lock", "setup.py", "scripts/build_backend.py"]
+    + [f"rapa_dist/native/{file}" for file in NATIVE],
 )
 def test_other_requirements_are_installed(clone, name):
     clone.run("rapa-dist")

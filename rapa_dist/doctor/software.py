@@ -1,15 +1,18 @@
 """What is installed: Python, the packages, and whether their compiled parts load."""
 
 import os
+import shlex
 import sys
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from rapa_dist.check import Check
 from rapa_dist.command_lines import pip_install
+from rapa_dist.errors import UsageError
 from rapa_dist.installed import NAME, python_bounds, requirements, version_of
-from rapa_dist.native import SETTING, native
+from rapa_dist.native import SETTING, Lack, build, native
 
 _REPAIR = "Run scripts/rapa-dist in the clone, which sets up .venv again"
 
@@ -72,19 +75,38 @@ def check_torch() -> Check:
 
 
 def check_products() -> Check:
-    """Look whether tiles multiply with the library in C, or with NumPy."""
-    found = native()
-    quantities = {"native": found.library is not None, "detail": found.vectors}
-    if found.library is not None or os.environ.get(SETTING) == "off":
-        return Check("products", "ok", str(found), quantities=quantities)
-    fix = "Tiles compute all the same, but slower, and with other bits than where the library is."
-    if found.can_be_built:
-        fix += (
-            " It is compiled when rapa-dist is installed, with the machine's C compiler (Debian, Ubuntu: apt-get "
-            "install gcc libc6-dev) or else one from PyPI; why that failed is in .venv/set-up.log. Then delete .venv, "
-            "and run scripts/rapa-dist in the clone."
-        )
-    return Check("products", "warning", str(found), fix, quantities)
+    """Look whether tiles multiply with the library in C, or with NumPy, and what to do about it."""
+    name = "products"
+    try:
+        found = native()
+    except UsageError as error:
+        return Check(name, "failed", f"not with {SETTING} as it is set", str(error))
+    quantities = {"native": found.library is not None, "detail": found.vectors, "compiler": found.compiler}
+    if found.library is not None:
+        return Check(name, "ok", f"{found}, compiled by {found.compiler}", quantities=quantities)
+    if found.lack is Lack.SWITCHED_OFF:
+        return Check(name, "ok", str(found), quantities=quantities)
+    slower = "Tiles compute all the same, but slower, and with other bits than where the library is. "
+    return Check(name, "warning", str(found), slower + advice(found.lack, build.FOLDER), quantities)
+
+
+def advice(lack: Lack | None, folder: Path) -> str:
+    """Return what to do for a library that a folder lacks."""
+    again = f"`{shlex.join([sys.executable, '-m', build.__name__])}`"
+    if lack is Lack.NO_VECTORS:
+        return "There is nothing to mend here; processors since about 2014 have what it takes."
+    if lack is not Lack.NOT_BUILT:
+        return f"Build it again: {again}."
+    try:
+        why = (folder / build.FAILURE).read_text(errors="replace").strip()
+    except OSError:
+        return f"Build it: {again}."
+    if not why.startswith(build.NO_COMPILER):
+        return f"Build it again when what the compiler said is mended: {again}. It said: {why}"
+    return (
+        f"When it was to be built, {why}. Install one (Debian, Ubuntu: apt-get install gcc libc6-dev), or the one that "
+        f"PyPI has: {pip_install([build.ZIG])}; then {again}."
+    )
 
 
 def check_blas() -> Check:

@@ -5,16 +5,16 @@ same bits on every fabric.
 """
 
 import ctypes
+import enum
 import functools
-import hashlib
 import os
-from dataclasses import dataclass
-from importlib.machinery import EXTENSION_SUFFIXES
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rapa_dist.cells import Cells
 from rapa_dist.errors import UsageError
+from rapa_dist.native import build
 from rapa_dist.native.tile import NativeTile
 
 if TYPE_CHECKING:
@@ -26,6 +26,16 @@ SETTING = "RAPA_DIST_NATIVE"
 """Environment variable: "off", or the vectors to use: "avx512", "avx2", "neon"."""
 
 
+class Lack(enum.Enum):
+    """Why there is no library to multiply with."""
+
+    SWITCHED_OFF = f"{SETTING}=off"
+    NOT_BUILT = "the library was not built"
+    OUTDATED = "the library was built from other files, or with other flags"
+    UNLOADABLE = "the library can't be loaded"
+    NO_VECTORS = f"the processor has no {' or '.join(KINDS)}"
+
+
 @dataclass(frozen=True, slots=True)
 class Native:
     """What multiplies."""
@@ -34,10 +44,12 @@ class Native:
     """None: NumPy."""
     vectors: str
     """ "avx512", "avx2" or "neon"; without the library why there is none."""
+    lack: Lack | None = None
+    """Why, in a word."""
     sources: str = ""
     """A digest of what the library was made from."""
-    can_be_built: bool = False
-    """Whether to install rapa-dist again would help, where there is none."""
+    compiler: str = ""
+    """What compiled it."""
 
     def __str__(self) -> str:
         """Return what a person is told."""
@@ -45,7 +57,7 @@ class Native:
 
     @property
     def meaning(self) -> str:
-        """What the bits of products depend on: not on the vectors."""
+        """What the bits of products depend on: not on the vectors, nor on the compiler."""
         return "NumPy's" if self.library is None else f"of the native library, {self.sources}"
 
 
@@ -58,15 +70,26 @@ def native() -> Native:
     """
     wanted = os.environ.get(SETTING, "")
     if wanted == "off":
-        return Native(None, f"{SETTING}=off")
+        return _without(Lack.SWITCHED_OFF)
     if wanted not in ("", *KINDS):
+        printable = ascii(wanted)[1:-1]  # what came may be no UTF-8
         raise UsageError(
-            f"{SETTING} is “{wanted}”; expected off, {', '.join(KINDS)}, or nothing for the best there is."
+            f"{SETTING} is “{printable}”; expected off, {', '.join(KINDS)}, or nothing for the best there is."
         )
-    found = _load(wanted)
-    if wanted and found.library is None:
-        raise UsageError(f"{SETTING} is {wanted}, but {found.vectors}. Unset it, or set it to off for NumPy.")
-    return found
+    found = load(build.FOLDER)
+    if not wanted:
+        return found
+    if found.library is None:
+        raise UsageError(
+            f"{SETTING}={wanted} needs the library, but {found.vectors}. Unset it, or set it to off, for NumPy; "
+            "unset, `rapa-dist doctor` says what to do."
+        )
+    if found.library.rapa_choose(wanted.encode()) is None:
+        there = [kind for kind in KINDS if found.library.rapa_choose(kind.encode()) is not None]
+        raise UsageError(
+            f"{SETTING}={wanted}, but this processor has only {' and '.join(there)}. Unset it for the best of them."
+        )
+    return replace(found, vectors=wanted)
 
 
 def tile_on(cells: Cells, *, bias: bool = True) -> "AnalogTile | NativeTile":
@@ -87,31 +110,28 @@ def use_threads(count: int) -> None:
         library.rapa_threads(count)
 
 
-def _load(wanted: str) -> Native:
-    folder = Path(__file__).parent
-    file = next((path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_library{suffix}").exists()), None)
-    if file is None:
-        return Native(None, "the library was not built", can_be_built=True)
+def load(folder: Path) -> Native:
+    """Return the library of a folder, with the best vectors that the processor has, or why it is of no use."""
+    file = folder / build.LIBRARY
+    if not file.exists():
+        return _without(Lack.NOT_BUILT)
     try:
         library = ctypes.CDLL(str(file))
-        library.rapa_choose.restype = library.rapa_sources.restype = ctypes.c_char_p
-        sources = library.rapa_sources().decode()
-    except (OSError, AttributeError) as error:
-        return Native(None, f"the library can't be loaded: {error}", can_be_built=True)
-    if not sources.startswith(digest(folder)):
-        return Native(None, "the library was built from other files", can_be_built=True)
+        library.rapa_sources.restype = ctypes.c_char_p
+    except OSError as error:  # names the file
+        return _without(Lack.UNLOADABLE, f": {error}")
+    except AttributeError:
+        return _without(Lack.UNLOADABLE, f": {file} is another one")
+    sources = library.rapa_sources().decode(errors="replace")
+    if sources != build.digest(folder):
+        return _without(Lack.OUTDATED)
+    library.rapa_choose.restype = library.rapa_compiler.restype = ctypes.c_char_p
     library.rapa_choose.argtypes = [ctypes.c_char_p]
-    vectors = library.rapa_choose(wanted.encode() or None)
+    vectors = library.rapa_choose(None)
     if vectors is None:
-        return Native(None, f"the processor has no {wanted or ' or '.join(KINDS)}")
-    return Native(library, vectors.decode(), sources)
+        return _without(Lack.NO_VECTORS)
+    return Native(library, vectors.decode(), sources=sources, compiler=library.rapa_compiler().decode())
 
 
-def digest(folder: Path) -> str:
-    """Return what setup.py gave to the library that it built from the files of a folder."""
-    found = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".c", ".h", ".inc") and not path.name.startswith("."):
-            contents = path.read_bytes()
-            found.update(f"{path.name} {len(contents)}\n".encode() + contents)
-    return found.hexdigest()[:16]
+def _without(lack: Lack, more: str = "") -> Native:
+    return Native(None, f"{lack.value}{more}", lack)

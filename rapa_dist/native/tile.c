@@ -12,12 +12,6 @@
 
 static multiplier *multiply;
 
-/* A digest of the files that this was made from. */
-EXPORT const char *rapa_sources(void)
-{
-    return RAPA_SOURCES;
-}
-
 /* Choose a kind of vectors: "avx512", "avx2", "neon", or NULL for the best. Returns its name, NULL if there is none. */
 const char *rapa_choose(const char *kind)
 {
