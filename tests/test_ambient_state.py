@@ -145,6 +145,19 @@ class TestRunningCode:
         for part in (said, "far", "/other/rapa_dist", installed_code().host, str(PACKAGE), "Install the same"):
             assert part in str(raised.value)
 
+    def test_other_products_are_refused_with_their_reason_and_the_setting(self):
+        mine = replace(installed_code(), products="of the native library, 12ab", products_detail="native (avx2)")
+        theirs = replace(mine, products="NumPy's", products_detail="NumPy (the library was not built)", host="far")
+        with pytest.raises(ClusterError) as raised:
+            mine.check(theirs)
+        said = str(raised.value)
+        assert "These differ: the tiles' products (NumPy's there, of the native library, 12ab here)." in said
+        assert "NumPy (the library was not built) there, and with native (avx2) here: set RAPA_DIST_NATIVE" in said
+
+    def test_other_vectors_have_the_same_products(self):
+        mine = replace(installed_code(), products="of the native library, 12ab", products_detail="native (avx2)")
+        mine.check(replace(mine, products_detail="native (avx512)"))
+
     def test_every_process_that_computes_looks_for_itself(self):
         for begin in (
             lambda: Tile(None, other_code()),

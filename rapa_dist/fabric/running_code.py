@@ -18,7 +18,7 @@ from pathlib import Path
 import rapa_dist
 from rapa_dist.errors import ClusterError
 from rapa_dist.installed import version_of
-from rapa_dist.native import native
+from rapa_dist.native import SETTING, native
 
 _PACKAGE = rapa_dist.__name__
 _FOLDER = Path(rapa_dist.__file__).parent
@@ -41,6 +41,10 @@ class RunningCode:
     """Versions of what else is run, and settings in the environment that change how NumPy computes."""
     blas: frozenset[str]
     """The libraries that matrices are multiplied with: NumPy's, and in a coordinator those of others."""
+    products: str
+    """What the bits of a tile's products depend on."""
+    products_detail: str
+    """What a person is told of it: which vectors, or why NumPy multiplies."""
 
     def check(self, theirs: "RunningCode") -> None:
         """Raise ClusterError if a process has loaded something that this one, the coordinator, has not."""
@@ -50,13 +54,20 @@ class RunningCode:
                 found.append(f"{name} ({there} there, {here} here)")
         if not theirs.blas <= self.blas:
             found.append(f"BLAS ({', '.join(sorted(theirs.blas))} there, {', '.join(sorted(self.blas))} here)")
+        advice = ""
+        if theirs.products != self.products:
+            found.append(f"the tiles' products ({theirs.products} there, {self.products} here)")
+            advice = (
+                f" Tiles multiply with {theirs.products_detail} there, and with {self.products_detail} here: set "
+                f"{SETTING} alike on all nodes, or nowhere, and see what `rapa-dist doctor` says on both."
+            )
         if found:
             named = ", ".join(sorted(found)[:_MOST_NAMED]) + (", …" if len(found) > _MOST_NAMED else "")
             raise ClusterError(
                 f"All processes have to run the coordinator's code, that in {self.folder} on {self.host}. A process on "
                 f"{theirs.host} runs other code, that in {theirs.folder}. These differ: {named}. Install the same "
                 "rapa-dist with the same packages on all nodes, start the cluster from that installation, and change "
-                "nothing there while a run trains."
+                f"nothing there while a run trains.{advice}"
             )
 
 
@@ -103,7 +114,6 @@ def _code(modules: Mapping[str, str], packages: Iterable[str]) -> RunningCode:
     import ray  # it has been before; nothing here may be the first to do so
 
     others = {"Python": platform.python_version(), "Ray": ray.__version__}
-    others["tiles' products"] = native().meaning
     others |= {name: version_of(name) or "not installed" for name in packages}
     blas = []
     if (numpy := sys.modules.get("numpy")) is not None:  # a tile whose cycles the library does has none
@@ -117,6 +127,8 @@ def _code(modules: Mapping[str, str], packages: Iterable[str]) -> RunningCode:
         modules=modules,
         others=others | {name: os.environ.get(name, "not set") for name in _SETTINGS},
         blas=frozenset(f"{library['internal_api']} {library['version']}" for library in blas),
+        products=native().meaning,
+        products_detail=str(native()),
     )
 
 
