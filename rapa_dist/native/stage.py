@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from rapa_dist.native import native
 
@@ -56,13 +57,17 @@ def _sizes(
 
 
 def does(planes: Tensor, method: str) -> bool:
-    """Return whether the library has these passes for such planes, (images, h, w, channels)."""
+    """Return whether the library has these passes for such planes, (images, h, w, channels).
+
+    Not where somebody watches PyTorch's operations, as who counts the wins of max pooling does.
+    """
     return (
         method in ("max", "average")
         and planes.dtype == torch.float32
         and planes.device.type == "cpu"
         and planes.is_contiguous()
         and _functions() is not None
+        and _get_current_dispatch_mode() is None
     )
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rapa_dist.config import POOLING_NAMES
 from rapa_dist.native import native, use_threads
@@ -237,6 +238,25 @@ def test_the_library_makes_of_any_planes_what_torch_does(method, layer, channels
         found.append((smaller.detach(), outputs.grad))
     for ours, theirs in zip(*found, strict=True):
         assert_close(ours, theirs, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+class Watching(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_who_watches_the_operations_sees_the_pooling():
+    """As `rapa-dist analyze` does to count wins."""
+    planes, stage = planes_of((8, 8)).permute(0, 3, 1, 2), a_stage("max")
+    with torch.no_grad(), Watching() as watching:
+        watched = stage(planes)
+    assert torch.ops.aten.max_pool2d_with_indices.default in watching.seen
+    assert_close(watched, stage(planes))
 
 
 @pytest.mark.parametrize("threads", [2, 3, 16])
