@@ -206,7 +206,7 @@ def fabric_of_calls(machine, floats, kernels, cluster):
         def pids(self):
             return ray.get([tile.pid.remote() for tiles in self._tiles for tile in tiles])
 
-        def begin(self, array, cycle, place, offsets, update=None):
+        def begin(self, array, cycle, place, offsets, update=None, way=None):
             number = len(self._calls) + 1
             patches = self._arena.rows(place.patches, offsets[-1], array.k)
             outputs = self._arena.rows(place.outputs, offsets[-1], array.c_out)

@@ -65,6 +65,7 @@ class Unreal(RayFabric):
         self._actors = Actors({tile: f"actor-{tile}" for tile in self._node_of})
         self._run, self._actors.lose = "run", []
         self._far, self._leaving = [Far(node) for node in "bcd"], []
+        self._added_up = {}
         self._chip, self._here, self._registration, self.machine = chip, HERE, None, MACHINE
         self.lend_anew = lambda: None
 

@@ -63,10 +63,10 @@ class Fragile(SerialFabric):
         if self.failures and self.failures[0][0] == at:
             raise self.failures.pop(0)[1]
 
-    def begin(self, array, cycle, *arguments):
+    def begin(self, array, cycle, *arguments, **named):
         if cycle == Cycle.FORWARD:
             self._fail(self.trainer.progress.step)
-        return super().begin(array, cycle, *arguments)
+        return super().begin(array, cycle, *arguments, **named)
 
     def all_kernels(self):
         trainer, progress = self.trainer, self.trainer.progress

@@ -121,9 +121,9 @@ class Dawdler(SerialFabric):
         super().__init__(*arguments)
         self._rng = random.Random(0)
 
-    def begin(self, *arguments):
+    def begin(self, *arguments, **named):
         time.sleep(self._rng.choice((0, 0, 1e-3)))
-        return super().begin(*arguments)
+        return super().begin(*arguments, **named)
 
     def finish(self, cycle):
         time.sleep(self._rng.choice((0, 0, 3e-3)))
@@ -162,8 +162,8 @@ class Recorder(SerialFabric):
         super().__init__(*arguments)
         self.events = []
 
-    def begin(self, array, cycle, *arguments):
-        number = super().begin(array, cycle, *arguments)
+    def begin(self, array, cycle, *arguments, **named):
+        number = super().begin(array, cycle, *arguments, **named)
         what = "forward" if cycle == Cycle.FORWARD else "backward"
         self.events.append((f"{what} {array.index}{', last' if cycle & Cycle.COMMIT else ''}", number))
         return number
