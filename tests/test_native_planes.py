@@ -128,6 +128,22 @@ def test_parts_of_the_tree_are_added_up_to_the_same_bits(n_tiles):
     assert_array_equal(add_tree([torch.from_numpy(sums) for sums in pairs]), whole)
 
 
+@pytest.mark.parametrize("n_tiles", [63, 64, 65, 150])
+@pytest.mark.parametrize("channels", [3, 32, 43])
+def test_sums_of_many_tiles_have_the_bits_of_torch(n_tiles, channels):
+    """More of them than a word has bits."""
+    geometry = Geometry(size=(16, 16), kernel=(5, 5), before=(2, 2), after=(2, 2))
+    check(geometry, channels, assigned(geometry, n_tiles, 2))
+
+
+@pytest.mark.parametrize("n_tiles", [1, 3, 70])
+def test_no_sum_is_a_negative_zero(n_tiles):
+    geometry = Geometry(size=(9, 9), kernel=(3, 3), before=(1, 1), after=(1, 1))
+    assignment = assigned(geometry, n_tiles, 2)
+    input_errors = torch.full((assignment.rows, 9 * 11), -0.0)
+    assert not np.signbit(scattered(geometry, input_errors, assignment, 11)).any()
+
+
 @pytest.mark.parametrize("threads", [2, 3, 16])
 def test_bits_do_not_depend_on_the_number_of_threads(threads):
     geometry = Geometry(size=(16, 16), kernel=(5, 5), before=(2, 2), after=(2, 2))

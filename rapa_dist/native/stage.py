@@ -33,7 +33,7 @@ class Left(NamedTuple):
     planes: Tensor
     smaller: Tensor
     places: Tensor | None
-    scale: Tensor
+    ratio: Tensor
     factor: Tensor
 
 
@@ -43,7 +43,6 @@ def _functions() -> tuple[Any, Any] | None:
     if library is None:
         return None
     forward, backward = library.rapa_stage_forward, library.rapa_stage_backward
-    forward.restype = None
     forward.argtypes, backward.argtypes = [_POINTER] * 7, [_POINTER] * 8
     return forward, backward
 
@@ -88,34 +87,36 @@ def forward(
     functions = _functions()
     assert functions is not None
     images, *_, channels = planes.shape
-    smaller, scale, factor, normalised = torch.empty(4, images, *pooled, channels).unbind()
+    smaller, ratio, factor, normalised = torch.empty(4, images, *pooled, channels).unbind()
     places = None if average else torch.empty(smaller.shape, dtype=torch.uint8)
     sizes = _sizes(planes.shape, pooled, average, relu_first, alpha, beta)
     at_places = None if places is None else places.data_ptr()
-    functions[0](
+    failed = functions[0](
         sizes[1],
         planes.data_ptr(),
         smaller.data_ptr(),
         at_places,
-        scale.data_ptr(),
+        ratio.data_ptr(),
         factor.data_ptr(),
         normalised.data_ptr(),
     )
-    return normalised, Left(sizes, planes, smaller, places, scale, factor)
+    if failed:
+        raise MemoryError
+    return normalised, Left(sizes, planes, smaller, places, ratio, factor)
 
 
 def backward(left: Left, errors: Tensor) -> Tensor:
     """Return the errors of the planes, from those of the smaller ones, (images, h, w, channels) in one piece."""
     functions = _functions()
     assert functions is not None
-    sizes, planes, smaller, places, scale, factor = left
+    sizes, planes, smaller, places, ratio, factor = left
     back = torch.empty_like(planes)
     failed = functions[1](
         sizes[1],
         planes.data_ptr(),
         smaller.data_ptr(),
         None if places is None else places.data_ptr(),
-        scale.data_ptr(),
+        ratio.data_ptr(),
         factor.data_ptr(),
         errors.data_ptr(),
         back.data_ptr(),

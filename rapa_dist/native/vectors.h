@@ -3,21 +3,19 @@
 #ifndef RAPA_VECTORS_H
 #define RAPA_VECTORS_H
 
-#include "processor.h"
-
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
-
 #if defined(__x86_64__)
-#define WIDE __attribute__((target("avx2")))
-#define IS_WIDE has_avx2()
+#include <immintrin.h>
+#define WIDE __attribute__((target("avx2"))) /* the library is not used where the processor has none */
 #else
+#include <arm_neon.h>
 #define WIDE
-#define IS_WIDE 1
 #endif
+
+#define INLINE static inline __attribute__((always_inline)) WIDE
 
 enum { EIGHT = 8, CHUNK_VECTORS = 4 };
 
@@ -39,7 +37,53 @@ INLINE void put(float *to, const eight values, const int n)
 
 INLINE eight either(const eight_ints which, const eight yes, const eight no)
 {
+#if defined(__x86_64__)
+    return (eight)_mm256_blendv_ps((__m256)no, (__m256)yes, (__m256)which);
+#else
     return (eight)((which & (eight_ints)yes) | (~which & (eight_ints)no));
+#endif
+}
+
+/* The larger ones of eight pairs; the other one where there is NaN. */
+INLINE eight larger_of(const eight one, const eight other)
+{
+#if defined(__x86_64__)
+    return (eight)_mm256_max_ps((__m256)one, (__m256)other);
+#else
+    return either(one > other, one, other);
+#endif
+}
+
+#if !defined(__x86_64__)
+union halves {
+    eight all;
+    eight_ints which;
+    float32x4_t half[2];
+    uint32x4_t bits[2];
+};
+#endif
+
+/* Exact, as everywhere. */
+INLINE eight root(const eight values)
+{
+#if defined(__x86_64__)
+    return (eight)_mm256_sqrt_ps((__m256)values);
+#else
+    union halves both = {values};
+    both.half[0] = vsqrtq_f32(both.half[0]), both.half[1] = vsqrtq_f32(both.half[1]);
+    return both.all;
+#endif
+}
+
+/* Whether one of eight comparisons holds. */
+INLINE int some(const eight_ints which)
+{
+#if defined(__x86_64__)
+    return _mm256_movemask_ps((__m256)which) != 0;
+#else
+    const union halves both = {.which = which};
+    return vmaxvq_u32(vorrq_u32(both.bits[0], both.bits[1])) != 0;
+#endif
 }
 
 /* Do something to all channels: to 32 at a time, to 8, and to those left over. `first` is the first of them, `vectors`

@@ -15,8 +15,8 @@ struct stage {
     int64_t images, h, w, channels, pooled_h, pooled_w, average, relu_first;
     double alpha, beta;
 };
-void rapa_stage_forward(const struct stage *stage, const float *planes, float *smaller, uint8_t *places, float *scale,
-                        float *factor, float *normalised);
+int rapa_stage_forward(const struct stage *stage, const float *planes, float *smaller, uint8_t *places, float *ratio,
+                       float *factor, float *normalised);
 int rapa_stage_backward(const struct stage *stage, const float *planes, float *smaller, uint8_t *places, float *scale,
                         float *factor, const float *errors, float *back);
 

@@ -12,7 +12,7 @@ from rapa_dist.native import native, use_threads
 from rapa_dist.native import stage as native_stage
 from rapa_dist.nn.minibatch import MiniBatch, Part, at_work
 from rapa_dist.nn.normalisation import normalise, normalise_backward
-from rapa_dist.nn.pooling import POOLINGS
+from rapa_dist.nn.pooling import POOLINGS, MaxPooling
 from rapa_dist.nn.stage import Stage
 from rapa_dist.streams import Purpose, stream
 
@@ -238,6 +238,33 @@ def test_the_library_makes_of_any_planes_what_torch_does(method, layer, channels
         found.append((smaller.detach(), outputs.grad))
     for ours, theirs in zip(*found, strict=True):
         assert_close(ours, theirs, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.skipif(native().library is None, reason=str(native()))
+@pytest.mark.parametrize("size", [(32, 32), (7, 6)], ids=str)
+def test_the_library_rounds_as_it_is_written(size):
+    """Bit by bit what NumPy makes of the same sums, roots and products: no processor's approximation is in them."""
+    planes = planes_of(size, channels=13, scale=300)
+    outputs = planes.permute(0, 3, 1, 2).clone(memory_format=torch.channels_last).requires_grad_()
+    smaller = a_stage("max")(outputs)
+    errors = like(smaller.permute(0, 2, 3, 1))
+    smaller.backward(errors.permute(0, 3, 1, 2))
+
+    def mean(values):
+        padded = np.pad(values, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        rows = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]
+        return (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) * np.float32(1 / 9)
+
+    one, alpha = np.float32(1), 5e-5
+    x, of_max = MaxPooling().forward(planes)
+    x = x.relu().numpy()
+    inverse = one / np.sqrt(one + np.float32(alpha) * mean(x * x))
+    factor = np.sqrt(inverse) * inverse
+    assert np.array_equal(smaller.detach().permute(0, 2, 3, 1), x * factor)
+    direct = errors.numpy() * factor
+    back = direct - np.float32(2 * alpha * 0.75) * (mean(direct * (x * inverse * inverse)) * x)
+    expected, _ = MaxPooling().backward(of_max, torch.from_numpy(np.where(x > 0, back, 0)))
+    assert torch.equal(outputs.grad.permute(0, 2, 3, 1), expected)
 
 
 class Watching(TorchDispatchMode):
