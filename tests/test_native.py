@@ -20,7 +20,7 @@ import rapa_dist.native
 from rapa_dist.cells import Cells, State, Word
 from rapa_dist.errors import UsageError
 from rapa_dist.fabric.doorbell import Cycle
-from rapa_dist.native import KINDS, build, native, tile_on, use_threads
+from rapa_dist.native import KINDS, build, native, tile_on
 from rapa_dist.native.tile import NativeTile
 from rapa_dist.tile import AnalogTile, Update
 
@@ -115,23 +115,6 @@ def test_every_step_of_a_sum_is_fused_and_an_update_is_not(vectors):
                 total = fma(patches[row, i], errors[row, column], total)
             kept = np.float32(1 - 0.1 * 0.02) * kernel[i, column]
             assert tile.cells.kernel[i, column] == kept - np.float32(0.1) * np.float32(total)
-
-
-@pytest.mark.parametrize("threads", [2, 3, 16])
-@pytest.mark.parametrize("shape", [(300, 401, 33), (700, 75, 32), (90, 800, 64)])
-def test_bits_do_not_depend_on_the_number_of_threads(vectors, shape, threads):
-    size = (*shape, True, 5)
-    try:
-        use_threads(1)
-        alone = work(NativeTile(native().library, cells_of(size)), size)
-        use_threads(threads)
-        together = work(NativeTile(native().library, cells_of(size)), size)
-    finally:
-        use_threads(1)
-    for one, other in zip(alone, together, strict=True):
-        assert_array_equal(one, other)
-    for one, other in zip(together, expected(size), strict=True):
-        assert_allclose(one, other, rtol=1e-3, atol=1e-3)
 
 
 def test_it_writes_nowhere_else(vectors):

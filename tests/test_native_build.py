@@ -293,7 +293,7 @@ def test_a_processor_that_the_library_is_not_for(tmp_path, compiler):
 
 @pytest.mark.parametrize("lack", [Lack.OUTDATED, Lack.UNLOADABLE, Lack.NOT_BUILT])
 def test_what_can_be_built_again_is(tmp_path, lack):
-    assert f"{sys.executable} -m rapa_dist.native`" in software.advice(lack, tmp_path)
+    assert f"{sys.executable} -m rapa_dist.native.build" in software.advice(lack, tmp_path)
     assert "apt-get" not in software.advice(lack, tmp_path)
 
 
@@ -302,7 +302,7 @@ def test_without_a_compiler_one_has_to_be_installed_first(tmp_path):
     said = software.advice(Lack.NOT_BUILT, tmp_path)
     assert "apt-get install gcc libc6-dev" in said
     assert f"pip install '{build.ZIG}'" in said
-    assert "-m rapa_dist.native`" in said
+    assert "-m rapa_dist.native.build" in said
 
 
 def test_what_a_compiler_said_is_repeated(tmp_path):
@@ -313,7 +313,7 @@ def test_what_a_compiler_said_is_repeated(tmp_path):
 
 
 def test_a_processor_can_not_be_mended(tmp_path):
-    assert "-m rapa_dist.native" not in software.advice(Lack.NO_VECTORS, tmp_path)
+    assert "rapa_dist.native.build" not in software.advice(Lack.NO_VECTORS, tmp_path)
 
 
 def test_the_compiler_is_named(monkeypatch):

@@ -23,14 +23,12 @@ from rapa_dist.fabric.quiet import (
 )
 from rapa_dist.fabric.running_code import RunningCode, check_against
 from rapa_dist.fabric.site import Site
-from rapa_dist.native import native, tile_on, use_threads
+from rapa_dist.native import native, tile_on
 from rapa_dist.native.tile import NativeTile
 
 if TYPE_CHECKING:
     from rapa_dist.fabric.inspector import Inspector
     from rapa_dist.tile import Matrix
-
-_MOST_THREADS = 4
 
 
 class Tile:
@@ -65,8 +63,6 @@ class Tile:
         stop_polling()
         relax_others()
         wait_for_a_core()
-        cores = len(os.sched_getaffinity(0))
-        use_threads(min(_MOST_THREADS, cores // site.array.n_tiles))  # the tiles of a layer work at the same time
         sharp_sleep()
         give_memory_back()
         bell.answer(0, Status.HELLO)

@@ -57,11 +57,6 @@ void in_parts(some_work *work, void *what, size_t most)
     pthread_mutex_unlock(&one_at_a_time);
 }
 
-size_t threads(void)
-{
-    return n_threads;
-}
-
 /* Use so many threads, the caller's among them, as far as they can be had; returns how many that are. Call it while no
  * work is under way. */
 EXPORT size_t rapa_threads(size_t wanted)

@@ -13,9 +13,6 @@ typedef void some_work(void *what, size_t part, size_t parts);
 /* Have work done in parts, as many as there are threads (rapa_threads) and at most `most`. */
 void in_parts(some_work *work, void *what, size_t most);
 
-/* How many threads there are. */
-size_t threads(void);
-
 /* Where part number `part` of `count` things begins. */
 static inline size_t begin_of(size_t count, size_t part, size_t parts)
 {

@@ -2,7 +2,6 @@
 
 #include "tile.h"
 
-#include "parallel.h"
 #include "products.h"
 
 #include <stdlib.h>
@@ -55,36 +54,11 @@ static float *kernel_in(const struct tile *tile, size_t buffer, int beside)
     return (float *)((char *)tile->words + PAGE) + (2 * buffer + beside) * padded;
 }
 
-/* Processor time of this thread, or of all where others help. */
-static uint64_t busy_ns(void)
+static uint64_t thread_ns(void)
 {
     struct timespec now;
-    clock_gettime(threads() > 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_THREAD_CPUTIME_ID, &now);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
     return 1000000000u * (uint64_t)now.tv_sec + (uint64_t)now.tv_nsec;
-}
-
-enum { SMALL = 1 << 20 }; /* multiplications that are not worth to wake somebody */
-
-/* Where part number `part` of some rows begins: whole blocks of every kind of vectors. */
-static size_t first_row(size_t rows, size_t part, size_t parts)
-{
-    return part == parts ? rows : begin_of(rows, part, parts) / 12 * 12;
-}
-
-static void multiply_rows(void *what, size_t part, size_t parts)
-{
-    struct product p = *(const struct product *)what;
-    const size_t first = first_row(p.rows, part, parts), last = first_row(p.rows, part + 1, parts);
-    p.left += first * p.left_row;
-    p.out += first * p.out_row;
-    p.rows = last - first;
-    multiply(&p);
-}
-
-/* Multiply, on several threads where the tile has some. Every result is the same sum on any number of them. */
-static void multiply_all(const struct product *p)
-{
-    in_parts(multiply_rows, (void *)p, p->rows * p->columns * p->length < SMALL ? 1 : MOST_PARTS);
 }
 
 typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
@@ -132,7 +106,7 @@ static void pass_back(struct tile *tile, const float *kernel, const float *error
 {
     const size_t k = tile->k, c_out = tile->c_out;
     transpose(kernel, k, c_out, tile->panels);
-    multiply_all(&(struct product){
+    multiply(&(struct product){
         .left = errors,
         .left_row = c_out,
         .left_step = 1,
@@ -148,80 +122,52 @@ static void pass_back(struct tile *tile, const float *kernel, const float *error
     });
 }
 
-struct learning {
-    const struct tile *tile;
-    const float *patches, *errors, *kernel;
-    float *gradient, *upcoming;
-    size_t rows;
-    float keep, rate;
-};
-
-/* The rows of the kernel from `first` to before `last`; row k is the bias, as if its input were 1. */
-static void learn_rows(const struct learning *l, size_t first, size_t last)
-{
-    static const float one = 1;
-    const size_t k = l->tile->k, c_out = l->tile->c_out, weights = last < k ? last : k;
-    if (!l->rows)
-        memset(l->gradient + first * c_out, 0, (last - first) * c_out * sizeof(float));
-    for (size_t row = 0; row < l->rows; row += BLOCK) {
-        struct product part = {
-            .left = l->patches + row * k + first,
-            .left_row = 1,
-            .left_step = k,
-            .ahead = 16, /* the next cache line of the same patch */
-            .right = l->errors + row * c_out,
-            .right_row = c_out,
-            .right_panel = PANEL,
-            .start = row ? NULL : l->tile->zeros,
-            .out = l->gradient + first * c_out,
-            .out_row = c_out,
-            .rows = weights > first ? weights - first : 0,
-            .columns = c_out,
-            .length = l->rows - row < BLOCK ? l->rows - row : BLOCK,
-        };
-        multiply(&part);
-        if (last > k) {
-            part.left = &one, part.left_step = part.ahead = 0, part.rows = 1, part.out = l->gradient + k * c_out;
-            multiply(&part);
-        }
-    }
-    for (size_t i = first * c_out; i < last * c_out; i++) /* never fused, see build.py: one meaning everywhere */
-        l->upcoming[i] = l->keep * l->kernel[i] - l->rate * l->gradient[i];
-}
-
-static void learn(void *what, size_t part, size_t parts)
-{
-    const struct learning *l = what;
-    const size_t rows = l->tile->k + l->tile->bias;
-    learn_rows(l, first_row(rows, part, parts), first_row(rows, part + 1, parts));
-}
-
-/* K' = keep * K - rate * transposed(I) D; K in buffer `source`, K' in `target`. */
+/* K' = keep * K - rate * transposed(I) D, the bias as if its input were 1; K in buffer `source`, K' in `target`. */
 static void add_update(const struct tile *tile, size_t source, size_t target, const float *patches, const float *errors,
                        size_t rows, float keep, float rate)
 {
-    struct learning l = {
-        .tile = tile,
-        .patches = patches,
-        .errors = errors,
-        .kernel = kernel_in(tile, source, 0),
-        .gradient = kernel_in(tile, source, 1),
-        .upcoming = kernel_in(tile, target, 0),
-        .rows = rows,
-        .keep = keep,
-        .rate = rate,
-    };
-    in_parts(learn, &l, rows * kernel_floats(tile) < SMALL ? 1 : MOST_PARTS);
+    static const float one = 1;
+    const size_t k = tile->k, c_out = tile->c_out, floats = kernel_floats(tile);
+    const float *kernel = kernel_in(tile, source, 0);
+    float *gradient = kernel_in(tile, source, 1), *upcoming = kernel_in(tile, target, 0);
+    if (!rows)
+        memset(gradient, 0, floats * sizeof(float));
+    for (size_t first = 0; first < rows; first += BLOCK) {
+        const size_t block = rows - first < BLOCK ? rows - first : BLOCK;
+        const float *of_errors = errors + first * c_out;
+        struct product part = {
+            .left = patches + first * k,
+            .left_row = 1,
+            .left_step = k,
+            .ahead = 16, /* the next cache line of the same patch */
+            .right = of_errors,
+            .right_row = c_out,
+            .right_panel = PANEL,
+            .start = first ? NULL : tile->zeros,
+            .out = gradient,
+            .out_row = c_out,
+            .rows = k,
+            .columns = c_out,
+            .length = block,
+        };
+        multiply(&part);
+        if (tile->bias) {
+            part.left = &one, part.left_step = part.ahead = 0, part.rows = 1, part.out = gradient + k * c_out;
+            multiply(&part);
+        }
+    }
+    for (size_t i = 0; i < floats; i++)
+        upcoming[i] = keep * kernel[i] - rate * gradient[i]; /* never fused, see setup.py: one meaning everywhere */
 }
 
 /* M = I K + bias. patches (rows, k) I, outputs (rows, c_out) M. */
 void rapa_tile_forward(struct tile *tile, const float *patches, float *outputs, size_t rows)
 {
-    const uint64_t started = busy_ns();
+    const uint64_t started = thread_ns();
     const size_t k = tile->k, c_out = tile->c_out;
     uint64_t *words = tile->words;
     const float *kernel = kernel_in(tile, words[COMMIT] & 3, 0);
-    multiply_all(&(struct product){
+    multiply(&(struct product){
         .left = patches,
         .left_row = k,
         .left_step = 1,
@@ -236,7 +182,7 @@ void rapa_tile_forward(struct tile *tile, const float *patches, float *outputs, 
         .length = k,
     });
     words[ROWS_FORWARD] += rows;
-    words[BUSY_NS] += busy_ns() - started;
+    words[BUSY_NS] += thread_ns() - started;
 }
 
 /* What `flags` ask for: the kernel to be (DO_UPDATE), the input error dI over the patches (DO_INPUT_ERROR), the kernel
@@ -244,7 +190,7 @@ void rapa_tile_forward(struct tile *tile, const float *patches, float *outputs, 
 void rapa_tile_backward(struct tile *tile, float *patches, const float *errors, size_t rows, uint64_t cycle, int flags,
                         double rate, double decay)
 {
-    const uint64_t started = busy_ns();
+    const uint64_t started = thread_ns();
     uint64_t *words = tile->words;
     const uint64_t state = words[COMMIT], done = state >> 5, prepared = state & 16, active = state & 3;
     uint64_t upcoming = state >> 2 & 3;
@@ -275,7 +221,7 @@ void rapa_tile_backward(struct tile *tile, float *patches, const float *errors, 
             words[STEP]++;
         }
     }
-    words[BUSY_NS] += busy_ns() - started;
+    words[BUSY_NS] += thread_ns() - started;
 }
 
 /* Forget what parts of an update have prepared: the kernel to be is the one in force again. */

@@ -7,8 +7,6 @@
 
 #include "tile.h"
 
-size_t rapa_threads(size_t wanted);
-
 static float *some(size_t floats)
 {
     float *memory = malloc(floats ? floats * sizeof(float) : 1);
@@ -25,8 +23,7 @@ int main(void)
         if (!rapa_choose(kinds[kind]))
             continue;
         for (int i = 0; i < 600; i++, cycles++) {
-            rapa_threads(i < 300 ? 1 : 3);
-            const size_t rows = rand() % (i % 20 ? 70 : 400), k = 1 + rand() % (i % 20 ? 150 : 400), c_out = 1 + rand() % 70, bias = rand() % 2;
+            const size_t rows = rand() % 70, k = 1 + rand() % 150, c_out = 1 + rand() % 70, bias = rand() % 2;
             const size_t kernel = ((k + bias) * c_out + 15) / 16 * 16;
             float *patches = some(rows * k), *errors = some(rows * c_out), *outputs = some(rows * c_out);
             float *cells = some(PAGE / sizeof(float) + 6 * kernel);
