@@ -222,10 +222,11 @@ def results(native: Native, monkeypatch):
     assignment = assign_random(5, geometry.n_patches, 3, np.random.default_rng(2))
     im2col = NativeIm2col(native.library, geometry, 21)
     planes, rows = floats(3, 9, 11, 21), np.empty((assignment.rows, 6 * 21), np.float32)
-    im2col.gather(planes.ctypes.data, assignment, rows.ctypes.data)
+    im2col.gather(planes, assignment, rows, 0, assignment.rows)
     errors = floats(assignment.rows, 6 * 21)
     yield rows
-    yield im2col.scatter(errors.ctypes.data, assignment, im2col.rows_of_patches(assignment))
+    n_tiles = len(assignment.offsets) - 1
+    yield im2col.scatter(errors, assignment, im2col.rows_of_patches(assignment), (0, n_tiles))
 
     library = native.library
     library.rapa_stage_forward.restype = None
@@ -293,7 +294,7 @@ def test_a_processor_that_the_library_is_not_for(tmp_path, compiler):
 
 @pytest.mark.parametrize("lack", [Lack.OUTDATED, Lack.UNLOADABLE, Lack.NOT_BUILT])
 def test_what_can_be_built_again_is(tmp_path, lack):
-    assert f"{sys.executable} -m rapa_dist.native.build" in software.advice(lack, tmp_path)
+    assert f"{sys.executable} -m rapa_dist.native`" in software.advice(lack, tmp_path)
     assert "apt-get" not in software.advice(lack, tmp_path)
 
 
@@ -302,7 +303,7 @@ def test_without_a_compiler_one_has_to_be_installed_first(tmp_path):
     said = software.advice(Lack.NOT_BUILT, tmp_path)
     assert "apt-get install gcc libc6-dev" in said
     assert f"pip install '{build.ZIG}'" in said
-    assert "-m rapa_dist.native.build" in said
+    assert "-m rapa_dist.native`" in said
 
 
 def test_what_a_compiler_said_is_repeated(tmp_path):
@@ -313,7 +314,7 @@ def test_what_a_compiler_said_is_repeated(tmp_path):
 
 
 def test_a_processor_can_not_be_mended(tmp_path):
-    assert "rapa_dist.native.build" not in software.advice(Lack.NO_VECTORS, tmp_path)
+    assert "-m rapa_dist.native" not in software.advice(Lack.NO_VECTORS, tmp_path)
 
 
 def test_the_compiler_is_named(monkeypatch):

@@ -11,11 +11,10 @@ from numpy.testing import assert_array_equal
 from torch.testing import assert_close
 
 from rapa_dist.assignment import Assignment, assign_fixed, assign_perforated_in_parts, assign_random
-from rapa_dist.fabric.im2col import Im2col, add_tree
-from rapa_dist.fabric.shared_rows import seen_by
+from rapa_dist.fabric.im2col import Im2col, add_tree, seen_by
+from rapa_dist.fabric.in_tile_order import in_tile_order
 from rapa_dist.geometry import Geometry
 from rapa_dist.native import native, use_threads
-from rapa_dist.native.im2col import NativeIm2col
 from rapa_dist.tile_maps import region_mask, tile_map
 
 pytestmark = pytest.mark.skipif(native().library is None, reason=str(native()))
@@ -45,16 +44,15 @@ def assigned(geometry, n_tiles, images, seed=3):
 
 
 def gathered(geometry, planes, assignment):
-    patches = torch.full((assignment.rows, geometry.places * planes.shape[3]), torch.nan)
-    NativeIm2col.of(geometry, planes.shape[3]).gather(planes.data_ptr(), assignment, patches.data_ptr())
-    return patches
+    patches = np.full((assignment.rows, geometry.places * planes.shape[3]), np.nan, np.float32)
+    in_tile_order(geometry, planes.shape[3]).gather(planes.numpy(), assignment, patches, 0, assignment.rows)
+    return torch.from_numpy(patches)
 
 
 def scattered(geometry, input_errors, assignment, channels, tiles=None):
-    in_c = NativeIm2col.of(geometry, channels)
-    first = 0 if tiles is None else int(assignment.offsets[tiles[0]])
-    at = input_errors[first:].data_ptr()
-    return in_c.scatter(at, assignment, in_c.rows_of_patches(assignment), tiles)
+    in_c = in_tile_order(geometry, channels)
+    rows, part = in_c.rows_of_patches(assignment), tiles or (0, len(assignment.offsets) - 1)
+    return in_c.scatter(input_errors.numpy(), assignment, rows, part)
 
 
 def check(geometry, channels, assignment, images=2):
@@ -161,18 +159,30 @@ def test_bits_do_not_depend_on_the_number_of_threads(threads):
 def test_some_rows_may_be_gathered_alone():
     geometry = Geometry(size=(8, 8), kernel=(3, 3), before=(1, 1), after=(1, 1))
     planes, assignment = floats(2, 8, 8, 5), assigned(geometry, 3, 2)
-    patches = torch.empty(20, 45)
-    NativeIm2col.of(geometry, 5).gather(planes.data_ptr(), assignment, patches.data_ptr(), 30, 50)
-    assert_array_equal(patches, gathered(geometry, planes, assignment)[30:50])
+    patches = torch.empty(assignment.rows, 45)
+    patches[:] = 7
+    in_tile_order(geometry, 5).gather(planes.numpy(), assignment, patches.numpy(), 30, 50)
+    assert_array_equal(patches[30:50], gathered(geometry, planes, assignment)[30:50])
+    assert (patches[:30] == 7).all()
+    assert (patches[50:] == 7).all()
 
 
 def test_nothing_is_written_beyond_the_rows():
     geometry = Geometry(size=(8, 8), kernel=(3, 3), before=(1, 1), after=(1, 1))
     assignment = assigned(geometry, 3, 2)
     memory, planes = torch.full((assignment.rows + 2, 9 * 5), 7.0), floats(2, 8, 8, 5)
-    NativeIm2col.of(geometry, 5).gather(planes.data_ptr(), assignment, memory[1:].data_ptr())
+    in_tile_order(geometry, 5).gather(planes.numpy(), assignment, memory[1:-1].numpy(), 0, assignment.rows)
     assert (memory[0] == 7).all()
     assert (memory[-1] == 7).all()
+
+
+def test_arrays_that_are_not_floats_in_one_piece_are_refused():
+    geometry = Geometry(size=(4, 4), kernel=(3, 3), before=(1, 1), after=(1, 1))
+    assignment, patches = assigned(geometry, 1, 1), np.empty((16, 27), np.float32)
+    with pytest.raises(ValueError, match=r"float32 in one piece, not \(1, 4, 4, 3\) float64"):
+        in_tile_order(geometry, 3).gather(np.zeros((1, 4, 4, 3)), assignment, patches, 0, 16)
+    with pytest.raises(ValueError, match="with gaps"):
+        in_tile_order(geometry, 3).gather(np.zeros((1, 4, 4, 6), np.float32)[..., ::2], assignment, patches, 0, 16)
 
 
 def test_an_empty_assignment_is_no_work():

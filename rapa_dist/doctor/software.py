@@ -92,7 +92,7 @@ def check_products() -> Check:
 
 def advice(lack: Lack | None, folder: Path) -> str:
     """Return what to do for a library that a folder lacks."""
-    again = f"`{shlex.join([sys.executable, '-m', build.__name__])}`"
+    again = f"`{shlex.join([sys.executable, '-m', build.__package__])}`"
     if lack is Lack.NO_VECTORS:
         return "There is nothing to mend here; processors since about 2014 have what it takes."
     if lack is not Lack.NOT_BUILT:

@@ -18,9 +18,8 @@ from rapa_dist.assignment import Assignment
 from rapa_dist.cells import Cells, Word
 from rapa_dist.errors import UsageError
 from rapa_dist.fabric.base import Fabric, Kernels
-from rapa_dist.fabric.im2col import Im2col
+from rapa_dist.fabric.im2col import Im2col, seen_by
 from rapa_dist.fabric.passage import Passage
-from rapa_dist.fabric.shared_rows import seen_by
 from rapa_dist.geometry import Geometry
 from rapa_dist.inspection import TileStats, read_tile
 from rapa_dist.machine import Machine, TileArray

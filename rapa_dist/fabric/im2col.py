@@ -194,3 +194,11 @@ def add_tree(sums: Sequence[Tensor]) -> Tensor:
             left += right
         sums = sums[::2]
     return sums[0]
+
+
+def seen_by(assignment: Assignment, geometry: Geometry, first: int = 0, last: int | None = None) -> Tensor | None:
+    """Return (rows, kh · kw) False where the patch of a row must see zero instead of the pixel; None: all see all."""
+    if assignment.mask is None:
+        return None
+    pixels = torch.from_numpy(assignment.order[first:last] % geometry.n_patches)
+    return torch.from_numpy(assignment.mask).index_select(0, pixels)

@@ -8,7 +8,6 @@ errors, added up part by part of a tree (`tree`). It imports torch only where th
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -22,16 +21,16 @@ from rapa_dist.fabric.arena import Place
 from rapa_dist.fabric.chip import Chip
 from rapa_dist.fabric.command import Command, Way
 from rapa_dist.fabric.doorbell import Cycle
+from rapa_dist.fabric.in_tile_order import in_tile_order
 from rapa_dist.fabric.lookout import Lookout, Restart
 from rapa_dist.fabric.registry import Registration
 from rapa_dist.fabric.running_code import RunningCode, check_against
 from rapa_dist.fabric.scratch import sweep
 from rapa_dist.fabric.site import Site
-from rapa_dist.fabric.tree import Part, parts_of
+from rapa_dist.fabric.tree import parts_of
 from rapa_dist.geometry import Geometry
 from rapa_dist.inspection import read_tile
 from rapa_dist.machine import Machine
-from rapa_dist.native.im2col import NativeIm2col
 from rapa_dist.tile import Matrix
 
 Rows = Sequence[tuple[int, int]]
@@ -205,7 +204,7 @@ class RemotePassage:
         for target, piece in zip(targets, sent, strict=True):
             target[:] = piece
         self._assignment = Assignment(order, offsets, plan.n_patches, plan.mask)
-        self._im2col = _im2col(plan.geometry, plan.shape[3])
+        self._im2col = in_tile_order(plan.geometry, plan.shape[3])
         for first, last in self._blocks:
             row_of_patch[order[first:last]] = np.arange(first, last)
             self._im2col.gather(planes, self._assignment, patches, first, last)
@@ -241,50 +240,3 @@ def pieces(region: NDArray[Any], runs: Rows | None = None, itemsize: int | None 
     n_bytes = row_bytes * sum(last - first for first, last in runs)
     step = max(1, _PIECE_BYTES // row_bytes) if n_bytes <= _MOST_IN_PIECES else len(region)
     return [region[at : min(at + step, last)] for first, last in runs for at in range(first, last, step)]
-
-
-class _InTorch:
-    """What `NativeIm2col` does, where there is no library: this process then needs torch."""
-
-    def __init__(self, geometry: Geometry, c_in: int) -> None:
-        import torch
-
-        from rapa_dist.fabric.shared_rows import InTileOrder
-
-        self._in_tile_order, self._tensor = InTileOrder(geometry, c_in), torch.from_numpy
-
-    def gather(
-        self, planes: NDArray[np.float32], assignment: Assignment, patches: Matrix, first: int, last: int
-    ) -> None:
-        self._in_tile_order.gather(self._tensor(planes), assignment, self._tensor(patches), first, last)
-
-    def scatter(
-        self, input_errors: Matrix, assignment: Assignment, row_of_patch: NDArray[np.int64], part: Part
-    ) -> Matrix:
-        rows = self._tensor(row_of_patch)
-        found: Matrix = self._in_tile_order.scatter(self._tensor(input_errors), assignment, rows, part).numpy()
-        return found
-
-
-class _InC:
-    """What moves planes to rows and back, in C."""
-
-    def __init__(self, im2col: NativeIm2col) -> None:
-        self._im2col = im2col
-
-    def gather(
-        self, planes: NDArray[np.float32], assignment: Assignment, patches: Matrix, first: int, last: int
-    ) -> None:
-        self._im2col.gather(planes.ctypes.data, assignment, patches[first:].ctypes.data, first, last)
-
-    def scatter(
-        self, input_errors: Matrix, assignment: Assignment, row_of_patch: NDArray[np.int64], part: Part
-    ) -> Matrix:
-        at = input_errors[int(assignment.offsets[part[0]]) :].ctypes.data
-        return self._im2col.scatter(at, assignment, row_of_patch, part)
-
-
-@lru_cache(maxsize=256)
-def _im2col(geometry: Geometry, c_in: int) -> "_InC | _InTorch":
-    in_c = NativeIm2col.of(geometry, c_in)
-    return _InTorch(geometry, c_in) if in_c is None else _InC(in_c)

@@ -13,72 +13,12 @@ from rapa_dist.fabric.arena import Arena, Lending, Place
 from rapa_dist.fabric.base import Fabric
 from rapa_dist.fabric.command import Way
 from rapa_dist.fabric.doorbell import Cycle
-from rapa_dist.fabric.im2col import Im2col
+from rapa_dist.fabric.in_tile_order import in_tile_order
 from rapa_dist.fabric.passage import Passage
 from rapa_dist.fabric.tree import Part, add_up, parts_of
 from rapa_dist.geometry import Geometry
 from rapa_dist.machine import Machine, TileArray
-from rapa_dist.native.im2col import NativeIm2col
 from rapa_dist.tile import Matrix, Update
-
-
-class InTileOrder:
-    """Moves planes of one size into the rows of tiles, and input errors back: in C, or without the library in torch."""
-
-    def __init__(self, geometry: Geometry, c_in: int) -> None:
-        self._geometry = geometry
-        self._in_c = NativeIm2col.of(geometry, c_in)
-        self._in_torch = Im2col(geometry, c_in)
-
-    def gather(self, planes: Tensor, assignment: Assignment, patches: Tensor, first: int, last: int) -> None:
-        """Write patches in tile order (im2col).
-
-        Args:
-            planes: (images, h, w, c_in).
-            assignment: which patch is which row.
-            patches: (rows, k), of which the rows first … last − 1 are overwritten.
-            first: first row.
-            last: one past the last row.
-        """
-        if self._in_c is not None and planes.dtype == torch.float32:
-            planes = planes.contiguous()
-            self._in_c.gather(planes.data_ptr(), assignment, patches[first:].data_ptr(), first, last)
-            return
-        order, seen = torch.from_numpy(assignment.order[first:last]), seen_by(assignment, self._geometry, first, last)
-        self._in_torch.gather(planes, order, patches[first:last], seen)
-
-    def rows_of_patches(self, assignment: Assignment) -> Tensor:
-        """Return (n_patches,) the row of every patch, and `rows` for one that is dropped."""
-        found = assignment.inverse() if self._in_c is None else self._in_c.rows_of_patches(assignment)
-        return torch.from_numpy(found)
-
-    def scatter(
-        self, input_errors: Tensor, assignment: Assignment, row_of_patch: Tensor, part: Part | None = None
-    ) -> Tensor:
-        """Add input errors (rows, k) up to those of the planes (col2im): each tile's, and these in a tree.
-
-        Args:
-            input_errors: (rows, k) dI in tile order; overwritten where pixels are masked.
-            assignment: which rows are whose.
-            row_of_patch: as `rows_of_patches` returns it.
-            part: the part of the tree to be added up; None: all of it.
-
-        Returns:
-            (images, h, w, c_in), their part of the gradient of the loss with respect to the planes.
-        """
-        first, last = part or (0, len(assignment.offsets) - 1)
-        rows = slice(*assignment.offsets[[first, last]].tolist())
-        if self._in_c is not None:
-            back = self._in_c.scatter(input_errors[rows].data_ptr(), assignment, row_of_patch.numpy(), (first, last))
-            return torch.from_numpy(back)
-        seen = seen_by(assignment, self._geometry, rows.start, rows.stop)
-        own = Assignment(
-            assignment.order[rows], assignment.offsets[first : last + 1] - rows.start, assignment.n_patches
-        )
-        theirs = (row_of_patch < rows.start) | (row_of_patch >= rows.stop)
-        return self._in_torch.scatter_by_tile(
-            input_errors[rows], own, (row_of_patch - rows.start).masked_fill_(theirs, own.rows), seen
-        )
 
 
 class SharedRowsFabric(Fabric):
@@ -88,7 +28,6 @@ class SharedRowsFabric(Fabric):
         super().__init__(machine)
         self._floats = torch.from_numpy(arena.floats)
         self._lending = Lending(len(arena.floats))
-        self._im2col: dict[tuple[Geometry, int], InTileOrder] = {}
 
     @abstractmethod
     def begin(
@@ -130,13 +69,6 @@ class SharedRowsFabric(Fabric):
     def passage(self, array: TileArray, geometry: Geometry, planes: Tensor, assignment: Assignment) -> Passage:
         """Gather the patches of planes in a place of the arena."""
         return SharedRowsPassage(self, array, geometry, planes, assignment)
-
-    def im2col(self, geometry: Geometry, c_in: int) -> "InTileOrder":
-        """Return what moves planes of this size to rows."""
-        found = self._im2col.get((geometry, c_in))
-        if found is None:
-            found = self._im2col[geometry, c_in] = InTileOrder(geometry, c_in)
-        return found
 
     @property
     def lending(self) -> Lending:
@@ -182,14 +114,12 @@ class SharedRowsPassage(Passage):
         self._place = place = self._lending.lend(rows, array.k, array.c_out)
         self._patches = fabric.rows(place.patches, rows, array.k)
         self._outputs = fabric.rows(place.outputs, rows, array.c_out)
-        self._im2col = fabric.im2col(geometry, planes.shape[3])
+        self._im2col = in_tile_order(geometry, planes.shape[3])
         self._order = torch.from_numpy(assignment.order)
-        self._here, self._way = fabric.here(array), None
-        if fabric.spread:
-            planes = planes.contiguous()
-            self._way = Way(geometry, planes.detach().numpy(), assignment)
-        for first, last in self._here:
-            self._im2col.gather(planes, assignment, self._patches, *assignment.offsets[[first, last]].tolist())
+        as_array = planes.detach().to(torch.float32).contiguous().numpy()
+        self._here, self._way = fabric.here(array), Way(geometry, as_array, assignment) if fabric.spread else None
+        for run in self._here:
+            self._im2col.gather(as_array, assignment, self._patches.numpy(), *assignment.offsets[list(run)].tolist())
         self._row_of_patch: Tensor | None = None  # (n_patches,)
         self._begun = self._input_error = False
 
@@ -206,7 +136,7 @@ class SharedRowsPassage(Passage):
 
     def prepare(self) -> None:
         """Work out where every patch went, by which outputs and input errors find their way back."""
-        self._row_of_patch = self._im2col.rows_of_patches(self._assignment)
+        self._row_of_patch = torch.from_numpy(self._im2col.rows_of_patches(self._assignment))
 
     def outputs(self, first: int = 0, last: int | None = None) -> Tensor:
         """Wait, and return the outputs in the order of the pixels."""
@@ -245,13 +175,11 @@ class SharedRowsPassage(Passage):
         return back
 
     def _add_up(self, cycle: int, row_of_patch: Tensor) -> Tensor:
-        n_tiles, assignment = self._array.n_tiles, self._assignment
-        if self._here == [(0, n_tiles)]:
-            return self._im2col.scatter(self._patches, assignment, row_of_patch)
+        n_tiles, patches, rows = self._array.n_tiles, self._patches.numpy(), row_of_patch.numpy()
         parts = self._fabric.from_elsewhere(cycle)
         for run in self._here:
             for part in parts_of(*run, n_tiles):
-                parts[part] = self._im2col.scatter(self._patches, assignment, row_of_patch, part).numpy()
+                parts[part] = self._im2col.scatter(patches, self._assignment, rows, part)
         return torch.from_numpy(add_up(parts, n_tiles))
 
     def _finish(self) -> None:
@@ -271,11 +199,3 @@ class SharedRowsPassage(Passage):
     def __del__(self) -> None:
         if self._cycle is None:  # else something failed, and tiles may still be at work there
             self.release()
-
-
-def seen_by(assignment: Assignment, geometry: Geometry, first: int = 0, last: int | None = None) -> Tensor | None:
-    """Return (rows, kh · kw) False where the patch of a row must see zero instead of the pixel; None: all see all."""
-    if assignment.mask is None:
-        return None
-    pixels = torch.from_numpy(assignment.order[first:last] % geometry.n_patches)
-    return torch.from_numpy(assignment.mask).index_select(0, pixels)

@@ -1,6 +1,6 @@
 """How the library is built from the sources beside this file: by setup.py, by tests, and by a person who has to.
 
-    python -m rapa_dist.native.build
+    python -m rapa_dist.native
 
 builds it anew where rapa-dist is installed. Imports nothing of the package, as setup.py runs before there is one.
 """
@@ -154,7 +154,8 @@ def _run(command: Sequence[str]) -> None:
         raise BuildError("\n".join([f"{command[0]} failed with exit code {done.returncode}:", *said]))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Build it anew in this folder; where that fails, say what to install."""
     try:
         build(FOLDER)
     except BuildError as error:
@@ -162,3 +163,7 @@ if __name__ == "__main__":
             f"The library can't be built: {error}\nInstall a C compiler (Debian, Ubuntu: apt-get install gcc "
             f"libc6-dev), or one from PyPI: {shlex.join([sys.executable, '-m', 'pip', 'install', ZIG])}"
         )
+
+
+if __name__ == "__main__":
+    main()

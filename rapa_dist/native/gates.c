@@ -5,12 +5,12 @@
 #include <errno.h>
 #include <unistd.h>
 
-/* Open another thread's gate, by a byte into the pipe that it reads, and wait at one's own. */
-EXPORT void rapa_swap(int other, int mine)
+/* Open another thread's gate, by a byte into the pipe that it reads, and wait at one's own. Returns whether that was
+ * opened; 0 when a signal came, which Python has to see to. */
+EXPORT int rapa_swap(int other, int mine)
 {
     char byte = 0;
     while (write(other, &byte, 1) < 0 && errno == EINTR)
         ;
-    while (read(mine, &byte, 1) < 0 && errno == EINTR)
-        ;
+    return read(mine, &byte, 1) == 1;
 }

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rapa_dist.native import native
+from rapa_dist.native.tile import address_of_floats
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,63 +45,35 @@ class NativeIm2col:
             library.rapa_scatter,
         )
 
-    @staticmethod
-    @functools.lru_cache(maxsize=256)
-    def of(geometry: Geometry, c_in: int) -> NativeIm2col | None:
-        """Return what moves planes of this size; None without the library."""
-        library = native().library
-        return None if library is None else NativeIm2col(library, geometry, c_in)
-
     def gather(
-        self, planes: int, assignment: Assignment, patches: int, first: int = 0, last: int | None = None
+        self, planes: NDArray[np.float32], assignment: Assignment, patches: Matrix, first: int, last: int
     ) -> None:
-        """Write the patches of some images in tile order (im2col).
-
-        Args:
-            planes: address of (images, h, w, c_in) float32, in one piece.
-            assignment: which patch is which row.
-            patches: address of (last − first, k) float32, overwritten; k ordered (kh, kw, c_in).
-            first: first row.
-            last: one past the last row; None: all.
-        """
-        order = assignment.order[first:last]
-        self._gather(self._at, planes, order.ctypes.data, len(order), _address(assignment.mask), patches)
+        """Write the patches of the rows first … last − 1; see `InTileOrder`."""
+        order, at_patches = assignment.order[first:last], address_of_floats(patches[first:last])
+        at = address_of_floats(planes), order.ctypes.data
+        self._gather(self._at, *at, len(order), _address(assignment.mask), at_patches)
 
     def rows_of_patches(self, assignment: Assignment) -> NDArray[np.int64]:
-        """Return (n_patches,) the row of every patch, and `rows` for one that is dropped."""
+        """Return (n_patches,) the row of every patch; see `InTileOrder`."""
         rows, order = np.empty(assignment.n_patches, np.int64), assignment.order
         self._rows(order.ctypes.data, len(order), rows.ctypes.data, len(rows))
         return rows
 
     def scatter(
-        self,
-        input_errors: int,
-        assignment: Assignment,
-        row_of_patch: NDArray[np.int64],
-        tiles: tuple[int, int] | None = None,
-    ) -> Matrix:
-        """Add the input errors of the patches up to those of the planes (col2im).
-
-        Of each pixel the pieces of a tile are added in the order of (kh, kw), then the tiles' sums in a tree.
-
-        Args:
-            input_errors: address of (rows, k) dI in tile order, of the rows of these tiles.
-            assignment: which rows are whose.
-            row_of_patch: (n_patches,) the row of every patch, as `rows_of_patches` gives it.
-            tiles: first of some tiles, and one past the last, that have a part of the tree to themselves; None: all.
-
-        Returns:
-            (images, h, w, c_in), their part of the gradient of the loss with respect to the planes.
+        self, input_errors: Matrix, assignment: Assignment, row_of_patch: NDArray[np.int64], part: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """Add the input errors of a part of the tree up; see `InTileOrder`.
 
         Raises:
             MemoryError: there is none.
         """
-        first, last = tiles or (0, len(assignment.offsets) - 1)
+        offsets = assignment.offsets[part[0] : part[1] + 1]
         images = assignment.n_patches // self.geometry.n_patches
         planes = np.empty((images, *self.geometry.size, self.c_in), np.float32)
-        offsets = assignment.offsets[first : last + 1]
-        at = input_errors, row_of_patch.ctypes.data, offsets.ctypes.data
-        if self._scatter(self._at, *at, last - first, images, _address(assignment.mask), planes.ctypes.data):
+        at_rows = address_of_floats(input_errors[int(offsets[0]) : int(offsets[-1])])
+        at = at_rows, row_of_patch.ctypes.data, offsets.ctypes.data
+        n_tiles = part[1] - part[0]
+        if self._scatter(self._at, *at, n_tiles, images, _address(assignment.mask), planes.ctypes.data):
             raise MemoryError
         return planes
 

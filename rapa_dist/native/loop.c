@@ -1,6 +1,6 @@
 /* The loop of a tile's process: wait for a ring, do its cycle, hold the answer if an array would be slower, answer.
  *
- * What Server of rapa_dist/fabric/serving.py does, with the messages of rapa_dist/fabric/doorbell.py, as fast as a
+ * What serve() of rapa_dist/fabric/serving.py does, with the messages of rapa_dist/fabric/doorbell.py, as fast as a
  * process can wake up: between two cycles others have had its core, and whatever is touched here has to come from afar.
  */
 
@@ -137,7 +137,7 @@ static int obey(struct loop *loop, const struct ring *ring)
 }
 
 /* Obey the rings of one message; what is none is ignored. Returns as `obey` does. */
-EXPORT int rapa_obey(struct loop *loop, const void *message, size_t length)
+int rapa_obey(struct loop *loop, const void *message, size_t length)
 {
     if (length % sizeof(struct ring) || length > MOST_RINGS * sizeof(struct ring))
         return 0;

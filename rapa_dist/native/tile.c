@@ -157,7 +157,7 @@ static void add_update(const struct tile *tile, size_t source, size_t target, co
         }
     }
     for (size_t i = 0; i < floats; i++)
-        upcoming[i] = keep * kernel[i] - rate * gradient[i]; /* never fused, see setup.py: one meaning everywhere */
+        upcoming[i] = keep * kernel[i] - rate * gradient[i]; /* never fused, see build.py: one meaning everywhere */
 }
 
 /* M = I K + bias. patches (rows, k) I, outputs (rows, c_out) M. */

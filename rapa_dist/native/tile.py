@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     import mmap
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from rapa_dist.cells import Cells
     from rapa_dist.tile import Matrix, Update
 
@@ -33,7 +36,6 @@ _SIGNATURES = {
         [_POINTER, _POINTER, _WORD, _POINTER, _WORD, ctypes.c_uint32, _INT, ctypes.c_char_p],
     ),
     "rapa_loop_free": (None, [_POINTER]),
-    "rapa_obey": (_INT, [_POINTER, ctypes.c_char_p, _SIZE]),
     "rapa_serve": (_INT, [_POINTER]),
 }
 
@@ -60,7 +62,10 @@ class NativeTile:
     def forward(self, patches: Matrix, outputs: Matrix) -> None:
         """Compute M = I K + bias, as `AnalogTile.forward`."""
         rows = len(patches)
-        at_patches, at_outputs = _at(patches, rows, self._k), _at(outputs, rows, self._c_out)
+        at_patches, at_outputs = (
+            address_of_floats(patches, (rows, self._k)),
+            address_of_floats(outputs, (rows, self._c_out)),
+        )
         self._library.rapa_tile_forward(self._tile, at_patches, at_outputs, rows)
 
     def backward(
@@ -75,7 +80,10 @@ class NativeTile:
     ) -> None:
         """Compute dI = D Kᵀ over the patches and update K, as `AnalogTile.backward`."""
         rows, flags = len(errors), _INPUT_ERROR if input_error else 0
-        at_patches, at_errors = _at(patches, rows, self._k), _at(errors, rows, self._c_out)
+        at_patches, at_errors = (
+            address_of_floats(patches, (rows, self._k)),
+            address_of_floats(errors, (rows, self._c_out)),
+        )
         if update is not None:
             flags |= _UPDATE | (_COMMIT if commit else 0)
         rate, decay = (update.learning_rate, update.weight_decay) if update else (0.0, 0.0)
@@ -131,15 +139,6 @@ class NativeLoop:
         error = self._library.rapa_serve(self._loop)
         raise OSError(error, os.strerror(error))
 
-    def obey(self, message: bytes) -> None:
-        """Obey the rings of one message, as if it had come by the socket.
-
-        Raises:
-            OSError: nobody listens to answers any more.
-        """
-        if error := self._library.rapa_obey(self._loop, message, len(message)):
-            raise OSError(error, os.strerror(error))
-
 
 def declare(library: ctypes.CDLL) -> None:
     """Tell ctypes what the functions for tiles take and return."""
@@ -153,11 +152,16 @@ def address_of(memory: mmap.mmap | memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
-def _at(matrix: Matrix, rows: int, columns: int) -> int:
-    """Return where a matrix lies, which the library takes to be whole rows of floats."""
-    if matrix.shape != (rows, columns) or matrix.dtype != "float32" or not matrix.flags.c_contiguous:
+def address_of_floats(array: NDArray[np.float32], shape: tuple[int, int] | None = None) -> int:
+    """Return where an array lies, which the library takes to be floats in one piece.
+
+    Raises:
+        ValueError: it is something else, or has another shape.
+    """
+    gaps = not array.flags.c_contiguous
+    if gaps or array.dtype != "float32" or array.shape != (shape or array.shape):
         raise ValueError(
-            f"expected ({rows}, {columns}) float32 in one piece, not {matrix.shape} {matrix.dtype}"
-            f"{'' if matrix.flags.c_contiguous else ' with gaps'}"
+            f"expected {shape or array.shape} float32 in one piece, not {array.shape} {array.dtype}"
+            f"{' with gaps' if gaps else ''}"
         )
-    return matrix.ctypes.data
+    return array.ctypes.data

@@ -43,9 +43,9 @@ class _Gate:
         library = native().library
         if library is None:
             other.open()
-            self.pass_through()
-        else:
-            library.rapa_swap(other._entrance, self._exit)
+        elif library.rapa_swap(other._entrance, self._exit):
+            return
+        self.pass_through()  # also where a signal came, whose handler Python calls before it waits on
 
     def __del__(self) -> None:
         os.close(self._entrance)

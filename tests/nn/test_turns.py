@@ -1,6 +1,7 @@
 """The baton: only who has it computes, in an order that no timing can change."""
 
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -118,3 +119,23 @@ def test_threads_and_file_descriptors_end_with_the_object():
         thread.join(timeout=10)
         assert not thread.is_alive()
     assert not own_pipes & pipes()
+
+
+def test_a_signal_is_seen_to_while_the_caller_waits_for_its_turn():
+    """Ctrl-C must not have to wait for tiles that hang."""
+    seen, when = [], []
+
+    def second_part():
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        deadline = time.monotonic() + 5
+        while not seen and time.monotonic() < deadline:
+            time.sleep(0.01)
+        when.append(bool(seen))
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: seen.append(True))
+    try:
+        turns = Turns(2)
+        turns.run([lambda: turns.give_way(0), second_part])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert when == [True]
