@@ -24,7 +24,7 @@ def parse_list(option: str, text: str) -> tuple[int, ...]:
             numbers.append(int(part))
         except ValueError:
             raise UsageError(
-                f"{option} needs integers with commas between, like 16,4,1; “{part}” in “{text}” is none."
+                f"{option} needs integers with commas between, like 16,4,1; “{part}” in “{text}” is not an integer."
             ) from None
     return tuple(numbers)
 

@@ -206,7 +206,7 @@ def test_a_run_that_was_trained_elsewhere_is_adopted_if_it_fits(store, tmp_path)
         assert place == store.run_dir(cell, 1)
         store.adopt(tmp_path / "fits", place)
         assert place.resolve() == (tmp_path / "fits").resolve()
-    with pytest.raises(UsageError, match="of no cell here; the nearest differs in seed: 7 →"):
+    with pytest.raises(UsageError, match="belongs to no cell of these tables; the nearest differs in seed: 7 →"):
         store.place_for(tmp_path / "does-not", cells_of("table1"), range(2))
     (tmp_path / "fits").rename(tmp_path / "moved")
     with pytest.raises(UsageError, match="alternate-1 is there already"):  # a link to nothing, now

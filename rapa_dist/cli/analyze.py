@@ -331,7 +331,7 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
             numbers.append(float(part))
         except ValueError:
             raise UsageError(
-                f"{option} needs numbers with commas between, like 20,30,40; “{part}” in “{text}” is none."
+                f"{option} needs numbers with commas between, like 20,30,40; “{part}” in “{text}” is not a number."
             ) from None
     return tuple(numbers)
 

@@ -56,7 +56,7 @@ def stats(
 ) -> None:
     """Show what every tile of a training does: rows, updates, busy and device time, bytes, ‖K‖, memory.
 
-    Attaches to a running training and disturbs it in nothing: a look costs one call per node. Totals per layer
+    Attaches to a running job without disturbing it: a look costs one call per node. Totals per layer
     come first; imbalance is the rows of a layer's busiest tile over the mean.
 
     \b

@@ -136,7 +136,7 @@ _DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
     type=click.IntRange(min=0),
     default=10,
     show_default=True,
-    help="Stop if a tile dies more often than this without getting on.",
+    help="Stop if a tile dies more often than this without making progress.",
 )
 @click.option(
     "--save-patience",
