@@ -159,9 +159,9 @@ class Store:
                     return self.run_dir(cell, seed)
                 if nearest is None or len(differs) < len(nearest):
                     nearest = differs
-        differences = "; ".join(nearest or ["everything"])
+        difference = "; ".join(nearest or ["everything"])
         raise UsageError(
-            f"The run in {run_dir} belongs to no cell of these tables; the nearest differs in {differences}."
+            f"The run in {run_dir} belongs to no cell of these tables; the nearest differs in {difference}."
         )
 
     def _check_images(self, directory: RunDirectory) -> None:
