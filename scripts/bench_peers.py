@@ -198,8 +198,7 @@ def fabric_of_calls(machine, floats, kernels, cluster):
         name = "calls"
 
         def __init__(self) -> None:
-            self._arena = Arena(mmap.mmap(-1, arena_bytes(floats)))
-            super().__init__(machine, self._arena)
+            super().__init__(machine, Arena(mmap.mmap(-1, arena_bytes(floats))))
             self._tiles = [[OrdinaryTile.remote(kernel) for kernel in of_layer] for of_layer in kernels]
             self._calls = {}
 
@@ -208,8 +207,8 @@ def fabric_of_calls(machine, floats, kernels, cluster):
 
         def begin(self, array, cycle, place, offsets, update=None, way=None):
             number = len(self._calls) + 1
-            patches = self._arena.rows(place.patches, offsets[-1], array.k)
-            outputs = self._arena.rows(place.outputs, offsets[-1], array.c_out)
+            patches = self.arena.rows(place.patches, offsets[-1], array.k)
+            outputs = self.arena.rows(place.outputs, offsets[-1], array.c_out)
             rows, tiles = [slice(*edges) for edges in itertools.pairwise(offsets)], self._tiles[array.index]
             target, calls = None, []
             if cycle == Cycle.FORWARD:

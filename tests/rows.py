@@ -10,8 +10,8 @@ class Rows:
     def __init__(self, fabric, array, rows):
         self._fabric, self._array, self._lending = fabric, array, fabric.lending
         self.place = self._lending.lend(rows, array.k, array.c_out)
-        self.patches = fabric.rows(self.place.patches, rows, array.k).numpy()
-        self.outputs = fabric.rows(self.place.outputs, rows, array.c_out).numpy()
+        self.patches = fabric.arena.rows(self.place.patches, rows, array.k)
+        self.outputs = fabric.arena.rows(self.place.outputs, rows, array.c_out)
 
     def __enter__(self):
         return self

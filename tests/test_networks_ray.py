@@ -60,7 +60,9 @@ def disturb(network, images, parts, run_dir, nodes=None):
     process = start(command_of(network, images, parts, "--run-dir", str(run_dir)), nodes)
     try:
         wait_for_epoch(run_dir, 1, process)
+        process.send_signal(signal.SIGSTOP)  # on a fast machine it would be at its end before a tile is found
         os.kill(a_tile_of(run_dir, nodes), signal.SIGKILL)
+        process.send_signal(signal.SIGCONT)
         wait_for_epoch(run_dir, epochs_done(run_dir) + 2, process)
     finally:
         process.kill()

@@ -52,7 +52,7 @@ class KnownFabric(SerialFabric):
     def __init__(self, machine, clock, *, row_ns=0, overhead_ns=0):
         super().__init__(machine, floats_of(machine, IMAGES), initial_kernels(machine, 0))
         self.pace = None
-        self.network_ns, self.arena = 0, self._arena
+        self.network_ns = 0
         self.clock, self.row_takes_ns, self.overhead_ns = clock, row_ns, overhead_ns
         self.busy: dict[tuple[int, int], int] = Counter()
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rapa_dist.cells import Word
 from rapa_dist.console import Advance
 from rapa_dist.errors import CapacityError, NodeLostError
-from rapa_dist.fabric.arena import Arena, Place
+from rapa_dist.fabric.arena import Place
 from rapa_dist.fabric.base import Kernels
 from rapa_dist.fabric.chip import Chip
 from rapa_dist.fabric.cluster import Cluster
@@ -256,11 +256,6 @@ class RayFabric(SharedRowsFabric):
             backward=bool(cycle & Cycle.INPUT_ERROR),
             update=bool(cycle & Cycle.UPDATE),
         )
-
-    @property
-    def arena(self) -> Arena:
-        """The memory that the tiles of this node share with the coordinator."""
-        return self._chip.arena
 
     def begin_empty(self, array: TileArray) -> int:
         """Ring every tile of an array for nothing: the data plane's cost."""

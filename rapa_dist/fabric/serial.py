@@ -35,8 +35,7 @@ class SerialFabric(SharedRowsFabric):
             kernels: initial kernels.
             step: steps that they have been trained for.
         """
-        self._arena = Arena(mmap.mmap(-1, arena_bytes(arena_floats)))
-        super().__init__(machine, self._arena)
+        super().__init__(machine, Arena(mmap.mmap(-1, arena_bytes(arena_floats))))
         self._tiles = [
             [tile_on(Cells.volatile(array.kernel_shape), bias=array.bias) for _ in range(array.n_tiles)]
             for array in machine.arrays
@@ -60,8 +59,8 @@ class SerialFabric(SharedRowsFabric):
         """Run the cycle of every tile in turn."""
         self._cycle += 1
         edges = offsets.tolist()
-        patches = self._arena.rows(place.patches, edges[-1], array.k)
-        outputs = self._arena.rows(place.outputs, edges[-1], array.c_out)
+        patches = self.arena.rows(place.patches, edges[-1], array.k)
+        outputs = self.arena.rows(place.outputs, edges[-1], array.c_out)
         for tile, (first, last) in zip(self._tiles[array.index], pairwise(edges), strict=True):
             if cycle == Cycle.FORWARD:
                 tile.forward(patches[first:last], outputs[first:last])

@@ -18,6 +18,7 @@ from rapa_dist.fabric.passage import Passage
 from rapa_dist.fabric.tree import Part, add_up, parts_of
 from rapa_dist.geometry import Geometry
 from rapa_dist.machine import Machine, TileArray
+from rapa_dist.native.rows import pick_rows
 from rapa_dist.tile import Matrix, Update
 
 
@@ -26,7 +27,8 @@ class SharedRowsFabric(Fabric):
 
     def __init__(self, machine: Machine, arena: Arena) -> None:
         super().__init__(machine)
-        self._floats = torch.from_numpy(arena.floats)
+        self.arena = arena
+        """The memory that the tiles of this node share with the coordinator."""
         self._lending = Lending(len(arena.floats))
 
     @abstractmethod
@@ -77,11 +79,7 @@ class SharedRowsFabric(Fabric):
 
     def lend_anew(self) -> None:
         """Lend the whole arena again: nothing that was under way counts any more."""
-        self._lending = Lending(len(self._floats))
-
-    def rows(self, at: int, rows: int, columns: int) -> Tensor:
-        """Return (rows, columns) floats of the arena that begin at `at`."""
-        return self._floats.as_strided((rows, columns), (columns, 1), at)
+        self._lending = Lending(len(self.arena.floats))
 
     def commit(self, arrays: Sequence[int]) -> None:
         """Have tiles put their kernels in force: an update without rows."""
@@ -112,15 +110,14 @@ class SharedRowsPassage(Passage):
         self._cycle: int | None = None
         self._lending, rows = fabric.lending, assignment.rows
         self._place = place = self._lending.lend(rows, array.k, array.c_out)
-        self._patches = fabric.rows(place.patches, rows, array.k)
-        self._outputs = fabric.rows(place.outputs, rows, array.c_out)
+        self._patches = fabric.arena.rows(place.patches, rows, array.k)
+        self._outputs = fabric.arena.rows(place.outputs, rows, array.c_out)
         self._im2col = in_tile_order(geometry, planes.shape[3])
-        self._order = torch.from_numpy(assignment.order)
         as_array = planes.detach().to(torch.float32).contiguous().numpy()
         self._here, self._way = fabric.here(array), Way(geometry, as_array, assignment) if fabric.spread else None
         for run in self._here:
-            self._im2col.gather(as_array, assignment, self._patches.numpy(), *assignment.offsets[list(run)].tolist())
-        self._row_of_patch: Tensor | None = None  # (n_patches,)
+            self._im2col.gather(as_array, assignment, self._patches, *assignment.offsets[list(run)].tolist())
+        self._row_of_patch: NDArray[np.int64] | None = None  # (n_patches,)
         self._begun = self._input_error = False
 
     def begin(self) -> None:
@@ -136,7 +133,7 @@ class SharedRowsPassage(Passage):
 
     def prepare(self) -> None:
         """Work out where every patch went, by which outputs and input errors find their way back."""
-        self._row_of_patch = torch.from_numpy(self._im2col.rows_of_patches(self._assignment))
+        self._row_of_patch = self._im2col.rows_of_patches(self._assignment)
 
     def outputs(self, first: int = 0, last: int | None = None) -> Tensor:
         """Wait, and return the outputs in the order of the pixels."""
@@ -146,14 +143,15 @@ class SharedRowsPassage(Passage):
         rows = self._row_of_patch
         if first or last is not None:
             rows = rows[first * geometry.n_patches : None if last is None else last * geometry.n_patches]
-        if self._assignment.rows < self._assignment.n_patches:
-            outputs = torch.cat((outputs, outputs.new_zeros(1, outputs.shape[1])))  # for the dropped patches
-        return outputs.index_select(0, rows).view(-1, *geometry.out, outputs.shape[1])
+        found = torch.empty(len(rows), outputs.shape[1])
+        pick_rows(outputs, rows, found.numpy())  # zeros for dropped patches
+        return found.view(-1, *geometry.out, outputs.shape[1])
 
     def send_errors(self, errors: Tensor, update: Update | None, *, input_error: bool, commit: bool) -> None:
         """Put the errors in the place of the outputs, and ring the tiles."""
         assert self._place is not None
-        torch.index_select(errors.reshape(-1, self._outputs.shape[1]), 0, self._order, out=self._outputs)
+        of_patches = errors.detach().reshape(-1, self._outputs.shape[1]).contiguous().numpy()
+        pick_rows(of_patches, self._assignment.order, self._outputs)
         cycle = Cycle.INPUT_ERROR if input_error else 0
         if update is not None:
             cycle |= Cycle.UPDATE | (Cycle.COMMIT if commit else 0)
@@ -174,8 +172,8 @@ class SharedRowsPassage(Passage):
         self.release()
         return back
 
-    def _add_up(self, cycle: int, row_of_patch: Tensor) -> Tensor:
-        n_tiles, patches, rows = self._array.n_tiles, self._patches.numpy(), row_of_patch.numpy()
+    def _add_up(self, cycle: int, rows: NDArray[np.int64]) -> Tensor:
+        n_tiles, patches = self._array.n_tiles, self._patches
         parts = self._fabric.from_elsewhere(cycle)
         for run in self._here:
             for part in parts_of(*run, n_tiles):

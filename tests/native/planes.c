@@ -8,6 +8,7 @@
 size_t rapa_threads(size_t wanted);
 void rapa_gather(const int64_t *geometry, const float *planes, const int64_t *order, size_t rows, const uint8_t *mask,
                  float *patches);
+void rapa_pick_rows(const float *rows, size_t n_rows, size_t width, const int64_t *which, size_t count, float *picked);
 void rapa_rows_of_patches(const int64_t *order, size_t rows, int64_t *row_of_patch, size_t n_patches);
 int rapa_scatter(const int64_t *geometry, const float *input_errors, const int64_t *row_of_patch, const int64_t *offsets,
                  size_t n_tiles, size_t images, const uint8_t *mask, float *planes);
@@ -66,6 +67,11 @@ static int passage(void)
     float *planes = some(images * (size_t)(h * w * channels)), *patches = some(rows * k);
     rapa_gather(geometry, planes, order, rows, mask, patches);
     rapa_rows_of_patches(order, rows, row_of_patch, n_patches);
+    const size_t width = (size_t)between(1, 70);
+    float *outputs = some(rows * width), *of_pixels = some(n_patches * width);
+    rapa_pick_rows(outputs, rows, width, row_of_patch, n_patches, of_pixels);
+    rapa_pick_rows(of_pixels, n_patches, width, order, rows, outputs);
+    free(outputs), free(of_pixels);
     const int64_t first = n_tiles / 2; /* the rows of some tiles alone */
     float *theirs = some((size_t)(offsets[n_tiles] - offsets[first]) * k);
     int failed = rapa_scatter(geometry, patches, row_of_patch, offsets, (size_t)n_tiles, images, mask, planes);
