@@ -30,6 +30,8 @@ class Assignment:
     """Patches in the mini-batch, dropped ones included."""
     mask: NDArray[np.bool_] | None = None
     """(n_p, kh · kw): False where a patch must see zero instead of the pixel; None: it sees all."""
+    draw: int = 0
+    """64-bit number of the passage, for what tiles that are not ideal draw; see `rapa_dist.physics.draws`."""
 
     @property
     def rows(self) -> int:

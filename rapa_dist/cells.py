@@ -35,6 +35,11 @@ class Word:
     SINCE_NS = 11  # time.monotonic_ns() when its first process began to serve
     THREAD = 12  # of that process, which does the cycles; 0 before it is there
     HANGS = 13  # how often its process was killed because it hung
+    REPEATED = 14  # rows that bound management has sent through the array again
+    TRAINS = 15  # pulse trains sent: rows of updates that were not all zero
+    SLOTS = 16  # their lengths BL, added up
+    PULSES_SENT = 17  # pulses that devices got
+    NEXT_STEP = 18  # what STEP will be once the kernel to be is in force
 
 
 class State:
@@ -64,7 +69,10 @@ class Cells:
 
     @property
     def buffers(self) -> Matrix:
-        """(3, 2, (k + 1) · c_out): kernels, and beside each of them room for the gradient of an update."""
+        """(3, 2, (k + 1) · c_out): kernels, and beside each of them room for the gradient of an update.
+
+        A tile whose devices store something else than what is seen of them keeps that there.
+        """
         if self._buffers is None:
             import numpy as np
 
@@ -94,7 +102,7 @@ class Cells:
     def program(self, kernel: Matrix, step: int = 0) -> None:
         """Write a kernel (k + 1, c_out), as after `step` steps, and forget all cycles: how a run starts or resumes."""
         self.words[Word.COMMIT] = 0
-        self.words[Word.STEP] = step
+        self.words[Word.STEP] = self.words[Word.NEXT_STEP] = step
         self.kernels[0] = kernel
 
     @property

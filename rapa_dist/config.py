@@ -5,7 +5,7 @@ overridden. A value that can't work is refused here, before anything starts.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -22,6 +22,8 @@ from rapa_dist.fabric import FABRICS
 from rapa_dist.fields import shown
 from rapa_dist.machine import IMAGE, Machine
 from rapa_dist.networks import PAPER, check_network
+from rapa_dist.physics.choosing import PhysicsChoice, choose
+from rapa_dist.physics.parameters import Physics
 from rapa_dist.revision import FIRST, check_revision, revision_of
 from rapa_dist.schemes import SCHEMES, check_tiles
 
@@ -108,7 +110,9 @@ class TrainConfig:
     warmup_epochs: int = 1
     """First epochs, at λ / 50."""
     weight_decay: float = _WEIGHT_DECAY
-    """Relative decay of all weights per step and unit of λ."""
+    """Relative decay of all weights per step and unit of λ; 0 where weights are kept in devices."""
+    physics: PhysicsChoice | None = None
+    """What the tiles are like; None: ideal."""
     augment: bool = True
     """Whether training images are mirrored and changed in brightness at random."""
     seed: int = 0
@@ -142,6 +146,11 @@ class TrainConfig:
                 raise UsageError(f"{name} needs a number above 0 that fits into float32, like 0.05; it is {rate}.")
         if not 0 < self.lr_decay <= 1:
             raise UsageError(f"--lr-decay needs a factor above 0 and up to 1, like 0.75; it is {self.lr_decay}.")
+        if self.physics is not None and self.physics.has_devices and self.weight_decay:
+            raise UsageError(
+                "--weight-decay is a digital optimizer's, and devices know nothing of it; it is "
+                f"{self.weight_decay:g}. Leave it out, or give devices a lifetime: --physics-set device.lifetime=10000."
+            )
         for rate in (self.lr, *(rate for _, rate in self.lr_of)):
             check_weight_decay(rate, self.weight_decay, given=())
 
@@ -202,6 +211,7 @@ class TrainConfig:
         """Return the fields as plain values, and the network's revision; what is None is left out."""
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
         values["lr_of"] = dict(self.lr_of) or None
+        values["physics"] = self.physics and self.physics.as_dict()
         return {name: value for name, value in values.items() if value is not None} | {"revision": self.revision}
 
     @classmethod
@@ -227,6 +237,8 @@ class TrainConfig:
         plain = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         if isinstance(rates := plain.get("lr_of", {}), dict):
             plain["lr_of"] = tuple(rates.items())
+        if isinstance(physics := plain.get("physics"), dict):
+            plain["physics"] = PhysicsChoice.from_dict(physics)
         for name, value in plain.items():
             if not _fits(kind[name], value):
                 raise UsageError(f"In the configuration, {name} is {shown(value)}; expected {_name_of(kind[name])}.")
@@ -250,7 +262,9 @@ def resolve(
     lr: float | None = None,
     lr_decay: float | None = None,
     micro_batches: int | None = None,
-    weight_decay: float = _WEIGHT_DECAY,
+    weight_decay: float | None = None,
+    physics: PhysicsChoice | Physics | str | None = None,
+    physics_set: Sequence[str] = (),
     given: Collection[str] = (),
     **rest: Any,
 ) -> TrainConfig:
@@ -260,8 +274,9 @@ def resolve(
     with the channels 54,64,64. λ and γ are the paper's: 0.05 and 0.75 with tiling, 0.005 and 0.5 without (§3).
     Mini-batches of the paper's network are cut in two where few tiles follow the first layer.
 
-    All arguments are fields of `TrainConfig`, but `given`: which of them a user has chosen, so that an error about two
-    of them names these.
+    All arguments are fields of `TrainConfig`, but for three: `physics` may also be the name of a preset or of a TOML
+    file, `physics_set` changes single fields of it ("forward.out_noise=0.1"), and `given` are those that a user has
+    chosen, so that an error about two of them names these.
 
     Example:
         >>> import rapa_dist as rapa
@@ -289,6 +304,9 @@ def resolve(
         lr_decay = 0.75 if tiled else 0.5
     if micro_batches is None and paper:
         micro_batches = parts_of(tiles)
+    chosen = chosen_physics(physics, physics_set)
+    if weight_decay is None:
+        weight_decay = 0.0 if chosen is not None and chosen.has_devices else _WEIGHT_DECAY
     if 0 < lr <= _LARGEST_FLOAT32:
         check_weight_decay(lr, weight_decay, given)
     return TrainConfig(
@@ -302,8 +320,25 @@ def resolve(
         lr_decay=lr_decay,
         micro_batches=micro_batches,
         weight_decay=weight_decay,
+        physics=chosen,
         **rest,
     )
+
+
+def chosen_physics(physics: PhysicsChoice | Physics | str | None, settings: Sequence[str] = ()) -> PhysicsChoice | None:
+    """Return the physics that a user asks for, as `resolve` takes it; None where that is ideal.
+
+    Raises:
+        UsageError: it can't be.
+    """
+    if isinstance(physics, Physics):
+        physics = PhysicsChoice(physics)
+    if isinstance(physics, PhysicsChoice):
+        if settings:
+            raise UsageError("physics_set changes a preset or a file; change the fields of a Physics by replace().")
+    else:
+        physics = choose(physics, settings)
+    return None if physics.is_ideal else physics
 
 
 def parts_of(tiles: tuple[int, ...]) -> int:

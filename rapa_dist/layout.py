@@ -23,7 +23,7 @@ def machine_of(config: TrainConfig) -> Machine:
         UsageError: the network can't be built, or does not take the images.
     """
     if config.network == PAPER:
-        return config.paper_machine
+        return config.paper_machine.with_physics(config.physics, config.seed)
     from rapa_dist.coordinator.learner import build
 
     return build(config).recording.machine

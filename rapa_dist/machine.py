@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 from typing import TYPE_CHECKING
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from rapa_dist.geometry import Geometry
 
 if TYPE_CHECKING:  # arithmetic on shapes needs no NumPy, and `--help` is quicker without
+    from rapa_dist.physics.choosing import PhysicsChoice
+    from rapa_dist.physics.parameters import Physics
     from rapa_dist.tile import Matrix
 
 IMAGE = (3, 32, 32)
@@ -41,6 +43,10 @@ class TileArray:
     """Whether the errors of the layer's input are wanted; not where its input is the image itself."""
     perforation: int = 1
     """In training one patch in so many is computed, and the others are dropped (scheme "perforated")."""
+    physics: Physics | None = None
+    """What its tiles are like; None: ideal."""
+    seed: int = 0
+    """Of what its tiles draw, if they are not ideal."""
 
     @property
     def n_patches(self) -> int:
@@ -111,6 +117,25 @@ class Machine:
             )
             c_in, h, w = c_out, pooled(h), pooled(w)
         return cls(tuple(arrays))
+
+    def with_physics(self, choice: PhysicsChoice | None, seed: int) -> Machine:
+        """Return the machine on arrays that are as a user chose; None: ideal.
+
+        Args:
+            choice: what each layer is like.
+            seed: of what tiles draw.
+
+        Raises:
+            UsageError: a layer that has its own physics is not there.
+        """
+        if choice is None:
+            return self
+        choice.check_layers([array.name for array in self.arrays])
+        arrays = []
+        for array in self.arrays:
+            physics = choice.of(array.index, array.name)
+            arrays.append(array if physics.is_ideal else replace(array, physics=physics, seed=seed))
+        return Machine(tuple(arrays))
 
     @cached_property
     def tiles(self) -> tuple[tuple[int, int], ...]:

@@ -1,5 +1,6 @@
 """Draws the assignments of a run: by each layer's tiling scheme, mini-batch by mini-batch."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -8,6 +9,7 @@ from rapa_dist.assignment import Assignment, assign_fixed, assign_perforated_in_
 from rapa_dist.geometry import Geometry
 from rapa_dist.hardware import Load
 from rapa_dist.machine import Machine, TileArray
+from rapa_dist.physics.draws import cycle_of
 from rapa_dist.streams import Purpose, stream
 from rapa_dist.tile_maps import region_mask, tile_map
 
@@ -31,6 +33,17 @@ class Router:
             place: where in the run, as documented at the purpose, without the layer.
             sizes: images of the parts.
         """
+        found = self._assign(array, geometry, purpose, place, sizes)
+        if array.physics is None:
+            return found
+        return [
+            replace(assignment, draw=cycle_of(self._seed, purpose, place, part))
+            for part, assignment in enumerate(found)
+        ]
+
+    def _assign(
+        self, array: TileArray, geometry: Geometry, purpose: Purpose, place: tuple[int, ...], sizes: tuple[int, ...]
+    ) -> list[Assignment]:
         if array.scheme == "random":
             rng = stream(self._seed, purpose, array.index, *place)
             return assign_random_in_parts(array.n_tiles, geometry.n_patches, sizes, rng)

@@ -28,6 +28,7 @@ class Update:
 
 _FORWARD, _BACKWARD, _UPDATED = Word.ROWS_FORWARD, Word.ROWS_BACKWARD, Word.ROWS_UPDATE
 _COMMIT, _UPDATES, _STEP, _BUSY = Word.COMMIT, Word.UPDATES, Word.STEP, Word.BUSY_NS
+_NEXT_STEP = Word.NEXT_STEP
 
 
 class AnalogTile:
@@ -75,12 +76,17 @@ class AnalogTile:
         self._begin = np.array([1 - rate * update.weight_decay, -rate], np.float32)
         self._add = np.array([1, -rate], np.float32)
 
-    def forward(self, patches: Matrix, outputs: Matrix) -> None:
+    def program(self, kernel: Matrix, step: int) -> None:
+        """Write a kernel (k + 1, c_out), as after `step` steps, into the cells."""
+        self.cells.program(kernel, step)
+
+    def forward(self, patches: Matrix, outputs: Matrix, draw: int = 0) -> None:
         """Compute M = I K + bias.
 
         Args:
             patches: (rows, k) I, the patches routed here.
             outputs: (rows, c_out) M, overwritten.
+            draw: 64-bit number of the passage, for tiles that draw something.
         """
         started = thread_time_ns()
         words = self.cells.words
@@ -98,6 +104,7 @@ class AnalogTile:
         update: Update | None,
         input_error: bool,
         commit: bool = True,
+        draw: int = 0,
     ) -> None:
         """Compute dI = D Kᵀ over the patches and update K, so that it may be killed and repeated anywhere.
 
@@ -113,20 +120,25 @@ class AnalogTile:
             update: λ and decay of the local update, or None to leave K as it is.
             input_error: whether dI is wanted (the first layer needs none).
             commit: whether this is the last part of the mini-batch.
+            draw: 64-bit number of the passage, for tiles that draw something.
         """
         started = thread_time_ns()
         words = self.cells.words
         state = words[_COMMIT]
         done, prepared, upcoming, active = state >> 5, state & 16, state >> 2 & 3, state & 3
         if update is not None:
-            if done == cycle and not prepared:
-                return  # done before the process was killed; only the answer was lost
+            if done == cycle and not prepared:  # done before the process was killed; only the answer was lost
+                words[_STEP] = words[_NEXT_STEP]
+                return
             if done != cycle:
                 first = upcoming == active
-                if first or len(errors):  # without rows the kernel that earlier parts prepared stays as it is
+                # without rows the kernel that earlier parts prepared stays as it is
+                if first or len(errors) or (commit and self._ends_batches()):
                     target = (active + 1) % 3 if first else 3 - active - upcoming
-                    self._add_update(upcoming, target, patches, errors, update, first)
+                    buffers = upcoming, target
+                    self._add_update(buffers, patches, errors, update, first=first, commit=commit)
                     upcoming = target
+                words[_NEXT_STEP] = words[_STEP] + commit
                 words[_COMMIT] = cycle << 5 | 16 | upcoming << 2 | active
         if input_error:
             self._multiply_back(active, errors, patches)
@@ -136,7 +148,7 @@ class AnalogTile:
             words[_UPDATED] += len(errors)
             if commit:
                 words[_UPDATES] += 1
-                words[_STEP] += 1
+                words[_STEP] = words[_NEXT_STEP]
         words[_BUSY] += thread_time_ns() - started
 
     def discard(self, cycle: int) -> None:
@@ -146,6 +158,10 @@ class AnalogTile:
         if state >> 5 != cycle:
             active = state & 3
             words[_COMMIT] = cycle << 5 | active << 2 | active
+
+    def _ends_batches(self) -> bool:
+        """Return whether something happens to the kernel when the last part of a mini-batch is done."""
+        return False
 
     # what `NativeTile` does in C
 
@@ -160,9 +176,10 @@ class AnalogTile:
         np.dot(errors, self._transposed[active], input_errors)
 
     def _add_update(
-        self, source: int, target: int, patches: Matrix, errors: Matrix, update: Update, first: bool
+        self, buffers: tuple[int, int], patches: Matrix, errors: Matrix, update: Update, *, first: bool, commit: bool
     ) -> None:
-        """Write the kernel of buffer `source`, less λ Iᵀ D and in the first part the decay, into buffer `target`."""
+        """Write the kernel of one buffer, less λ Iᵀ D and in the first part the decay, into another."""
+        source, target = buffers
         if update is not self._update and update != self._update:
             self._prepare(update)
         rows = len(errors)

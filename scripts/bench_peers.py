@@ -205,7 +205,7 @@ def fabric_of_calls(machine, floats, kernels, cluster):
         def pids(self):
             return ray.get([tile.pid.remote() for tiles in self._tiles for tile in tiles])
 
-        def begin(self, array, cycle, place, offsets, update=None, way=None):
+        def begin(self, array, cycle, place, offsets, update=None, way=None, draw=0):
             number = len(self._calls) + 1
             patches = self.arena.rows(place.patches, offsets[-1], array.k)
             outputs = self.arena.rows(place.outputs, offsets[-1], array.c_out)

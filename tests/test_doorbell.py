@@ -20,7 +20,7 @@ from rapa_dist.fabric.ringing import NodeDoorbell
 from rapa_dist.fabric.scratch import Scratch
 
 TOKEN, OTHER_TOKEN = 0x0123456789ABCDEF, 0x0123456789ABCDEE
-A_RING = Ring(2**40 + 1, Cycle.INPUT_ERROR | Cycle.UPDATE, 70_000, 2**40, 2**41, 0.1, 1e-4, 2**41, 2**62, 2**39)
+A_RING = Ring(2**40 + 1, Cycle.INPUT_ERROR | Cycle.UPDATE, 70_000, 2**40, 2**41, 0.1, 1e-4, 2**41, 2**62, 2**39, 2**63)
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ class KnownFabric(SerialFabric):
     def busy_ns(self, array):
         return [self.busy[array, tile] for tile in range(self.machine.arrays[array].n_tiles)]
 
-    def begin(self, layer, cycle, place, offsets, update=None, way=None):
+    def begin(self, layer, cycle, place, offsets, update=None, way=None, draw=0):
         rows = [last - first for first, last in pairwise(offsets.tolist())]
         assert len(rows) == layer.n_tiles
         for tile, own in enumerate(rows):

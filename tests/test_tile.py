@@ -245,10 +245,11 @@ class Body:
         tile.backward(self.patches, self.errors, cycle=cycle, update=update, input_error=input_error, commit=commit)
 
     def result(self):
-        """Return the bits that count: the kernel, that after one more part of the mini-batch, and the rows."""
+        """Return the bits that count: the kernel, that after one more part of the mini-batch, rows and step."""
+        step = Cells(self.memory, SHAPE).words[Word.STEP]
         kernel, patches, errors = Cells(self.memory, SHAPE).kernel.tobytes(), self.patches.copy(), self.errors.copy()
         self.ring(cycle=6, input_error=False)
-        return kernel, Cells(self.memory, SHAPE).kernel.tobytes(), patches.tobytes(), errors.tobytes()
+        return kernel, Cells(self.memory, SHAPE).kernel.tobytes(), patches.tobytes(), errors.tobytes(), step
 
 
 def states_between_instructions(body, **cycle):

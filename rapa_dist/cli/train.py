@@ -13,6 +13,8 @@ from rapa_dist.cli.types import path, patience, text
 from rapa_dist.config import INITS, TrainConfig
 from rapa_dist.errors import UsageError
 from rapa_dist.networks import PAPER, PRESETS
+from rapa_dist.physics.presets import IDEAL
+from rapa_dist.physics.presets import PRESETS as PHYSICS
 
 _DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
 
@@ -88,7 +90,20 @@ _DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
 @click.option(
     "--weight-decay",
     type=float,
-    help=f"Relative decay of weights per step and λ.  [default: {_DEFAULT['weight_decay']:g}]",
+    help=f"Relative decay of weights per step and λ.  [default: {_DEFAULT['weight_decay']:g}; 0 with devices]",
+)
+@click.option(
+    "--physics",
+    type=text,
+    metavar="NAME",
+    help=f"What the tiles are like: {', '.join(PHYSICS)}; or a TOML file.  [default: {IDEAL}]",
+)
+@click.option(
+    "--physics-set",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Change a field of that, by aihwkit's names: forward.out_noise=0.1, device.dw_min_dtod=0, device=none; of one "
+    "layer: 0.forward.inp_res=0.1.  May be given several times.",
 )
 @click.option("--augment/--no-augment", default=None, help="Mirror and brighten training images.  [default: augment]")
 @click.option("--seed", type=int, help=f"Seed of everything that is drawn.  [default: {_DEFAULT['seed']}]")
@@ -286,11 +301,13 @@ def _resumed(path: Path, given: dict[str, Any]) -> Any:
     """
     from dataclasses import replace
 
-    from rapa_dist.config import ENLARGED_CHANNELS, FREE
+    from rapa_dist.config import ENLARGED_CHANNELS, FREE, chosen_physics
     from rapa_dist.coordinator.run_directory import RunDirectory
 
     if given.get("scheme") == "enlarged":
         given = given | {"scheme": "none", "channels": ENLARGED_CHANNELS}
+    if "physics" in given or "physics_set" in given:
+        given["physics"] = chosen_physics(given.get("physics"), given.pop("physics_set", ()))
     config = RunDirectory(path).config
     differs = [
         f"{name}: {getattr(config, name)} → {value}"

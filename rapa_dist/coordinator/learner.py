@@ -57,6 +57,7 @@ def build(config: TrainConfig) -> Network:
     tiles = config.tiles[0] if len(config.tiles) == 1 else config.tiles
     conversion = convert(model, tiles, scheme=config.scheme, images=shape, init=config.init)
     recording = record(model, shape)
+    recording = replace(recording, machine=recording.machine.with_physics(config.physics, config.seed))
     if recording.output is None or recording.output[1:] != (config.classes,):
         returned = "no tensor"
         if recording.output is not None:

@@ -23,7 +23,7 @@ from rapa_dist.fabric.quiet import (
 )
 from rapa_dist.fabric.running_code import RunningCode, check_against
 from rapa_dist.fabric.site import Site
-from rapa_dist.native import native, tile_on
+from rapa_dist.native import native, tile_of
 from rapa_dist.native.tile import NativeTile
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Tile:
         die_at_once()
         self._site = site
         self._cells, self._arena, self._board = site.open_cells(), site.map_arena(), site.map_board()
-        self._tile = tile_on(self._cells, bias=site.array.bias)
+        self._tile = tile_of(self._cells, site.array, site.machine.tiles[site.tile][1])
         self._inspector: Inspector | None = None
         words = self._cells.words
         words[Word.THREAD], words[Word.PID], words[Word.STATE] = 0, os.getpid(), State.IDLE

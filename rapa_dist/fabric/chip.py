@@ -21,6 +21,7 @@ from rapa_dist.fabric.ringing import NodeDoorbell, Rings
 from rapa_dist.fabric.scratch import Scratch, check_shared_memory, fresh_name, shared_memory_root
 from rapa_dist.fabric.site import ARENA, BOARD, Site, cells_name
 from rapa_dist.machine import Machine, tile_name
+from rapa_dist.native import tile_of
 from rapa_dist.tile import Matrix
 
 PATIENCE_S = 0.5  # silence of a tile after which the chip looks whether its tiles are still there
@@ -108,7 +109,12 @@ class Chip:
 
     def program(self, tile: int, kernel: Matrix, step: int = 0) -> None:
         """Write a kernel (k + 1, c_out), as after `step` steps, into the cells of a tile that is not at work."""
-        self.cells[tile].program(kernel, step)
+        index, number = self.machine.tiles[tile]
+        array, cells = self.machine.arrays[index], self.cells[tile]
+        if array.physics is None:
+            cells.program(kernel, step)
+        else:
+            tile_of(cells, array, number).program(kernel, step)
 
     def ring(self, rings: Rings) -> None:
         """Start a cycle on some tiles; one that is busy does it afterwards."""

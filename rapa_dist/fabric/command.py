@@ -45,6 +45,8 @@ class Command(NamedTuple):
     weight_decay: float = 0.0
     row_ns: float = 0.0
     """Nanoseconds that an array would be busy with a row, slowed down; 0: answers come at once."""
+    draw: int = 0
+    """64-bit number of the passage, for what tiles draw."""
 
     @property
     def is_forward(self) -> bool:
@@ -74,7 +76,7 @@ class Command(NamedTuple):
             last: (n,) one past its last row.
             last_ring: by tile the number of its newest ring.
         """
-        number, _, cycle, (patches, outputs), _, k, c_out, learning_rate, weight_decay, row_ns = self
+        number, _, cycle, (patches, outputs), _, k, c_out, learning_rate, weight_decay, row_ns, draw = self
         messages = np.empty(len(tiles), RING)
         rung_ns = time.monotonic_ns() if row_ns else 0
         if (write := writer()) is not None:
@@ -82,10 +84,11 @@ class Command(NamedTuple):
                 raise ValueError(f"rows have to lie in one piece, not {first.strides} and {last.strides} bytes apart")
             at = messages.ctypes.data, tiles.ctypes.data, first.ctypes.data, last.ctypes.data
             rates = learning_rate, weight_decay, row_ns
-            write(*at, len(tiles), last_ring.ctypes.data, number, cycle, patches, outputs, k, c_out, *rates, rung_ns)
+            rest = number, cycle, patches, outputs, k, c_out, *rates, rung_ns, draw
+            write(*at, len(tiles), last_ring.ctypes.data, *rest)
             return Rings(number, tiles, messages)
         rows = last - first
-        messages[:] = (0, number, cycle, 0, 0, 0, learning_rate, weight_decay, 0, rung_ns, 0)
+        messages[:] = (0, number, cycle, 0, 0, 0, learning_rate, weight_decay, 0, rung_ns, 0, draw)
         messages["rows"] = rows
         messages["patches"] = patches + first * k
         messages["outputs"] = outputs + first * c_out

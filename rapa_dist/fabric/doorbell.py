@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from rapa_dist.errors import ClusterError
 
-_RING = struct.Struct("<QQIIQQddQQQ")
+_RING = struct.Struct("<QQIIQQddQQQQ")
 ANSWER = struct.Struct("<QQIi")
 MOST_RINGS = 4  # in one message
 LONGEST_MESSAGE = MOST_RINGS * _RING.size + 1  # one byte more: what is longer shows
@@ -67,6 +67,8 @@ class Ring(NamedTuple):
     """time.monotonic_ns() of the ring, from when `hold_ns` counts."""
     after: int = 0
     """Number of the tile's ring before this one; a tile that has not done that cycle missed it, and waits for it."""
+    draw: int = 0
+    """64-bit number of the passage, for what a tile draws that is not ideal."""
 
 
 class TileDoorbell:

@@ -222,12 +222,14 @@ class RayFabric(SharedRowsFabric):
         offsets: NDArray[np.int64],
         update: Update | None = None,
         way: Way | None = None,
+        draw: int = 0,
     ) -> int:
         """Ring every tile of an array."""
         self._number += 1
         rates = (update.learning_rate, update.weight_decay) if update else (0.0, 0.0)
+        rows, row_ns = int(offsets[-1]), self.row_ns(cycle)
         command = Command(
-            self._number, array.index, cycle, place, int(offsets[-1]), array.k, array.c_out, *rates, self.row_ns(cycle)
+            self._number, array.index, cycle, place, rows, array.k, array.c_out, *rates, row_ns=row_ns, draw=draw
         )
         if self._far:
             edges = offsets.tolist()

@@ -37,6 +37,7 @@ RING = np.dtype(
         ("hold_ns", "<u8"),
         ("rung_ns", "<u8"),
         ("after", "<u8"),
+        ("draw", "<u8"),
     ]
 )
 """A ring as it is sent; see `Ring`."""

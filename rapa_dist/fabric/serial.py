@@ -17,7 +17,7 @@ from rapa_dist.fabric.doorbell import Cycle
 from rapa_dist.fabric.shared_rows import SharedRowsFabric
 from rapa_dist.inspection import TileStats, read_tile
 from rapa_dist.machine import Machine, TileArray
-from rapa_dist.native import tile_on
+from rapa_dist.native import tile_of
 from rapa_dist.tile import Matrix, Update
 
 
@@ -37,7 +37,7 @@ class SerialFabric(SharedRowsFabric):
         """
         super().__init__(machine, Arena(mmap.mmap(-1, arena_bytes(arena_floats))))
         self._tiles = [
-            [tile_on(Cells.volatile(array.kernel_shape), bias=array.bias) for _ in range(array.n_tiles)]
+            [tile_of(Cells.volatile(array.kernel_shape), array, tile) for tile in range(array.n_tiles)]
             for array in machine.arrays
         ]
         for tile in (tile for of_array in self._tiles for tile in of_array):
@@ -55,6 +55,7 @@ class SerialFabric(SharedRowsFabric):
         offsets: NDArray[np.int64],
         update: Update | None = None,
         way: Way | None = None,
+        draw: int = 0,
     ) -> int:
         """Run the cycle of every tile in turn."""
         self._cycle += 1
@@ -63,7 +64,7 @@ class SerialFabric(SharedRowsFabric):
         outputs = self.arena.rows(place.outputs, edges[-1], array.c_out)
         for tile, (first, last) in zip(self._tiles[array.index], pairwise(edges), strict=True):
             if cycle == Cycle.FORWARD:
-                tile.forward(patches[first:last], outputs[first:last])
+                tile.forward(patches[first:last], outputs[first:last], draw)
             elif cycle == Cycle.DISCARD:
                 tile.discard(self._cycle)
             else:
@@ -74,6 +75,7 @@ class SerialFabric(SharedRowsFabric):
                     update=update if cycle & Cycle.UPDATE else None,
                     input_error=cycle & Cycle.INPUT_ERROR != 0,
                     commit=cycle & Cycle.COMMIT != 0,
+                    draw=draw,
                 )
         return self._cycle
 
@@ -87,7 +89,7 @@ class SerialFabric(SharedRowsFabric):
     def write(self, array: TileArray, kernels: Matrix, step: int) -> None:
         """Program kernels into the tiles of an array."""
         for tile, kernel in zip(self._tiles[array.index], kernels, strict=True):
-            tile.cells.program(kernel, step)
+            tile.program(kernel, step)
 
     def stats(self) -> list[TileStats]:
         """Return what the tiles have done so far."""

@@ -60,7 +60,7 @@ def _compute(tile: AnalogTile, ring: Ring, array: TileArray, arena: Arena) -> No
     patches, outputs = arena.rows(ring.patches, ring.rows, array.k), arena.rows(ring.outputs, ring.rows, array.c_out)
     if cycle == Cycle.FORWARD:
         words[Word.STATE] = State.FORWARD
-        tile.forward(patches, outputs)
+        tile.forward(patches, outputs, ring.draw)
     elif cycle == Cycle.DISCARD:
         tile.discard(ring.number)
     elif cycle:
@@ -72,4 +72,5 @@ def _compute(tile: AnalogTile, ring: Ring, array: TileArray, arena: Arena) -> No
             update=Update(ring.learning_rate, ring.weight_decay) if cycle & Cycle.UPDATE else None,
             input_error=cycle & Cycle.INPUT_ERROR != 0,
             commit=cycle & Cycle.COMMIT != 0,
+            draw=ring.draw,
         )

@@ -40,6 +40,7 @@ class SharedRowsFabric(Fabric):
         offsets: NDArray[np.int64],
         update: Update | None = None,
         way: Way | None = None,
+        draw: int = 0,
     ) -> int:
         """Have every tile of an array do a cycle on its rows offsets[j] … offsets[j + 1] − 1 of a place.
 
@@ -50,6 +51,7 @@ class SharedRowsFabric(Fabric):
             offsets: (n_t + 1,) which rows are whose.
             update: λ and decay of a cycle with UPDATE.
             way: in a forward cycle how tiles on other nodes come by their patches.
+            draw: 64-bit number of the passage, for what tiles draw.
 
         Returns:
             A number to `finish` the cycle with. Until then its rows belong to the tiles. Several cycles may be under
@@ -125,8 +127,8 @@ class SharedRowsPassage(Passage):
         if not self._begun:
             assert self._place is not None
             self._begun = True
-            offsets = self._assignment.offsets
-            self._cycle = self._fabric.begin(self._array, Cycle.FORWARD, self._place, offsets, way=self._way)
+            offsets, draw = self._assignment.offsets, self._assignment.draw
+            self._cycle = self._fabric.begin(self._array, Cycle.FORWARD, self._place, offsets, way=self._way, draw=draw)
             self._way = None
         if self._row_of_patch is None:
             self.prepare()
@@ -156,9 +158,10 @@ class SharedRowsPassage(Passage):
         if update is not None:
             cycle |= Cycle.UPDATE | (Cycle.COMMIT if commit else 0)
         self._input_error = input_error
-        self._cycle = (
-            self._fabric.begin(self._array, cycle, self._place, self._assignment.offsets, update) if cycle else None
-        )
+        offsets, draw = self._assignment.offsets, self._assignment.draw
+        self._cycle = None
+        if cycle:
+            self._cycle = self._fabric.begin(self._array, cycle, self._place, offsets, update, draw=draw)
 
     def input_errors(self) -> Tensor | None:
         """Wait, and add the input errors up to those of the planes."""

@@ -10,7 +10,7 @@ import functools
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rapa_dist.cells import Cells
 from rapa_dist.errors import UsageError
@@ -18,6 +18,7 @@ from rapa_dist.native import build
 from rapa_dist.native.tile import NativeTile
 
 if TYPE_CHECKING:
+    from rapa_dist.machine import TileArray
     from rapa_dist.tile import AnalogTile
 
 KINDS = "avx512", "avx2", "neon"
@@ -100,6 +101,21 @@ def tile_on(cells: Cells, *, bias: bool = True) -> "AnalogTile | NativeTile":
     from rapa_dist.tile import AnalogTile  # and NumPy, which takes a tile's process longer than all the rest
 
     return AnalogTile(cells, bias=bias)
+
+
+def tile_of(cells: Cells, array: "TileArray", tile: int) -> "AnalogTile | NativeTile":
+    """Return a tile of an array, as its physics is: with the library, or without it."""
+    if array.physics is None:
+        return tile_on(cells, bias=array.bias)
+    from rapa_dist.physics.tile import PhysicalTile
+
+    how: dict[str, Any] = {"seed": array.seed, "place": (array.index, tile), "bias": array.bias}
+    library = native().library
+    if library is None:
+        return PhysicalTile(cells, array.physics, **how)
+    from rapa_dist.native.physics import NativePhysicalTile
+
+    return NativePhysicalTile(library, cells, array.physics, **how)
 
 
 def use_threads(count: int) -> None:

@@ -24,6 +24,11 @@ enum word {
     SINCE_NS,
     THREAD,
     HANGS,
+    REPEATED,
+    TRAINS,
+    SLOTS,
+    PULSES_SENT,
+    NEXT_STEP,
 };
 
 enum state { IDLE, FORWARD, BACKWARD, HOLDING };

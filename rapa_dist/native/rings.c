@@ -51,11 +51,11 @@ EXPORT struct bells *rapa_bells_new(int socket, size_t n_tiles, const char *pref
  * (…, c_out) begin at these floats of the arena.
  *
  * first, last: of each tile, its first row and one past its last. last_ring: by tile the number of its newest ring.
- * row_ns: nanoseconds for which an answer is held, for each row. */
+ * row_ns: nanoseconds for which an answer is held, for each row. draw: number of the passage. */
 EXPORT void rapa_write_rings(struct ring *rings, const uint32_t *tiles, const int64_t *first, const int64_t *last,
                              size_t count, const uint64_t *last_ring, uint64_t number, uint32_t cycle, uint64_t patches,
                              uint64_t outputs, uint64_t k, uint64_t c_out, double rate, double decay, double row_ns,
-                             uint64_t rung_ns)
+                             uint64_t rung_ns, uint64_t draw)
 {
     for (size_t i = 0; i < count; i++)
         rings[i] = (struct ring){
@@ -69,6 +69,7 @@ EXPORT void rapa_write_rings(struct ring *rings, const uint32_t *tiles, const in
             .hold_ns = (uint64_t)((double)(last[i] - first[i]) * row_ns),
             .rung_ns = rung_ns,
             .after = last_ring[tiles[i]],
+            .draw = draw,
         };
 }
 

@@ -12,7 +12,7 @@ struct ring {
     uint32_t cycle, rows;
     uint64_t patches, outputs; /* where the first of them is, in floats of the arena */
     double rate, decay;
-    uint64_t hold_ns, rung_ns, after;
+    uint64_t hold_ns, rung_ns, after, draw;
 };
 
 #endif

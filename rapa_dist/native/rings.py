@@ -73,5 +73,14 @@ def writer() -> Any:
         return None
     write = library.rapa_write_rings
     write.restype = None
-    write.argtypes = [*[_POINTER] * 4, _SIZE, _POINTER, _WORD, ctypes.c_uint32, *[_WORD] * 4, *[_DOUBLE] * 3, _WORD]
+    write.argtypes = [
+        *[_POINTER] * 4,
+        _SIZE,
+        _POINTER,
+        _WORD,
+        ctypes.c_uint32,
+        *[_WORD] * 4,
+        *[_DOUBLE] * 3,
+        *[_WORD] * 2,
+    ]
     return write

@@ -24,6 +24,11 @@ const char *rapa_choose(const char *kind)
     return kind;
 }
 
+multiplier *chosen(void)
+{
+    return multiply;
+}
+
 /* Work on the cells of a kernel (k + bias, c_out); `bias`: 1 if its last row is the bias, else 0. NULL without memory. */
 struct tile *rapa_tile_new(void *cells, size_t k, size_t c_out, int bias)
 {
@@ -69,8 +74,7 @@ typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (int32_t __attribute__((vector_size(16)))){__VA_ARGS__})
 #endif
 
-/* Write transposed(K) in panels: K (k, c_out), and of each panel (c_out, PANEL) the columns that there are. */
-static void transpose(const float *kernel, size_t k, size_t c_out, float *panels)
+void transpose(const float *kernel, size_t k, size_t c_out, float *panels)
 {
     for (size_t first = 0; first < k; first += PANEL, panels += PANEL * c_out) {
         const float *from = kernel + first * c_out;
@@ -195,8 +199,10 @@ void rapa_tile_backward(struct tile *tile, float *patches, const float *errors, 
     const uint64_t state = words[COMMIT], done = state >> 5, prepared = state & 16, active = state & 3;
     uint64_t upcoming = state >> 2 & 3;
     if (flags & DO_UPDATE) {
-        if (done == cycle && !prepared)
-            return; /* done before the process was killed; only the answer was lost */
+        if (done == cycle && !prepared) { /* done before the process was killed; only the answer was lost */
+            words[STEP] = words[NEXT_STEP];
+            return;
+        }
         if (done != cycle) {
             const int first = upcoming == active;
             if (first || rows) { /* without rows the kernel that earlier parts prepared stays as it is */
@@ -205,6 +211,7 @@ void rapa_tile_backward(struct tile *tile, float *patches, const float *errors, 
                 add_update(tile, upcoming, target, patches, errors, rows, keep, (float)rate);
                 upcoming = target;
             }
+            words[NEXT_STEP] = words[STEP] + !!(flags & DO_COMMIT);
             store(&words[COMMIT], cycle << 5 | 16 | upcoming << 2 | active);
         }
     }
@@ -218,7 +225,7 @@ void rapa_tile_backward(struct tile *tile, float *patches, const float *errors, 
         words[ROWS_UPDATE] += rows;
         if (commit) {
             words[UPDATES]++;
-            words[STEP]++;
+            words[STEP] = words[NEXT_STEP];
         }
     }
     words[BUSY_NS] += thread_ns() - started;

@@ -4,6 +4,7 @@
 #define RAPA_TILE_H
 
 #include "cells.h"
+#include "products.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -13,6 +14,12 @@ struct tile {
     const float *zeros; /* as many as a row of results has */
     float panels[];     /* to transpose K into */
 };
+
+/* What rapa_choose has chosen. */
+multiplier *chosen(void);
+
+/* Write transposed(K) in panels: K (k, c_out), and of each panel (c_out, PANEL) the columns that there are. */
+void transpose(const float *kernel, size_t k, size_t c_out, float *panels);
 
 EXPORT const char *rapa_choose(const char *kind);
 EXPORT struct tile *rapa_tile_new(void *cells, size_t k, size_t c_out, int bias);

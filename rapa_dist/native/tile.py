@@ -59,7 +59,11 @@ class NativeTile:
             raise MemoryError
         weakref.finalize(self, library.rapa_tile_free, self._tile).atexit = False  # its process may end at work
 
-    def forward(self, patches: Matrix, outputs: Matrix) -> None:
+    def program(self, kernel: Matrix, step: int) -> None:
+        """Write a kernel (k + 1, c_out), as after `step` steps, into the cells."""
+        self.cells.program(kernel, step)
+
+    def forward(self, patches: Matrix, outputs: Matrix, draw: int = 0) -> None:
         """Compute M = I K + bias, as `AnalogTile.forward`."""
         rows = len(patches)
         at_patches, at_outputs = (
@@ -77,6 +81,7 @@ class NativeTile:
         update: Update | None,
         input_error: bool,
         commit: bool = True,
+        draw: int = 0,
     ) -> None:
         """Compute dI = D Kᵀ over the patches and update K, as `AnalogTile.backward`."""
         rows, flags = len(errors), _INPUT_ERROR if input_error else 0

@@ -80,13 +80,14 @@ class Stopwatch(SharedRowsFabric):
         offsets: NDArray[np.int64],
         update: Update | None = None,
         way: Way | None = None,
+        draw: int = 0,
     ) -> int:
         """Run a cycle, and time it."""
         if self._stop():
             raise KeyboardInterrupt
         before = self._fabric.busy_ns(array.index)
         started = now_ns()
-        number = self._fabric.begin(array, cycle, place, offsets, update, way)
+        number = self._fabric.begin(array, cycle, place, offsets, update, way, draw)
         self._fabric.finish(number)
         wall_ns = now_ns() - started
         busy = [now - then for now, then in zip(self._fabric.busy_ns(array.index), before, strict=True)]

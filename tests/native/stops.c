@@ -27,6 +27,7 @@ struct body {
 
 struct result {
     float kernel[KERNEL], later[KERNEL], patches[ROWS * K], errors[ROWS * C_OUT];
+    uint64_t step;
 };
 
 static struct body *body;
@@ -58,9 +59,11 @@ static const float *kernel_of(const struct body *on)
     return on->buffers[on->words[COMMIT] & 3][0];
 }
 
-/* The bits that count: the kernel, that after one more part of the mini-batch, and the rows. */
+/* The bits that count: the kernel, that after one more part of the mini-batch, the rows, and the step. */
 static void read_result(struct body *on, struct result *result)
 {
+    memset(result, 0, sizeof *result);
+    result->step = on->words[STEP];
     memcpy(result->kernel, kernel_of(on), sizeof result->kernel);
     memcpy(result->patches, on->patches, sizeof result->patches);
     memcpy(result->errors, on->errors, sizeof result->errors);
