@@ -8,11 +8,14 @@ meanwhile and yet everything happens in an order that no timing can change.
 """
 
 import os
+import select
 import threading
 import weakref
 from collections.abc import Callable, Sequence
 
 from rapa_dist.native import native
+
+_LOOK_MS = 100
 
 
 class _Abandoned(BaseException):
@@ -28,11 +31,15 @@ class _Gate:
 
     def __init__(self) -> None:
         self._exit, self._entrance = os.pipe2(os.O_CLOEXEC)
+        self._opened = select.poll()
+        self._opened.register(self._exit, select.POLLIN)
 
     def open(self) -> None:
         os.write(self._entrance, b"\0")
 
     def pass_through(self) -> None:
+        while not self._opened.poll(_LOOK_MS):
+            pass  # between two calls Python sees to a signal that came just before one of them
         os.read(self._exit, 1)
 
     def swap(self, other: "_Gate") -> None:
