@@ -22,15 +22,33 @@ if TYPE_CHECKING:
     from rapa_dist.nn.layers import RapaConv2d, RapaLinear
     from rapa_dist.nn.optim import RapaSGD
     from rapa_dist.opening import open_fabric
+    from rapa_dist.physics.parameters import (
+        ConstantStepDevice,
+        ExpStepDevice,
+        IOParameters,
+        LinearStepDevice,
+        Physics,
+        PowStepDevice,
+        SoftBoundsDevice,
+        UpdateParameters,
+    )
     from rapa_dist.training import train
 
 __version__ = "0.1.0"
 __all__ = [
+    "ConstantStepDevice",
+    "ExpStepDevice",
+    "IOParameters",
+    "LinearStepDevice",
+    "Physics",
+    "PowStepDevice",
     "RapaConv2d",
     "RapaError",
     "RapaLinear",
     "RapaSGD",
+    "SoftBoundsDevice",
     "TrainConfig",
+    "UpdateParameters",
     "configure",
     "convert",
     "open_fabric",
@@ -38,12 +56,21 @@ __all__ = [
     "train",
 ]
 
+_PHYSICS = "rapa_dist.physics.parameters"
 _PLACES = {
+    "ConstantStepDevice": _PHYSICS,
+    "ExpStepDevice": _PHYSICS,
+    "IOParameters": _PHYSICS,
+    "LinearStepDevice": _PHYSICS,
+    "Physics": _PHYSICS,
+    "PowStepDevice": _PHYSICS,
     "RapaConv2d": "rapa_dist.nn.layers",
     "RapaError": "rapa_dist.errors",
     "RapaLinear": "rapa_dist.nn.layers",
     "RapaSGD": "rapa_dist.nn.optim",
+    "SoftBoundsDevice": _PHYSICS,
     "TrainConfig": "rapa_dist.config",
+    "UpdateParameters": _PHYSICS,
     "configure": "rapa_dist.config:resolve",
     "convert": "rapa_dist.nn.convert",
     "open_fabric": "rapa_dist.opening",

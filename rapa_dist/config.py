@@ -378,6 +378,15 @@ def check_fabric(name: str) -> None:
     check_choice("--fabric", name, FABRICS)
 
 
+def check_physics(fabric: str, physics: PhysicsChoice | None) -> None:
+    """Raise UsageError unless a fabric has such tiles."""
+    if physics is not None and fabric == "batched":
+        raise UsageError(
+            "The fabric batched has ideal tiles only; converters, noise and devices are on ray and serial. Use one of "
+            "them, or leave the physics out."
+        )
+
+
 _BEFORE = {"network": PAPER, "init": INITS[0], "micro_batches": 1}
 """What configurations stood for from before there was such a choice."""
 _OF_IMAGES = ("image", "classes")

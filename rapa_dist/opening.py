@@ -3,12 +3,14 @@
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from torch import nn
 
 from rapa_dist.checks import check_choice
+from rapa_dist.config import check_physics, chosen_physics
 from rapa_dist.console import stderr
 from rapa_dist.coordinator.recoveries import sentence
 from rapa_dist.coordinator.session import Place, look_ahead, one_digital_thread
@@ -19,6 +21,8 @@ from rapa_dist.fabric.lookout import Restart
 from rapa_dist.nn.deploy import on_tiles
 from rapa_dist.nn.layers import TiledLayer
 from rapa_dist.nn.record import Images, arguments_of, record
+from rapa_dist.physics.choosing import PhysicsChoice
+from rapa_dist.physics.parameters import Physics
 
 
 @contextmanager
@@ -27,6 +31,7 @@ def open_fabric(
     fabric: str = "ray",
     *,
     images: Images,
+    physics: PhysicsChoice | Physics | str | None = None,
     seed: int = 0,
     step: int = 0,
     device: str = "cpu",
@@ -46,7 +51,9 @@ def open_fabric(
             a layer as one product.
         images: the largest mini-batch that will pass through at once: a batch of images as the model takes them, or
             its shape, (images, channels, h, w); several for a model with several inputs.
-        seed: of the assignments.
+        physics: what the tiles are like: a `Physics`, the name of a preset ("io", "gokmen-vlasov", …) or of a TOML
+            file; None: ideal.
+        seed: of the assignments, and of what tiles draw.
         step: steps that the model has been trained for: assignments are drawn for a step.
         device: where "batched" computes, "cpu" or "cuda".
         address: host:port of a Ray cluster; None: one that runs here already, else one is started.
@@ -81,7 +88,10 @@ def open_fabric(
     layers = [layer for layer in model.modules() if isinstance(layer, TiledLayer)]
     if any(layer.attached for layer in layers):
         raise UsageError("The model is on a fabric already. Leave that one, or open one for another model.")
+    chosen = chosen_physics(physics)
+    check_physics(fabric, chosen)
     recording = record(model, images)
+    recording = replace(recording, machine=recording.machine.with_physics(chosen, seed))
     largest = len(arguments_of(images)[0])
     look_ahead(fabric, address)
     place = Place(fabric, recording.machine, largest, device, nodes)

@@ -16,6 +16,7 @@ _KINDS = "tile-kill,tile-stop,all-tiles,coordinator-kill"
 @click.command()
 @click.option("--tiles", metavar="N,N,N", help=f"Tiles n_t of every layer.  [default: {_TILES}]")
 @click.option("--channels", metavar="N,N,N", help="Output channels of every layer.  [default: 32,32,64]")
+@click.option("--physics", type=text, metavar="NAME", help="What the tiles are like, as for train.  [default: ideal]")
 @click.option("--dataset", metavar="NAME", default="builtin", show_default=True, help="As for train.")
 @click.option("--data-dir", type=path, help="As for train.")
 @click.option("--limit-train", type=int, metavar="N", default=1000, show_default=True, help="Training images.")

@@ -164,11 +164,12 @@ def introduction(config: TrainConfig, data: DataSet, fabric: str) -> str:
     """Return what is about to be trained, on what, and on which fabric, in two lines."""
     machine = machine_of(config)
     products = "" if fabric == "batched" else f", products {native()}"
+    physics = "" if config.physics is None else f", physics {config.physics.name}"
     return (
         f"{data.name}: {len(data.train.labels):,} training and {len(data.test.labels):,} test images in "
         f"{len(data.classes)} classes\n"
         f"{len(machine.tiles)} tiles ({','.join(map(str, config.tiles))}, scheme {config.scheme}, "
-        f"fabric {fabric}{products}), {machine.n_weights:,} weights on them; λ = {config.lr:g}, "
+        f"fabric {fabric}{products}{physics}), {machine.n_weights:,} weights on them; λ = {config.lr:g}, "
         f"× {config.lr_decay:g} every {counted(config.lr_decay_every, 'epoch')}"
     )
 

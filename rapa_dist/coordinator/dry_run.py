@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rapa_dist.config import TrainConfig
+from rapa_dist.config import TrainConfig, check_physics
 from rapa_dist.console import counted, stdout
 from rapa_dist.coordinator.plan import plan, print_plan
 from rapa_dist.coordinator.run_directory import RunDirectory
@@ -20,6 +20,7 @@ _CLASSES = 10
 def start(config: TrainConfig, *, fabric: str, data_dir: Path | None, run_dir: Path | None) -> dict[str, Any]:
     """Return the plan of a new run, with what its data are; arguments and errors are those of `start_run`."""
     RunDirectory.check_new(run_dir)
+    check_physics(fabric, config.physics)
     seen = look(
         config.dataset,
         data_dir=data_dir,
@@ -47,6 +48,7 @@ def resume(path: Path, config: TrainConfig, *, fabric: str, where: Where) -> dic
     directory = RunDirectory(path)
     newest = opening.newest(directory)
     opening.check_progress(directory, config, newest)
+    check_physics(fabric, config.physics)
     check_elsewhere(directory, config, newest, where)
     seen = look_at_images(directory, config, where)
     check_looks_same(directory, seen, newest)

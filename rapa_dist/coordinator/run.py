@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rapa_dist.config import TrainConfig
+from rapa_dist.config import TrainConfig, check_physics
 from rapa_dist.console import counted
 from rapa_dist.coordinator import checkpoint as checkpoints
 from rapa_dist.coordinator import opening
@@ -14,6 +14,7 @@ from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.coordinator.display import RunDisplay, introduction
 from rapa_dist.coordinator.learner import network_of
 from rapa_dist.coordinator.own_tiles import OwnTiles
+from rapa_dist.coordinator.physics_notes import notes
 from rapa_dist.coordinator.recoveries import Recoveries
 from rapa_dist.coordinator.rollback import NODE_PATIENCE_S, Rollback
 from rapa_dist.coordinator.run_directory import RAY_LOGS, RunDirectory
@@ -137,6 +138,7 @@ def start_run(
         RapaError: with the cause, and what to do.
     """
     RunDirectory.check_new(run_dir)
+    check_physics(fabric, config.physics)
     look_ahead(fabric, address)
     data = opening.load(config, data_dir) if data is None else data
     config = network_of(config, data).config
@@ -193,6 +195,7 @@ def resume_run(
             with suppress(ClusterError, OSError):  # of a coordinator that was killed at its end
                 clear_away_abandoned()
             return RunResult(directory, directory.find_checkpoint("newest").stem, finished=True)
+        check_physics(fabric, config.physics)
         look_ahead(fabric, address)
         if data is None:
             where = Where(dataset=dataset, data_dir=data_dir)
@@ -247,6 +250,9 @@ def _train(
             metrics = RayMetrics() if fabric.name == "ray" else None
             display = RunDisplay(config, tiles, live=live, metrics=metrics)
             tell(directory, introduction(config, data, fabric.name))
+            if step == 0:
+                for note in notes(config, start.kernels, fabric):
+                    tell(directory, note)
             newest = checkpoints.name_of(step, start.progress.epoch)
             saver = Saver(directory, newest, patience_s=tolerance.save_patience_s)
             with display, asked_to_stop() as stop:

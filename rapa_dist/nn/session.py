@@ -132,6 +132,12 @@ class Session:
     def _update(self, array: int, rates: Mapping[str, Any]) -> Update:
         rate, decay = float(rates["lr"]), float(rates["weight_decay"])
         update = self._updates.get(array)
+        physics = self.fabric.machine.arrays[array].physics
+        if decay and physics is not None and physics.device is not None:
+            raise UsageError(
+                f"The optimizer's weight_decay is {decay:g}, and the devices of tiles know nothing of it. Use "
+                "weight_decay=0, or devices with a lifetime."
+            )
         if update is None or update.learning_rate != rate or update.weight_decay != decay:
             update = self._updates[array] = Update(rate, decay)
         return update

@@ -72,6 +72,12 @@ class PhysicsChoice:
         return (self.default, *(physics for _, physics in self.layers))
 
     @property
+    def name(self) -> str:
+        """Its preset; what is none is called "own"."""
+        found = [name for name, preset in PRESETS.items() if preset == self.default and not self.layers]
+        return found[0] if found else "own"
+
+    @property
     def has_devices(self) -> bool:
         """Whether some layer's weights are kept in devices."""
         return any(physics.device is not None for physics in self.all)
@@ -220,6 +226,8 @@ def _from_file(path: Path) -> tuple[Values, dict[str, Values]]:
             check_names(f"layers.{layer}", _table(f"layers.{layer}", of_layer), ("preset", *_GROUPS))
             start = PRESETS[_preset(of_layer)].as_dict() if "preset" in of_layer else deepcopy(values)
             own[layer] = _merged(start, of_layer)
+        for physics in (values, *own.values()):
+            Physics.from_dict(physics)
     except UsageError as error:
         raise UsageError(f"In {path}: {error}") from None
     return values, own
