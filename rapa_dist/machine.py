@@ -54,6 +54,11 @@ class TileArray:
         return sum(geometry.n_patches for geometry in self.passages)
 
     @property
+    def stores(self) -> bool:
+        """Whether its devices store something else than what is seen of it: writing is noisy."""
+        return self.physics is not None and self.physics.device is not None and self.physics.device.write_noise > 0
+
+    @property
     def kernel_shape(self) -> tuple[int, int]:
         """Shape of the matrix on one tile, (k + 1, c_out); the last row is the bias. Without bias (k, c_out)."""
         return self.k + self.bias, self.c_out

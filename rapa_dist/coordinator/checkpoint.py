@@ -24,7 +24,7 @@ from safetensors.numpy import load, save
 
 from rapa_dist import files
 from rapa_dist.config import TrainConfig
-from rapa_dist.coordinator.weights import kernels_of, named, weights_sha256
+from rapa_dist.coordinator.weights import kernels_of, named, stored_of, weights_sha256
 from rapa_dist.errors import CheckpointError, UsageError, VoidError
 from rapa_dist.fabric.base import Kernels
 from rapa_dist.fields import NUMBER, OBJECT, POSITIVE, TEXT, Kind, check, listing, shown, whole
@@ -114,13 +114,15 @@ class Checkpoint:
     """One array (n_t, k + 1, c_out) for each of them."""
     digital: dict[str, Matrix]
     """The digital side's parameters and buffers."""
+    stored: dict[int, Matrix] = field(default_factory=dict)
+    """By number of a layer what its devices store, (n_t, k + 1, c_out), where writing is noisy; else it is empty."""
     data_mean: list[float] = field(default_factory=list)
     """Mean of the training pixels per channel, 0…1: what the network subtracts from its input."""
 
     @property
     def weights(self) -> dict[str, Matrix]:
         """All weights by name."""
-        return named(self.arrays, self.kernels, self.digital)
+        return named(self.arrays, self.kernels, self.digital, self.stored)
 
 
 def write(folder: Path, name: str, checkpoint: Checkpoint) -> Path:
@@ -188,6 +190,11 @@ def read(path: Path) -> Checkpoint:
         progress=progress,
         arrays=tuple(about["arrays"]),
         kernels=[tensors.pop(kernels_of(name)) for name in about["arrays"]],
+        stored={
+            index: tensors.pop(stored_of(name))
+            for index, name in enumerate(about["arrays"])
+            if stored_of(name) in tensors
+        },
         digital=tensors,
     )
 

@@ -88,6 +88,7 @@ class Rollback:
         while not stop():
             try:
                 self._fabric.recover(lost, snapshot.kernels, snapshot.progress.step, self._rooms)
+                self._fabric.restore(snapshot.kernels, snapshot.stored)
                 return True
             except (NodeLostError, CapacityError) as error:
                 left = deadline - time.monotonic()

@@ -246,6 +246,7 @@ def _train(
             fabric = place.open(
                 start.kernels, directory.name, directory.path, told, step=step, restarts=tolerance.restarts
             )
+            fabric.restore(start.kernels, start.stored)
             tiles = OwnTiles(fabric, directory.name)
             metrics = RayMetrics() if fabric.name == "ray" else None
             display = RunDisplay(config, tiles, live=live, metrics=metrics)

@@ -129,6 +129,7 @@ class Trained:
         machine = machine_of(self.config)
         floats = arena_floats(machine, max(config.batch_size, self.test_images) if gradients else config.batch_size)
         with one_digital_thread(), SerialFabric(machine, floats, checkpoint.kernels, step=self.step) as fabric:
+            fabric.restore(checkpoint.kernels, checkpoint.stored)
             network = learner(config, fabric, checkpoint.digital, step=self.step)
             network.model.requires_grad_(False)  # nothing is learnt any more
             yield network

@@ -327,7 +327,8 @@ class Trainer:
     def _look(self) -> Checkpoint:
         """Return the run as it stands."""
         kernels, digital = self._fabric.all_kernels(), digital_arrays(self._learner.model)
-        return replace(self._start, progress=replace(self.progress), kernels=kernels, digital=digital)
+        stored = self._fabric.stored()
+        return replace(self._start, progress=replace(self.progress), kernels=kernels, digital=digital, stored=stored)
 
     def _check_finite(self, look: Checkpoint) -> None:
         if not all(np.isfinite(array).all() for array in (*look.kernels, *look.digital.values())):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -63,6 +63,23 @@ class Fabric(ABC):
     def all_kernels(self) -> list[Matrix]:
         """Return a copy of the kernels of all tile arrays. Between steps only."""
         return [self.kernels(array) for array in self.machine.arrays]
+
+    def stored(self) -> dict[int, Matrix]:
+        """Return what devices store, by number of the tile array, where writing is noisy: (n_t, k + 1, c_out) each.
+
+        Elsewhere that is what is seen of it, the kernels. Between steps only.
+        """
+        return {}
+
+    def restore(self, kernels: Kernels, stored: Mapping[int, Matrix]) -> None:
+        """Put what was stored back, with what was seen of it: tiles go on with the very bits that they had.
+
+        Args:
+            kernels: of all tile arrays, as `all_kernels` returned them; they have been programmed.
+            stored: as `stored` returned it at the same moment.
+        """
+        if stored:
+            raise ValueError(f"tiles of the fabric {self.name} have no noise of writing")
 
     @abstractmethod
     def write(self, array: TileArray, kernels: Matrix, step: int) -> None:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,12 +110,23 @@ class Chip:
 
     def program(self, tile: int, kernel: Matrix, step: int = 0) -> None:
         """Write a kernel (k + 1, c_out), as after `step` steps, into the cells of a tile that is not at work."""
-        index, number = self.machine.tiles[tile]
-        array, cells = self.machine.arrays[index], self.cells[tile]
-        if array.physics is None:
-            cells.program(kernel, step)
+        if self.machine.arrays[self.machine.tiles[tile][0]].physics is None:
+            self.cells[tile].program(kernel, step)
         else:
-            tile_of(cells, array, number).program(kernel, step)
+            self._physical(tile).program(kernel, step)
+
+    def stored(self, tile: int) -> Matrix:
+        """Return a copy of what the devices of a tile store, (k + 1, c_out), where writing is noisy."""
+        found: Matrix = self._physical(tile).stored.copy()
+        return found
+
+    def restore(self, tile: int, kernel: Matrix, stored: Matrix) -> None:
+        """Put what was stored back into a tile that is not at work, with what was seen of it."""
+        self._physical(tile).restore(kernel, stored)
+
+    def _physical(self, tile: int) -> Any:
+        index, number = self.machine.tiles[tile]
+        return tile_of(self.cells[tile], self.machine.arrays[index], number)
 
     def ring(self, rings: Rings) -> None:
         """Start a cycle on some tiles; one that is busy does it afterwards."""

@@ -122,6 +122,14 @@ class FarChip:
         """Have kernels written, by tile, as after so many steps; returns when they are."""
         self._get(self._actor.program.remote(dict(kernels), step))
 
+    def restore(self, states: Mapping[int, tuple[Matrix, Matrix]]) -> None:
+        """Have what was seen and what was stored put back, by tile; returns when it is."""
+        self._get(self._actor.restore.remote(dict(states)))
+
+    def ask_stored(self, tiles: Sequence[int]) -> Any:
+        """Ask for what the devices of tiles store; `receive` returns it as a list."""
+        return self._actor.stored.remote(tiles)
+
     def ask_kernels(self, tiles: Sequence[int]) -> Any:
         """Ask for the kernels of tiles; `receive` returns them as a list."""
         return self._actor.kernels.remote(tiles)

@@ -1,7 +1,7 @@
 """Fabric `ray`: every tile an actor in a process of its own, fed through shared memory."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import partial
@@ -292,6 +292,33 @@ class RayFabric(SharedRowsFabric):
     def all_kernels(self) -> list[Matrix]:
         """Return a copy of the kernels of all tile arrays; asks every node once."""
         return self._kernels(self.machine.arrays)
+
+    def stored(self) -> dict[int, Matrix]:
+        """Return what devices store, where writing is noisy; asks every node once."""
+        wanted = {array.index: self._tiles[array.index] for array in self.machine.arrays if array.stores}
+        found: dict[int, Matrix] = {}
+        for of_array in wanted.values():
+            found |= {tile: self._chip.stored(tile) for tile in of_array if self._node_of[tile] == self._here}
+        for far in self._far:
+            tiles = [tile for of_array in wanted.values() for tile in of_array if self._node_of[tile] == far.node]
+            if tiles:
+                found |= zip(tiles, far.receive(far.ask_stored(tiles)), strict=True)
+        return {index: np.stack([found[tile] for tile in of_array]) for index, of_array in wanted.items()}
+
+    def restore(self, kernels: Kernels, stored: Mapping[int, Matrix]) -> None:
+        """Put what was stored back, with what was seen of it."""
+        states = {
+            tile: (kernels[index][j], of_array[j])
+            for index, of_array in stored.items()
+            for j, tile in enumerate(self._tiles[index])
+        }
+        for tile, state in states.items():
+            if self._node_of[tile] == self._here:
+                self._chip.restore(tile, *state)
+        for far in self._far:
+            theirs = {tile: state for tile, state in states.items() if self._node_of[tile] == far.node}
+            if theirs:
+                far.restore(theirs)
 
     def _kernels(self, arrays: Sequence[TileArray]) -> list[Matrix]:
         wanted = list(chain(*(self._tiles[array.index] for array in arrays)))

@@ -97,6 +97,15 @@ class RemoteChip:
         for tile, kernel in kernels.items():
             self._chip.program(tile, kernel, step)
 
+    def stored(self, tiles: Sequence[int]) -> list[Matrix]:
+        """Return what the devices of some tiles store, each (k + 1, c_out). Between steps only."""
+        return [self._chip.stored(tile) for tile in tiles]
+
+    def restore(self, states: Mapping[int, tuple[Matrix, Matrix]]) -> None:
+        """Put what was seen and what was stored back into tiles that are not at work."""
+        for tile, (kernel, stored) in states.items():
+            self._chip.restore(tile, kernel, stored)
+
     def kernels(self, tiles: Sequence[int]) -> list[Matrix]:
         """Return the kernels of some tiles, each (k + 1, c_out). Between steps only."""
         return [self._chip.cells[tile].kernel.copy() for tile in tiles]

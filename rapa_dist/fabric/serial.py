@@ -3,6 +3,7 @@
 import mmap
 import os
 import time
+from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +19,7 @@ from rapa_dist.fabric.shared_rows import SharedRowsFabric
 from rapa_dist.inspection import TileStats, read_tile
 from rapa_dist.machine import Machine, TileArray
 from rapa_dist.native import tile_of
+from rapa_dist.physics.tile import PhysicalTile
 from rapa_dist.tile import Matrix, Update
 
 
@@ -90,6 +92,21 @@ class SerialFabric(SharedRowsFabric):
         """Program kernels into the tiles of an array."""
         for tile, kernel in zip(self._tiles[array.index], kernels, strict=True):
             tile.program(kernel, step)
+
+    def stored(self) -> dict[int, Matrix]:
+        """Return what devices store, where writing is noisy."""
+        return {
+            array.index: np.stack([tile.stored for tile in self._tiles[array.index] if isinstance(tile, PhysicalTile)])  # type: ignore[misc]
+            for array in self.machine.arrays
+            if array.stores
+        }
+
+    def restore(self, kernels: Kernels, stored: Mapping[int, Matrix]) -> None:
+        """Put what was stored back, with what was seen of it."""
+        for index, of_array in stored.items():
+            for tile, kernel, of_tile in zip(self._tiles[index], kernels[index], of_array, strict=True):
+                assert isinstance(tile, PhysicalTile)
+                tile.restore(kernel, of_tile)
 
     def stats(self) -> list[TileStats]:
         """Return what the tiles have done so far."""

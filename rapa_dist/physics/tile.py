@@ -60,6 +60,12 @@ class PhysicalTile(AnalogTile):
             self._stored(0)[:] = clipped
             cells.kernel[:] = self._seen(clipped, step)
 
+    def restore(self, kernel: Matrix, stored: Matrix) -> None:
+        """Put what was stored back, (k + 1, c_out), with what was seen of it."""
+        active = self.cells.words[Word.COMMIT] & 3
+        self._stored(active)[:] = stored
+        self.cells.kernels[active][:] = kernel
+
     @property
     def stored(self) -> Matrix | None:
         """What is stored in the devices, (k + 1, c_out): a view; None where it is what is seen, the kernel."""
