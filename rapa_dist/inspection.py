@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from rapa_dist.cells import Cells, State, Word
@@ -76,6 +77,21 @@ class TileStats:
     """Number of the last training step whose update it has committed."""
     resident_bytes: int
     """Resident memory of its process; 0 if it has none."""
+    repeated: int = 0
+    """Rows that bound management sent through the array again."""
+    trains: int = 0
+    """Pulse trains that it was sent: rows of updates that were not all zero. None on ideal tiles."""
+    slots: int = 0
+    """Their lengths BL, added up."""
+    pulses: int = 0
+    """Pulses that its devices got."""
+    saturated: float = 0.0
+    """Share of its weights that are at a bound of their device."""
+
+    @property
+    def mean_bl(self) -> float:
+        """Mean length of its pulse trains; 0 without any."""
+        return self.slots / self.trains if self.trains else 0.0
 
     @property
     def rows(self) -> int:
@@ -108,6 +124,10 @@ _SUMMED = (
     "waiting_s",
     "bytes_in",
     "bytes_out",
+    "repeated",
+    "trains",
+    "slots",
+    "pulses",
 )
 
 
@@ -151,6 +171,17 @@ class TotalStats:
     """The last training step that all tiles have committed."""
     resident_bytes: int
     """Sum over the processes: tiles that share one count once."""
+    repeated: int = 0
+    trains: int = 0
+    slots: int = 0
+    pulses: int = 0
+    saturated: float = 0.0
+    """Mean over the tiles."""
+
+    @property
+    def mean_bl(self) -> float:
+        """Mean length of pulse trains; 0 without any."""
+        return self.slots / self.trains if self.trains else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the sums as plain values."""
@@ -244,6 +275,10 @@ SORT_KEYS: dict[str, Callable[[TileStats], Any]] = {
     "norm": lambda tile: -tile.kernel_norm,
     "step": lambda tile: -tile.last_step,
     "memory": lambda tile: -tile.resident_bytes,
+    "repeated": lambda tile: -tile.repeated,
+    "pulses": lambda tile: -tile.pulses,
+    "bl": lambda tile: -tile.mean_bl,
+    "saturated": lambda tile: -tile.saturated,
 }
 """Columns that tiles can be sorted by: names upwards, quantities from the largest down."""
 
@@ -270,7 +305,7 @@ def read_tile(cells: Cells, array: TileArray, tile: int, node: str = "") -> Tile
     """
     words, k, c_out = cells.words, array.k, array.c_out
     pid = int(words[Word.PID])
-    resident = _resident_bytes(pid)
+    resident, kernel = _resident_bytes(pid), read_kernel(cells)
     rows_forward, rows_backward, rows_update = (
         int(words[word]) for word in (Word.ROWS_FORWARD, Word.ROWS_BACKWARD, Word.ROWS_UPDATE)
     )
@@ -298,10 +333,36 @@ def read_tile(cells: Cells, array: TileArray, tile: int, node: str = "") -> Tile
         utilisation=busy_s / elapsed_s if elapsed_s else 0.0,
         bytes_in=_FLOAT * (rows_forward * k + max(rows_update, rows_backward) * c_out),
         bytes_out=_FLOAT * (rows_forward * c_out + rows_backward * k),
-        kernel_norm=_norm(read_kernel(cells)),
+        kernel_norm=_norm(kernel),
         last_step=int(words[Word.STEP]),
         resident_bytes=resident,
+        repeated=int(words[Word.REPEATED]),
+        trains=int(words[Word.TRAINS]),
+        slots=int(words[Word.SLOTS]),
+        pulses=int(words[Word.PULSES_SENT]),
+        saturated=_saturated(kernel, array, tile),
     )
+
+
+def _saturated(kernel: "Matrix", array: TileArray, tile: int) -> float:
+    """Return the share of the weights seen that are at a bound of their device, or beyond it by noise of writing."""
+    if array.physics is None or array.physics.device is None:
+        return 0.0
+    b_max, b_min = _bounds(array, tile)
+    return float(((kernel >= b_max) | (kernel <= b_min)).mean())
+
+
+@lru_cache(maxsize=512)
+def _bounds(array: TileArray, tile: int) -> "tuple[Matrix, Matrix]":
+    """Return the largest and the smallest weights of a tile's devices."""
+    from rapa_dist.physics.devices import draw_devices
+    from rapa_dist.physics.draws import Draws, key_of
+
+    assert array.physics is not None
+    assert array.physics.device is not None
+    draws = Draws(key_of(array.seed, array.index, tile))
+    devices = draw_devices(array.physics.device, array.kernel_shape, draws, bias=array.bias)
+    return devices.b_max, devices.b_min
 
 
 def _norm(kernel: "Matrix") -> float:
@@ -334,6 +395,7 @@ def _total(layer: int | None, tiles: Sequence[TileStats]) -> TotalStats:
         load_imbalance=max(rows) * len(rows) / sum(rows) if any(rows) else None,
         kernel_norm=sum(tile.kernel_norm for tile in tiles) / len(tiles) if tiles else 0.0,
         last_step=min((tile.last_step for tile in tiles), default=0),
+        saturated=sum(tile.saturated for tile in tiles) / len(tiles) if tiles else 0.0,
         resident_bytes=sum({(tile.node, tile.pid): tile.resident_bytes for tile in tiles}.values()),
         **sums,
     )

@@ -24,11 +24,16 @@ _COUNTERS = {
     "device_time_s": "Device time of these rows, in seconds",
     "bytes_in": "Bytes read",
     "bytes_out": "Bytes written",
+    "repeated": "Rows that bound management sent through the array again",
+    "trains": "Pulse trains",
+    "slots": "Lengths of these, added up",
+    "pulses": "Pulses that devices got",
 }
 _GAUGES = {
     "utilisation": "busy / (busy + waiting)",
     "kernel_norm": "Frobenius norm of the kernel",
     "last_step": "Last training step committed",
+    "saturated": "Share of weights at a bound of their device",
     "resident_bytes": "Resident memory of the process",
 }
 

@@ -42,7 +42,13 @@ _COLUMNS = (
     _Column("step", 14),
     _Column("memory", 8),
     _Column("imbalance", 16),
+    _Column("repeated", 7),
+    _Column("pulses", 11),
+    _Column("BL", 8),
+    _Column("saturated %", 12),
 )
+_OF_PHYSICS = 4
+"""The last columns, which ideal tiles have nothing in."""
 
 
 def tiles_table(stats: RunStats, *, sort: str = "tile", width: int | None = None, height: int | None = None) -> Text:
@@ -65,8 +71,10 @@ def tiles_table(stats: RunStats, *, sort: str = "tile", width: int | None = None
             shown = tiles[: max(0, room - 1)]
             notes.append(f"{counted(len(tiles) - len(shown), 'more tile')}, sorted by {sort}, do not fit here")
     rows = [_total_row(total) for total in totals] + [_tile_row(tile) for tile in shown]
-    columns, widths = _fit(rows, width)
-    if dropped := len(_COLUMNS) - len(columns):
+    ideal = not (stats.total.repeated or stats.total.trains or stats.total.saturated)
+    wanted = len(_COLUMNS) - _OF_PHYSICS * ideal
+    columns, widths = _fit(rows, width, wanted)
+    if dropped := wanted - len(columns):
         heading += f" (too narrow for {counted(dropped, 'more column')})"
     table = Text(no_wrap=True, overflow="crop")
     table.append(heading[:width] + "\n")
@@ -89,10 +97,10 @@ def _which(stats: RunStats) -> str:
     return f"{layer}{len(stats.tiles):,} of {counted(stats.tiles_of_run, 'tile')}"
 
 
-def _fit(rows: Sequence[Sequence[str]], width: int | None) -> tuple[list[int], list[int]]:
-    """Return which columns to show, and how wide each of all is."""
+def _fit(rows: Sequence[Sequence[str]], width: int | None, wanted: int) -> tuple[list[int], list[int]]:
+    """Return which of the first `wanted` columns to show, and how wide each of all is."""
     widths = [max(len(column.heading), *(len(row[at]) for row in rows)) for at, column in enumerate(_COLUMNS)]
-    columns = list(range(len(_COLUMNS)))
+    columns = list(range(wanted))
     while width is not None and len(columns) > 1 and _total_width(columns, widths) > width:
         columns.remove(min(columns, key=lambda at: _COLUMNS[at].keep))
     return columns, widths
@@ -117,6 +125,7 @@ def _tile_row(tile: TileStats) -> list[str]:
         _restarts(tile),
         *_figures(tile),
         "",
+        *_of_physics(tile),
     ]
 
 
@@ -131,6 +140,7 @@ def _total_row(total: TotalStats) -> list[str]:
         _restarts(total),
         *_figures(total),
         "" if total.load_imbalance is None else f"{total.load_imbalance:.3f}",
+        *_of_physics(total),
     ]
 
 
@@ -153,6 +163,10 @@ def _figures(stats: TileStats | TotalStats) -> list[str]:
         str(stats.last_step),
         f"{count(stats.resident_bytes)}B",
     ]
+
+
+def _of_physics(stats: TileStats | TotalStats) -> list[str]:
+    return [count(stats.repeated), count(stats.pulses), f"{stats.mean_bl:.1f}", f"{100 * stats.saturated:.2f}"]
 
 
 def count(number: int) -> str:

@@ -23,23 +23,41 @@ from rapa_dist.errors import UsageError
 from rapa_dist.fabric.serial import SerialFabric
 from rapa_dist.layout import machine_of
 from rapa_dist.nn.schedule import Learner
+from rapa_dist.physics.choosing import PhysicsChoice
 from rapa_dist.tile import Matrix
 
 
-def check_reassigns(path: Path, so: str, instead: str = "Give a tiled run with --scheme random.") -> None:
+def check_reassigns(
+    path: Path, so: str, instead: str = "Give a tiled run with --scheme random.", *, noisy: bool = False
+) -> None:
     """Raise UsageError unless a run draws its assignments at random again and again; before its images are read.
 
     Args:
         path: the run's directory.
         so: what follows if it does not.
         instead: what to do then.
+        noisy: whether its tiles are, so that no two passes are alike anyway.
     """
     config = RunDirectory(path).config
-    if not config.reassigns:
+    if not config.reassigns and not noisy:
         raise UsageError(
             f"The run in {path} (scheme {config.scheme}) assigns every patch always to the same tile, so {so}. "
             f"{instead}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class OtherPhysics:
+    """Tiles that a network was not trained on, but is programmed into."""
+
+    physics: PhysicsChoice | None
+    """What they are like; None: ideal."""
+    seed: int
+    """Of their devices."""
+
+    def instead_of(self, config: TrainConfig) -> TrainConfig:
+        """Return the configuration of the network on these tiles."""
+        return replace(config, physics=self.physics, seed=self.seed, weight_decay=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,19 +135,24 @@ class Trained:
         return self.checkpoint.progress.step
 
     @contextmanager
-    def network(self, seed: int | None = None, *, gradients: bool = False) -> Iterator[Learner]:
+    def network(
+        self, seed: int | None = None, *, gradients: bool = False, on: OtherPhysics | None = None
+    ) -> Iterator[Learner]:
         """Bring the network up, with kernels from the checkpoint.
 
         Args:
-            seed: of the assignments; None: the run's.
+            seed: of the assignments, and of the noise of products; None: the run's.
             gradients: whether somebody goes back from scores to images, for which every passage is kept.
+            on: other tiles than those that it was trained on; None: those.
         """
         checkpoint = self.checkpoint
-        config = self.config if seed is None else replace(self.config, seed=seed)
-        machine = machine_of(self.config)
+        of_tiles = self.config if on is None else on.instead_of(self.config)
+        config = of_tiles if seed is None else replace(of_tiles, seed=seed)
+        machine = machine_of(of_tiles)
         floats = arena_floats(machine, max(config.batch_size, self.test_images) if gradients else config.batch_size)
         with one_digital_thread(), SerialFabric(machine, floats, checkpoint.kernels, step=self.step) as fabric:
-            fabric.restore(checkpoint.kernels, checkpoint.stored)
+            if on is None:
+                fabric.restore(checkpoint.kernels, checkpoint.stored)
             network = learner(config, fabric, checkpoint.digital, step=self.step)
             network.model.requires_grad_(False)  # nothing is learnt any more
             yield network

@@ -100,7 +100,9 @@ class PhysicsChoice:
         return cls(Physics.from_dict(of_all), tuple((name, Physics.from_dict(own)) for name, own in layers.items()))
 
 
-def choose(name: str | None = None, settings: Sequence[str] = ()) -> PhysicsChoice:
+def choose(
+    name: str | None = None, settings: Sequence[str] = (), begin_with: PhysicsChoice | None = None
+) -> PhysicsChoice:
     """Return the physics that a user asks for.
 
     A setting is group.field=value, like "forward.out_noise=0.1", or "device=LinearStep", "device=none"; before it may
@@ -110,8 +112,9 @@ def choose(name: str | None = None, settings: Sequence[str] = ()) -> PhysicsChoi
 
     Args:
         name: a preset's, or a TOML file with the tables [forward], [backward], [update], [device], each as in
-            `settings`, `preset = "…"` to begin with, and tables [layers.NAME.forward] and so on; None: ideal.
+            `settings`, `preset = "…"` to begin with, and tables [layers.NAME.forward] and so on; None: `begin_with`.
         settings: what is changed of that, one after the other; those of single layers after those of all.
+        begin_with: what there is already; None: ideal.
 
     Raises:
         UsageError: a name is unknown, or a value can't work.
@@ -119,10 +122,12 @@ def choose(name: str | None = None, settings: Sequence[str] = ()) -> PhysicsChoi
     own: dict[str, Values] = {}
     if name is not None and name.endswith(".toml"):
         values, own = _from_file(Path(name))
+    elif name is not None:
+        check_choice("--physics", name, tuple(PRESETS))
+        values = PRESETS[name].as_dict()
     else:
-        if name is not None:
-            check_choice("--physics", name, tuple(PRESETS))
-        values = PRESETS[name or IDEAL].as_dict()
+        start = begin_with or PhysicsChoice()
+        values, own = start.default.as_dict(), {layer: physics.as_dict() for layer, physics in start.layers}
     for layer, group, field, text in sorted(map(_split, settings), key=lambda setting: setting[0] is not None):
         of_what = values if layer is None else own.setdefault(layer, deepcopy(values))
         _set(of_what, group, field, text)
