@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Draw the figures of docs/physics.md with the program's own products, devices and pulses.
 
-    scripts/draw_physics.py            # writes docs/physics/*.svg
+scripts/draw_physics.py            # writes docs/physics/*.svg
 """
 
 import argparse
@@ -74,7 +74,9 @@ def voltage_drop(axes: Any) -> None:
     """Draw how much voltage is lost in arrays of more and more inputs."""
     sizes = np.arange(16, 1025, 16)
     for scale in (0.5, 1.0, 2.0):
-        io = IOParameters(inp_res=0.0, out_res=0.0, out_bound=0.0, out_noise=0.0, bound_management="NONE", ir_drop=scale)
+        io = IOParameters(
+            inp_res=0.0, out_res=0.0, out_bound=0.0, out_noise=0.0, bound_management="NONE", ir_drop=scale
+        )
         found = []
         for n in sizes:
             vectors, weights = np.ones((1, n), np.float32), np.full((n, 1), 0.3, np.float32)
@@ -116,7 +118,7 @@ FIGURES: dict[str, Callable[[Any], None]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "physics")
     folder = parser.parse_args().out
 

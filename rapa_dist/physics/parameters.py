@@ -124,7 +124,13 @@ class IOParameters(Parameters):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateParameters(Parameters):
-    """How the outer product of a patch and an error is sent to devices as pulses."""
+    """How the outer product of a patch and an error is sent to devices as pulses.
+
+    Example:
+        >>> import rapa_dist as rapa
+        >>> rapa.UpdateParameters(pulse_type="MEAN_COUNT").desired_bl
+        31
+    """
 
     group: ClassVar = "update"
     choices: ClassVar = {"pulse_type": PULSE_TYPES}
@@ -238,14 +244,26 @@ class PulsedDevice(Parameters):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConstantStepDevice(PulsedDevice):
-    """A pulse changes a weight by the same, wherever it is, up to its bounds."""
+    """A pulse changes a weight by the same, wherever it is, up to its bounds.
+
+    Example:
+        >>> import rapa_dist as rapa
+        >>> rapa.ConstantStepDevice(dw_min=0.002, dw_min_dtod=0.0).w_max
+        0.6
+    """
 
     kind: ClassVar = "ConstantStep"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearStepDevice(PulsedDevice):
-    """A pulse's change falls in a straight line towards the bound."""
+    """A pulse's change falls in a straight line towards the bound.
+
+    Example:
+        >>> import rapa_dist as rapa
+        >>> rapa.LinearStepDevice(gamma_up=0.1, gamma_down=0.5).mult_noise
+        True
+    """
 
     kind: ClassVar = "LinearStep"
 
@@ -265,7 +283,13 @@ class LinearStepDevice(PulsedDevice):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoftBoundsDevice(PulsedDevice):
-    """A pulse's change falls in a straight line to 0 at the device's own bound."""
+    """A pulse's change falls in a straight line to 0 at the device's own bound.
+
+    Example:
+        >>> import rapa_dist as rapa
+        >>> rapa.SoftBoundsDevice(w_max=1.0, w_min=-1.0).granularity
+        0.001
+    """
 
     kind: ClassVar = "SoftBounds"
 
@@ -277,7 +301,13 @@ class SoftBoundsDevice(PulsedDevice):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpStepDevice(PulsedDevice):
-    """A pulse's change falls exponentially towards the bound."""
+    """A pulse's change falls exponentially towards the bound.
+
+    Example:
+        >>> import rapa_dist as rapa
+        >>> rapa.ExpStepDevice(A_up=0.0, A_down=0.0).granularity
+        0.001
+    """
 
     kind: ClassVar = "ExpStep"
 
@@ -306,7 +336,13 @@ class ExpStepDevice(PulsedDevice):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowStepDevice(PulsedDevice):
-    """A pulse's change falls with a power of what is left to the bound."""
+    """A pulse's change falls with a power of what is left to the bound.
+
+    Example:
+        >>> import rapa_dist as rapa
+        >>> rapa.PowStepDevice(dw_min=0.004, pow_gamma=1.0).granularity
+        0.002
+    """
 
     kind: ClassVar = "PowStep"
 
