@@ -20,7 +20,7 @@ def test_the_package_loads_neither_torch_nor_ray():
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():
-    with pytest.raises(AttributeError, match="has no attribute 'convolve'; its public names are .*RapaConv2d, "):
+    with pytest.raises(AttributeError, match=r"has no attribute 'convolve'; its public names are .*RapaConv2d, "):
         _ = rapa.convolve
     assert set(rapa.__all__) <= set(dir(rapa))
     assert (ROOT / "rapa_dist" / "py.typed").exists()
