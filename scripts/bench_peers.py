@@ -118,7 +118,9 @@ def plain(threads: int, channels_last: bool = False, keep: bool = False) -> Cont
 # --- rapa-dist
 
 
-def on_fabric(name: str, tiles: tuple[int, ...], micro_batches: int, threads: int = 1) -> Contender:
+def on_fabric(
+    name: str, tiles: tuple[int, ...], micro_batches: int, threads: int = 1, physics: str | None = None
+) -> Contender:
     """Return the network on a fabric of rapa-dist, or on actors that are called the ordinary way."""
     import torch
 
@@ -134,7 +136,14 @@ def on_fabric(name: str, tiles: tuple[int, ...], micro_batches: int, threads: in
 
     torch.set_num_threads(threads)  # 1, as in a run
     keep_memory()
-    config = resolve(tiles=tiles, classes=CLASSES, micro_batches=micro_batches, lr=RATE, weight_decay=DECAY)
+    config = resolve(
+        tiles=tiles,
+        classes=CLASSES,
+        micro_batches=micro_batches,
+        lr=RATE,
+        physics=physics,
+        weight_decay=None if physics else DECAY,
+    )
     network = build(config)
     machine, kernels = network.recording.machine, network.initial_kernels()
     floats = arena_floats(machine, BATCH)  # memory as in a run
