@@ -23,6 +23,7 @@ from rapa_dist.fields import shown
 from rapa_dist.machine import IMAGE, Machine
 from rapa_dist.networks import PAPER, check_network
 from rapa_dist.physics.choosing import PhysicsChoice, choose
+from rapa_dist.physics.from_aihwkit import from_aihwkit, is_aihwkit
 from rapa_dist.physics.parameters import Physics
 from rapa_dist.revision import FIRST, check_revision, revision_of
 from rapa_dist.schemes import SCHEMES, check_tiles
@@ -328,9 +329,13 @@ def resolve(
 def chosen_physics(physics: PhysicsChoice | Physics | str | None, settings: Sequence[str] = ()) -> PhysicsChoice | None:
     """Return the physics that a user asks for, as `resolve` takes it; None where that is ideal.
 
+    It may also be a configuration of aihwkit's.
+
     Raises:
         UsageError: it can't be.
     """
+    if is_aihwkit(physics):
+        physics = from_aihwkit(physics)
     if isinstance(physics, Physics):
         physics = PhysicsChoice(physics)
     if isinstance(physics, PhysicsChoice):
