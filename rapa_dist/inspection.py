@@ -348,12 +348,12 @@ def _saturated(kernel: "Matrix", array: TileArray, tile: int) -> float:
     """Return the share of the weights seen that are at a bound of their device, or beyond it by noise of writing."""
     if array.physics is None or array.physics.device is None:
         return 0.0
-    b_max, b_min = _bounds(array, tile)
+    b_max, b_min = bounds_of(array, tile)
     return float(((kernel >= b_max) | (kernel <= b_min)).mean())
 
 
 @lru_cache(maxsize=512)
-def _bounds(array: TileArray, tile: int) -> "tuple[Matrix, Matrix]":
+def bounds_of(array: TileArray, tile: int) -> "tuple[Matrix, Matrix]":
     """Return the largest and the smallest weights of a tile's devices."""
     from rapa_dist.physics.devices import draw_devices
     from rapa_dist.physics.draws import Draws, key_of

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from rapa_dist.analysis.weights import positions
 from rapa_dist.command_lines import no_matplotlib
+from rapa_dist.coordinator.checkpoint import Checkpoint
 from rapa_dist.errors import RapaError, UsageError
 from rapa_dist.fabric.base import Kernels
 from rapa_dist.files import write_whole
 from rapa_dist.geometry import Pair
+from rapa_dist.layout import machine_of
 from rapa_dist.machine import TileArray
 from rapa_dist.similarity import channel_similarity
 from rapa_dist.tile import Matrix
@@ -57,6 +60,33 @@ def plot_similarity(path: Path, kernels: Kernels, arrays: Sequence[TileArray]) -
                 axes.hist(channel_similarity(of_layer), bins=20, alpha=0.6, color=colour, label=array.name)
         axes.set_xlabel("similarity of a channel’s filters")
         axes.set_ylabel("channels")
+        axes.legend(frameon=False)
+
+
+def plot_positions(path: Path, checkpoint: Checkpoint) -> None:
+    """Draw where the weights of every layer lie between the bounds of their devices.
+
+    Args:
+        path: the SVG to write.
+        checkpoint: of a run with devices.
+    """
+    with _figure(path, 6, 4) as figure:
+        axes = figure.add_subplot()
+        for array, kernels in zip(machine_of(checkpoint.config).arrays, checkpoint.kernels, strict=True):
+            if array.physics is None or array.physics.device is None:
+                continue
+            where = positions(array, kernels)
+            colour = _COLOURS[array.index % len(_COLOURS)]
+            axes.hist(
+                where[np.isfinite(where)],
+                bins=np.linspace(0, 1, 61),
+                density=True,
+                histtype="step",
+                color=colour,
+                label=array.name,
+            )
+        axes.set_xlabel("weight: 0 at its device’s smallest, 1 at its largest")
+        axes.set_ylabel("density")
         axes.legend(frameon=False)
 
 

@@ -23,7 +23,7 @@ _plot = click.option("--plot", type=path, metavar="FILE.svg", help="Draw it, too
 
 @click.group()
 def analyze() -> None:
-    """Look into a trained network: similarity of tiles, votes, reduction, attacks; and into the theory."""
+    """Look into a trained network: similarity of tiles, weights, votes, reduction, attacks; and into the theory."""
 
 
 @analyze.command()
@@ -68,6 +68,38 @@ def similarity(run_dir: Path, checkpoint: str, plot: Path | None, as_json: bool)
                         f"{100 * decayed:.0f} %; S of the rest = {rest:.4f}"
                     )
                 show(f"{name:<{widest}}  {len(kernels):4} tiles  {shown}")
+
+
+@analyze.command()
+@_run_dir
+@_checkpoint
+@_plot
+@json_option
+def weights(run_dir: Path, checkpoint: str, plot: Path | None, as_json: bool) -> None:
+    """Print where weights lie between the bounds of their devices: 0 at the smallest, 1 at the largest."""
+    from rapa_dist.analysis.plots import plot_positions
+    from rapa_dist.analysis.weights import weights_of
+    from rapa_dist.coordinator.run_directory import RunDirectory
+
+    _check_plot(plot)
+    directory = RunDirectory(run_dir)
+    found = directory.find_checkpoint(checkpoint)
+    trained = directory.read_checkpoint(found)
+    result = weights_of(trained)
+    widest = max(len(layer["layer"]) for layer in result["layers"])
+
+    with _drawn(plot, lambda target: plot_positions(target, trained)):
+        if as_json:
+            emit({"run_dir": str(run_dir), "checkpoint": found.stem, **result})
+        else:
+            for layer in result["layers"]:
+                low, median, high = layer["position_quartiles"]
+                stuck = f", {layer['stuck']:,} of them stuck" if layer["stuck"] else ""
+                show(
+                    f"{layer['layer']:<{widest}}  {layer['weights']:9,} weights on {layer['device']}{stuck}  "
+                    f"{layer['at_bound_percent']:.2f} % at a bound; half of them between {low:.3f} and {high:.3f}, "
+                    f"median {median:.3f}"
+                )
 
 
 @analyze.command()

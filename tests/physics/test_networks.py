@@ -1,5 +1,6 @@
 """Networks on tiles with physics: what is counted, tested on other tiles, and opened from Python."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 import torch
 
 import rapa_dist as rapa
+from rapa_dist.analysis.weights import weights_of
 from rapa_dist.coordinator.retest import retest
+from rapa_dist.coordinator.run_directory import RunDirectory
 from rapa_dist.errors import UsageError
 from rapa_dist.physics.choosing import PhysicsChoice
 from rapa_dist.physics.devices import draw_devices
@@ -114,3 +117,24 @@ def test_a_run_says_how_many_weights_their_devices_can_t_hold(tmp_path):
 def test_a_run_says_when_its_learning_rate_fills_every_train(tmp_path):
     path = trained(tmp_path / "run", physics="gokmen-vlasov", lr=20.0, epochs=1)
     assert "ask for 1,250 pulses, and a train has at most 31" in (path / "log").read_text()
+
+
+def test_weights_are_held_against_their_devices_bounds(tmp_path, clean):
+    path = trained(tmp_path / "run", physics=PhysicsChoice(NARROW), epochs=1)
+    directory = RunDirectory(path)
+    checkpoint = directory.read_checkpoint(directory.find_checkpoint("newest"))
+    layer = weights_of(checkpoint)["layers"][0]
+    devices = [
+        draw_devices(NARROW.device, (76, 8), Draws(key_of(0, 0, tile)), bias=True) for tile in range(SMALL["tiles"][0])
+    ]
+    b_max, b_min = np.stack([each.b_max for each in devices]), np.stack([each.b_min for each in devices])
+    kernels = checkpoint.kernels[0]
+    assert layer["at_bound_percent"] == pytest.approx(100 * np.mean((kernels >= b_max) | (kernels <= b_min)))
+    assert 0 < layer["at_bound_percent"] < 100
+    where = (kernels.astype(float) - b_min) / (b_max.astype(float) - b_min)
+    np.testing.assert_allclose(layer["position_quartiles"], np.percentile(where, (25, 50, 75)), rtol=1e-6)
+    (layer_stats,) = [each for each in json.loads((path / "tiles.json").read_text())["layers"] if each["layer"] == 0]
+    assert 100 * layer_stats["saturated"] == pytest.approx(layer["at_bound_percent"])
+    clean = RunDirectory(clean)
+    with pytest.raises(UsageError, match="kept in exact numbers"):
+        weights_of(clean.read_checkpoint(clean.find_checkpoint("newest")))
