@@ -25,6 +25,7 @@ _LONG = (
     "test_stats_runs",
     "test_chaos",
     "test_networks_ray",
+    "test_noisy_runs",
 )  # first, so that both halves end together
 _MARK = "RAPA_DIST_TEST_SESSION"
 _world = pytest.StashKey[tuple[str, list[Path]]]()
