@@ -36,6 +36,9 @@ def checked_out(commit: str) -> Iterator[Path]:
         git = ["git", "-C", str(ROOT)]
         subprocess.run([*git, "worktree", "add", "--quiet", "--detach", str(root), commit], check=True)
         try:
+            if (root / "rapa_dist" / "native" / "__main__.py").exists():  # its own library, not none
+                build = [sys.executable, "-m", "rapa_dist.native"]
+                subprocess.run(build, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, check=True)
             yield root
         finally:
             subprocess.run([*git, "worktree", "remove", "--force", str(root)], check=True)
