@@ -39,11 +39,13 @@ class Tile:
     """
 
     def __init__(self, site: Site, coordinator: RunningCode) -> None:
-        if native().library is None:
+        if native().library is None or site.array.physics is not None:
             from rapa_dist.fabric import serving  # noqa: F401  what computes has to be there when the code is checked
             from rapa_dist.fabric.blas import one_blas_thread
 
             one_blas_thread()
+        if site.array.physics is not None:
+            from rapa_dist.native import physics  # noqa: F401  as above
         self._code = check_against(coordinator)
         die_at_once()
         self._site = site
