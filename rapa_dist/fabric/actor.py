@@ -31,6 +31,14 @@ if TYPE_CHECKING:
     from rapa_dist.tile import Matrix
 
 
+def _load_python_loop() -> None:
+    """Have the loop in Python there when the code is checked, and NumPy multiply on one thread."""
+    from rapa_dist.fabric import serving  # noqa: F401
+    from rapa_dist.fabric.blas import one_blas_thread
+
+    one_blas_thread()
+
+
 class Tile:
     """One analog tile as a Ray actor. Cycles come by doorbell; Ray's calls are for looking in.
 
@@ -39,14 +47,14 @@ class Tile:
     """
 
     def __init__(self, site: Site, coordinator: RunningCode) -> None:
-        if native().library is None or site.array.physics is not None:
-            from rapa_dist.fabric import serving  # noqa: F401  what computes has to be there when the code is checked
-            from rapa_dist.fabric.blas import one_blas_thread
-
-            one_blas_thread()
-        if site.array.physics is not None:
-            from rapa_dist.native import physics  # noqa: F401  as above
+        if native().library is None:
+            _load_python_loop()
         self._code = check_against(coordinator)
+        if site.array.physics is not None:
+            from rapa_dist.native import physics  # noqa: F401  what computes has to be there when the code is checked
+
+            _load_python_loop()
+            self._code = check_against(coordinator)
         die_at_once()
         self._site = site
         self._cells, self._arena, self._board = site.open_cells(), site.map_arena(), site.map_board()
